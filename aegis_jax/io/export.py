@@ -1,0 +1,372 @@
+"""A pipeline -> a complete diffusers folder, as close to its source as what was changed allows.
+
+Files are copied, tensors whose values are still those of the source are copied as bytes, changed
+tensors are written in their place under their source key. Nothing is visible under the
+destination's name before all of it is there.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+
+from aegis_jax.errors import AegisError
+from aegis_jax.io import convert, safetensors
+from aegis_jax.io.folder import CONFIGS, File, Weights, read_json
+from aegis_jax.io.pipeline import MODELS, Pipeline
+from aegis_jax.models import layout
+from aegis_jax.models.model import Model, flatten
+
+_CARD = """---
+library_name: diffusers
+tags:
+- stable-diffusion
+- aegis_jax
+---
+
+# {name}
+
+A Stable Diffusion pipeline in diffusers format, exported by aegis_jax.
+
+Tensors that differ from the pipeline it came from: {changed}.
+"""
+
+
+def save_pipeline(
+    pipeline: Pipeline,
+    folder: str | os.PathLike,
+    *,
+    dtype=None,
+    overwrite: bool = False,
+    card: str | None = None,
+) -> None:
+    """Writes a diffusers folder that PyTorch diffusers loads.
+
+    Configs, tokenizer, safety checker and feature extractor are copied from the source byte for
+    byte; so are tensors whose parameters are bit-equal to the source's (in the parameters' dtype).
+    Key order, metadata and the division into shards stay; a variant's mark in file names
+    ("model.fp16.safetensors") is dropped, because the result is the only one in its folder.
+    Pickles, other variants, pictures and the source's README are left out.
+
+    dtype: of changed tensors (float32, float16, bfloat16); default: that of the source tensor. A
+    pipeline without a source is written whole, by default in float32. overwrite: replace an
+    existing pipeline folder, which is removed only after success. card: text of the model card,
+    README.md.
+
+    Raises `AegisError` if the destination exists, the disk is full, the source has changed since it
+    was loaded, or a changed tensor holds values that are not finite in `dtype`; nothing is left
+    behind then.
+    """
+    dtype = None if dtype is None else safetensors.dtype_name(dtype)
+    destination = _checked_destination(folder, overwrite)
+    _check_space(pipeline, destination)
+    with _written_beside(destination) as unfinished:
+        write = _write_new if pipeline.source is None else _write_alike
+        changed = write(pipeline, unfinished, dtype)
+        if card is None:
+            counts = ", ".join(f"{changed[name]} in {name}" for name in MODELS if changed[name])
+            card = _CARD.format(name=destination.name, changed=counts or "none")
+        _write_bytes(unfinished / "README.md", card.encode())
+
+
+def _checked_destination(folder: str | os.PathLike, overwrite: bool) -> pathlib.Path:
+    destination = pathlib.Path(folder).expanduser().resolve()
+    if not destination.exists():
+        return destination
+    if not overwrite:
+        raise AegisError(f"{destination} exists: choose another folder or allow overwriting it")
+    # An unlucky argument must not cost a home directory.
+    if not destination.is_dir() or (
+        any(destination.iterdir()) and not (destination / "model_index.json").is_file()
+    ):
+        raise AegisError(
+            f"{destination} is no pipeline folder, so it is not overwritten: choose another"
+        )
+    return destination
+
+
+def _check_space(pipeline: Pipeline, destination: pathlib.Path) -> None:
+    """Refuses at once what cannot fit; the writer itself notices whatever this misses."""
+    if pipeline.source is None:
+        models = [getattr(pipeline, name).params for name in MODELS]
+        needed = sum(leaf.nbytes for params in models for leaf in flatten(params).values())
+    else:
+        components = pipeline.source.folder.components.values()
+        needed = sum(h.size for c in components if c.weights for h in c.weights.headers)
+    existing = next(parent for parent in destination.parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise AegisError(
+            f"no space left for {destination}: about {needed / 1e9:.2f} GB are needed, "
+            f"{free / 1e9:.2f} GB are free; free some space or choose another folder"
+        )
+
+
+@contextlib.contextmanager
+def _written_beside(destination: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder beside the destination, renamed to it on success and removed otherwise."""
+    unfinished = destination.with_name(f".{destination.name}.{os.getpid()}.unfinished")
+    replaced = destination.with_name(f".{destination.name}.{os.getpid()}.replaced")
+    with safetensors.writing(destination):
+        try:
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            if destination.exists():
+                os.rename(destination, replaced)
+            try:
+                os.rename(unfinished, destination)
+            except OSError:
+                if replaced.exists():
+                    os.rename(replaced, destination)
+                raise
+            _sync_folder(destination.parent)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync_folder(path: pathlib.Path) -> None:
+    """Makes a rename survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_alike(pipeline: Pipeline, root: pathlib.Path, dtype: str | None) -> dict[str, int]:
+    """Writes a pipeline like its source; returns how many tensors of each model were changed."""
+    source = pipeline.source
+    changed = {}
+    for file in source.folder.files:
+        _copy(file, root)
+    for name, component in source.folder.components.items():
+        target = root / name
+        target.mkdir()
+        config = component.config
+        if name in MODELS:
+            config = getattr(pipeline, name).config
+        elif name == "scheduler":
+            config = pipeline.scheduler
+        if name == "tokenizer" and pipeline.tokenizer.folder != source.folder.path / "tokenizer":
+            _copy_tokenizer(pipeline, target)
+            continue
+        for file in component.files:
+            if file.name == CONFIGS.get(name) and config != component.config:
+                _write_json(target / file.name, config)
+            else:
+                _copy(file, target)
+        if name in MODELS:
+            changed[name] = _write_model(
+                getattr(pipeline, name), component.weights, source.origins[name], target, dtype
+            )
+        elif component.weights:
+            _write_model(None, component.weights, {}, target, None)
+    return changed
+
+
+def _write_model(
+    model: Model | None,
+    weights: Weights,
+    origins: dict[str, convert.Origin],
+    target: pathlib.Path,
+    dtype: str | None,
+) -> int:
+    """Writes a component's weight files; returns how many tensors were changed.
+
+    model: whose parameters are written; None copies the source's files.
+    """
+    leaves = flatten(model.params) if model else {}
+    _check_leaves(leaves, origins, weights, target.name)
+    changed, sizes = 0, []
+    for index, (header, name) in enumerate(zip(weights.headers, weights.names, strict=True)):
+        here = {
+            origin.key: (path, leaves[path])
+            for path, origin in origins.items()
+            if origin.file == index
+        }
+        count, entries = _write_file(header, here, target / name, dtype)
+        changed += count
+        sizes += [(entry.key, name, entry.nbytes) for entry in entries]
+    if weights.index:
+        _write_index(weights, target, sizes)
+    return changed
+
+
+def _check_leaves(leaves, origins, weights, component: str) -> None:
+    """Refuses parameters that are not, by name and shape, those that were loaded."""
+    wrong = sorted(leaves.keys() ^ origins.keys())
+    for path in leaves.keys() & origins.keys():
+        entry = weights.headers[origins[path].file].entries[origins[path].key]
+        shape = layout.torch_shape(path, leaves[path].shape)
+        if entry.shape not in {shape, (*shape, 1, 1)}:
+            wrong.append(path)
+    if wrong:
+        raise AegisError(
+            f"{component}: {len(wrong)} parameters are not those of the source, first {wrong[0]}: "
+            "export the pipeline with source=None to write it whole"
+        )
+
+
+def _write_file(
+    header: safetensors.Header, here: dict[str, tuple], path: pathlib.Path, dtype: str | None
+) -> tuple[int, list[safetensors.Entry]]:
+    """Writes one weight file like `header`; `here` = {key: (path, leaf)} of its parameters."""
+    changed = set()
+    with safetensors.open_unchanged(header) as file:
+        types = {entry.key: entry.dtype for entry in header.entries.values()}
+        if dtype is not None:  # the header comes first and has to know which tensors change type
+            for key in (key for key in here if types[key] != dtype):
+                source = safetensors.read_tensor(file, header, key)
+                if not _is_same(source, _torch_leaf(*here[key], source.shape)):
+                    types[key] = dtype
+
+        def tensor(key):
+            source = safetensors.read_tensor(file, header, key)
+            if key not in here:
+                return source
+            leaf = _torch_leaf(*here[key], source.shape)
+            if _is_same(source, leaf):
+                return source
+            changed.add(key)
+            return _cast(leaf, safetensors.DTYPES[types[key]], key)
+
+        entries = [
+            dataclasses.replace(entry, dtype=types[entry.key]) for entry in header.entries.values()
+        ]
+        as_before = entries == list(header.entries.values())
+        safetensors.write(
+            path,
+            entries,
+            tensor,
+            metadata=header.metadata,
+            raw_header=header.raw if as_before else None,
+        )
+    return len(changed), entries
+
+
+def _torch_leaf(path: str, leaf, shape: tuple[int, ...]) -> np.ndarray:
+    return layout.to_torch(path, np.asarray(leaf)).reshape(shape)
+
+
+def _is_same(source: np.ndarray, leaf: np.ndarray) -> bool:
+    """Whether a leaf has the bits that loading the source tensor in the leaf's dtype gives."""
+    with np.errstate(over="ignore"):
+        cast = source.astype(leaf.dtype, copy=False)
+    bits = f"u{leaf.dtype.itemsize}"
+    return np.array_equal(cast.view(bits), leaf.view(bits))
+
+
+def _cast(leaf: np.ndarray, dtype: np.dtype, key: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        tensor = np.ascontiguousarray(leaf.astype(dtype, copy=False))
+    if not np.isfinite(tensor).all():
+        advice = (
+            f"they are too large for {dtype}: choose dtype float32 or bfloat16"
+            if np.isfinite(leaf).all()
+            else "training has diverged: go back to an earlier checkpoint"
+        )
+        raise AegisError(f"tensor {key!r} has values that are not finite in the export; {advice}")
+    return tensor
+
+
+def _write_index(weights: Weights, target: pathlib.Path, sizes: list[tuple]) -> None:
+    """The index of shards: the source's own bytes unless a size or a file name has changed."""
+    files = zip(weights.headers, weights.names, strict=True)
+    names = {header.path.name: name for header, name in files}
+    before = sum(entry.nbytes for header in weights.headers for entry in header.entries.values())
+    total = sum(size for _, _, size in sizes)
+    if total == before and all(old == new for old, new in names.items()):
+        _copy(weights.index, target)
+        return
+    index = read_json(_unchanged(weights.index).path)
+    index["weight_map"] = {key: names[name] for key, name in index["weight_map"].items()}
+    if isinstance(index.get("metadata"), dict) and "total_size" in index["metadata"]:
+        index["metadata"]["total_size"] = total
+    _write_json(target / weights.index.name, index)
+
+
+def _write_new(pipeline: Pipeline, root: pathlib.Path, dtype: str | None) -> dict[str, int]:
+    """Writes a pipeline that was built in memory; returns how many tensors each model has."""
+    scheduler_class = pipeline.scheduler.get("_class_name", "DDIMScheduler")
+    version = pipeline.unet.config.get("_diffusers_version", "0.40.0")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": version,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", scheduler_class],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    _write_json(root / "model_index.json", index)
+    for name in ("scheduler", "tokenizer", *MODELS):
+        (root / name).mkdir()
+    _write_json(root / "scheduler" / CONFIGS["scheduler"], pipeline.scheduler)
+    _copy_tokenizer(pipeline, root / "tokenizer")
+    counts = {}
+    for name in MODELS:
+        model = getattr(pipeline, name)
+        _write_json(root / name / CONFIGS[name], model.config)
+        stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+        counts[name] = _write_whole(model, root / name / f"{stem}.safetensors", dtype or "F32")
+    return counts
+
+
+def _write_whole(model: Model, path: pathlib.Path, dtype: str) -> int:
+    leaves = {layout.torch_key(name): (name, leaf) for name, leaf in flatten(model.params).items()}
+    entries = [
+        safetensors.Entry(key, dtype, layout.torch_shape(name, leaf.shape))
+        for key, (name, leaf) in sorted(leaves.items())
+    ]
+
+    def tensor(key):
+        name, leaf = leaves[key]
+        return _cast(layout.to_torch(name, np.asarray(leaf)), safetensors.DTYPES[dtype], key)
+
+    # transformers refuses files that do not say which framework's layout they have.
+    safetensors.write(path, entries, tensor, metadata={"format": "pt"})
+    return len(entries)
+
+
+def _copy_tokenizer(pipeline: Pipeline, target: pathlib.Path) -> None:
+    for file in sorted(pipeline.tokenizer.folder.iterdir()):
+        if file.suffix in {".json", ".txt"} and file.is_file():
+            _write_bytes(target / file.name, file.read_bytes())
+
+
+def _unchanged(file: File) -> File:
+    try:
+        status = file.path.stat()
+    except OSError:
+        status = None
+    if status is None or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+        raise AegisError(
+            f"{file.path} has {'changed' if status else 'vanished'} since it was loaded: "
+            "load the pipeline again before exporting it"
+        )
+    return file
+
+
+def _copy(file: File, target: pathlib.Path) -> None:
+    _write_bytes(target / file.name, _unchanged(file).path.read_bytes())
+
+
+def _write_json(path: pathlib.Path, value: dict) -> None:
+    _write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _write_bytes(path: pathlib.Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

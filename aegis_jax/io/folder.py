@@ -1,0 +1,285 @@
+"""What a diffusers folder holds: components, configs and weight files, all checked at once."""
+
+import dataclasses
+import json
+import pathlib
+
+from aegis_jax.errors import AegisError
+from aegis_jax.io import hub, safetensors
+
+# The classes that each required component may have; what is not here is refused by name.
+REQUIRED = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": None,  # any: sampling is DDIM with the betas and offsets of its config
+}
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+CONFIGS = {
+    "unet": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "scheduler": "scheduler_config.json",
+}
+_STEMS = ("diffusion_pytorch_model", "model")
+_SUPPORTED = "aegis_jax reads Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)"
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A small file to copy: where it is, its name in an export, its state when found."""
+
+    path: pathlib.Path
+    name: str
+    size: int
+    mtime_ns: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A component's weight files.
+
+    names: theirs in an export, without the variant. index: of sharded weights.
+    """
+
+    headers: tuple[safetensors.Header, ...]
+    names: tuple[str, ...]
+    index: File | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """One entry of model_index.json.
+
+    config: as read, for those in CONFIGS only. weights: None where a component has none.
+    """
+
+    name: str
+    class_name: str
+    config: dict | None
+    files: tuple[File, ...]
+    weights: Weights | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A diffusers folder: model_index.json as read, files to copy, and its components."""
+
+    path: pathlib.Path
+    index: dict
+    files: tuple[File, ...]
+    components: dict[str, Component]
+
+
+def examine(path: pathlib.Path, variant: str | None = None) -> Folder:
+    """Reads every config and every safetensors header of a diffusers folder, no weights.
+
+    variant: as in diffusers, e.g. "fp16" for `model.fp16.safetensors`; a component without it falls
+    back to the plain name. Raises `AegisError` for whatever is no pipeline, unsupported, incomplete
+    or damaged.
+    """
+    if not (path / "model_index.json").is_file():
+        _refuse_other_folder(path)
+    index = read_json(path / "model_index.json")
+    classes = _check_classes(path, index)
+    found = _variants(path, classes)
+    if variant is not None and variant not in found:
+        others = f"variants there: {', '.join(sorted(found))}" if found else "it has no variants"
+        raise AegisError(f"{path} has no weights of variant {variant!r}: {others}")
+    components = {
+        name: _component(path, name, class_name, variant) for name, class_name in classes.items()
+    }
+    licences = sorted(
+        p for p in path.iterdir() if p.is_file() and p.name.upper().startswith("LICENSE")
+    )
+    files = (
+        _file(path / "model_index.json"),
+        *(_file(p) for p in licences if p.suffix in {"", ".txt", ".md"}),
+    )
+    return Folder(path, index, files, components)
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """A JSON file that holds an object; `AegisError` if it is missing, broken or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AegisError(
+            f"{path} is missing: the folder is incomplete, download or copy it again"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise AegisError(
+            f"{path} is not valid JSON ({reason}): mend it or download it again"
+        ) from None
+    except OSError as error:
+        raise AegisError(f"cannot read {path}: {error.strerror or error}") from error
+    if not isinstance(value, dict):
+        raise AegisError(
+            f"{path} holds a JSON {type(value).__name__}, wanted an object: download it again"
+        )
+    return value
+
+
+def _refuse_other_folder(path: pathlib.Path) -> None:
+    if not path.is_dir():
+        raise AegisError(f"{path} is not a folder")
+    if (path / "config.json").is_file():
+        raise AegisError(
+            f"{path} has a config.json but no model_index.json: "
+            "it looks like one component, give the folder above it"
+        )
+    for file in sorted(path.iterdir()):
+        if file.suffix in {*hub.PICKLES, ".safetensors"}:
+            hub.refuse_file(file)
+    raise AegisError(f"{path} is not a diffusers pipeline: it has no model_index.json")
+
+
+def _check_classes(path: pathlib.Path, index: dict) -> dict[str, str]:
+    """{component: class name} of the components that the pipeline has."""
+    where = path / "model_index.json"
+    pipeline = index.get("_class_name")
+    if pipeline not in PIPELINES:
+        raise AegisError(f"{where}: {pipeline} is not supported; {_SUPPORTED}")
+    classes = {}
+    for name, value in index.items():
+        if not isinstance(value, list):
+            continue
+        if len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
+            raise AegisError(
+                f"{where}: {name} should be [library, class], found {json.dumps(value)[:100]}"
+            )
+        if name != pathlib.Path(name).name:
+            raise AegisError(f"{where}: {name!r} is not the name of a component")
+        if value[1] is not None:
+            classes[name] = value[1]
+    problems = []
+    for name, allowed in REQUIRED.items():
+        if name not in classes:
+            problems.append(f"{name} is missing")
+        elif allowed and classes[name] not in allowed:
+            problems.append(f"{name} is a {classes[name]}, wanted {allowed[0]}")
+    others = [
+        f"{name} ({classes[name]})"
+        for name in ("transformer", "prior", "text_encoder_2", "unet_2")
+        if name in classes
+    ]
+    if others:
+        problems.append(f"{', '.join(others)} belongs to another architecture")
+    if problems:
+        raise AegisError(f"{where}: {'; '.join(problems)}; {_SUPPORTED}")
+    return classes
+
+
+def _component(root: pathlib.Path, name: str, class_name: str, variant: str | None) -> Component:
+    path = root / name
+    if not path.is_dir():
+        raise AegisError(
+            f"{root}: model_index.json names the component {name} "
+            "but there is no folder of that name"
+        )
+    config = read_json(path / CONFIGS[name]) if name in CONFIGS else None
+    if (
+        name in REQUIRED
+        and REQUIRED[name]
+        and config
+        and config.get("_class_name", class_name) != class_name
+    ):
+        raise AegisError(
+            f"{path / CONFIGS[name]}: _class_name is {config['_class_name']}, "
+            f"model_index.json says {class_name}: they must agree"
+        )
+    files = tuple(
+        _file(file)
+        for file in sorted(path.iterdir())
+        if file.suffix in {".json", ".txt", ".model"}
+        and ".index." not in file.name
+        and file.is_file()
+    )
+    weights = _weights(path, name, variant)
+    if weights is None and name in {"unet", "vae", "text_encoder"}:
+        raise AegisError(
+            f"{path} has no weights: wanted {_STEMS[name == 'text_encoder']}.safetensors, "
+            "or .safetensors.index.json and its files"
+        )
+    return Component(name, class_name, config, files, weights)
+
+
+def _variants(root: pathlib.Path, classes: dict[str, str]) -> set[str]:
+    """The variants of which any component has weights: "fp16" of model.fp16.safetensors."""
+    names = [file.name for name in classes for file in (root / name).glob("*.safetensors")]
+    marked = [name.partition(".")[2].removesuffix("safetensors").rstrip(".") for name in names]
+    return {mark.partition("-")[0] for mark in marked if mark}
+
+
+def _weights(path: pathlib.Path, component: str, variant: str | None) -> Weights | None:
+    for mark in dict.fromkeys((variant, None)):
+        for stem in _STEMS:
+            middle = f".{mark}" if mark else ""
+            single = path / f"{stem}{middle}.safetensors"
+            indices = [
+                path / f"{stem}.safetensors.index{middle}.json",
+                path / f"{stem}.safetensors{middle}.index.json",
+            ]
+            index = next((file for file in indices if file.is_file()), None)
+            # Where both exist diffusers reads the shards, transformers the single file.
+            if index and not (single.is_file() and stem == "model"):
+                return _shards(path, stem, index, middle)
+            if single.is_file():
+                return Weights((safetensors.read_header(single),), (f"{stem}.safetensors",), None)
+    _refuse_pickles(path)
+    found = sorted(_variants(path.parent, {path.name: component}))
+    if found:
+        raise AegisError(
+            f"{path} has weights of variant {', '.join(found)} only: give variant={found[0]!r}"
+        )
+    return None
+
+
+def _refuse_pickles(path: pathlib.Path) -> None:
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in hub.PICKLES)
+    if pickles:
+        raise AegisError(
+            f"{path / pickles[0]} is a pickle, which can run code when it is read, "
+            f"so it is refused; {hub.how_to_convert(path.parent)}"
+        )
+
+
+def _shards(path: pathlib.Path, stem: str, index: pathlib.Path, middle: str) -> Weights:
+    table = read_json(index).get("weight_map")
+    if (
+        not isinstance(table, dict)
+        or not table
+        or not all(isinstance(name, str) for name in table.values())
+    ):
+        raise AegisError(
+            f"{index}: weight_map should give every tensor its file; download it again"
+        )
+    names = sorted(set(table.values()))
+    for name in names:
+        if name != pathlib.Path(name).name or not name.endswith(".safetensors"):
+            raise AegisError(
+                f"{index}: {name!r} is not the name of a safetensors file in the same folder"
+            )
+        if not (path / name).is_file():
+            raise AegisError(
+                f"{path / name} is missing, {index.name} names it: "
+                "download or copy the folder again"
+            )
+    headers = tuple(safetensors.read_header(path / name) for name in names)
+    held = {(key, header.path.name) for header in headers for key in header.entries}
+    wrong = sorted(held.symmetric_difference(table.items()))
+    if wrong:
+        key, name = wrong[0]
+        which = "holds it, the index does not say so" if wrong[0] in held else "does not hold it"
+        raise AegisError(
+            f"{index} and its files disagree on {len(wrong)} tensors; first {key!r}: {name} {which}"
+        )
+    plain = tuple(name.replace(middle, "", 1) if middle else name for name in names)
+    return Weights(headers, plain, _file(index, f"{stem}.safetensors.index.json"))
+
+
+def _file(path: pathlib.Path, name: str | None = None) -> File:
+    status = path.stat()
+    return File(path, name or path.name, status.st_size, status.st_mtime_ns)

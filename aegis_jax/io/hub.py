@@ -1,0 +1,145 @@
+"""Where a pipeline's files are: a local folder, the embedded world, or a hub repository."""
+
+import json
+import pathlib
+import re
+
+from aegis_jax.errors import AegisError
+
+WORLD = pathlib.Path(__file__).parent.parent / "world" / "weights"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_CONVERT = (
+    "convert it once in PyTorch: StableDiffusionPipeline.{load}({source!r})"
+    '.save_pretrained("FOLDER", safe_serialization=True), then give FOLDER'
+)
+
+
+def locate(source, *, revision: str | None = None, variant: str | None = None) -> pathlib.Path:
+    """The local folder of a source: itself, the world's weights, or a hub repository's snapshot.
+
+    source: path of a diffusers folder, hub id "name/name", or "world" (a folder of that name is
+    "./world"). revision: branch, tag or commit of a hub id. variant: which weights to download.
+    """
+    path = pathlib.Path(source).expanduser()
+    is_local = path.exists() or str(source) == "world"
+    if revision is not None and is_local:
+        raise AegisError(
+            f"revision {revision!r} was given but {source} is a local folder: "
+            "revisions are for hub ids only"
+        )
+    if str(source) == "world":
+        if not (WORLD / "model_index.json").is_file():
+            raise AegisError(
+                f"the embedded world has no weights in {WORLD}: install aegis_jax again"
+            )
+        return WORLD
+    if path.is_file():
+        refuse_file(path)
+    if path.exists():
+        return path
+    if _HUB_ID.fullmatch(str(source)):
+        # "runs/star" below an existing folder "runs" is a mistyped path: not sent over the net.
+        if path.parent.is_dir():
+            raise AegisError(
+                f"{source} does not exist in the folder {path.parent}; "
+                "if a hub id is meant, start from another directory"
+            )
+        return _download(str(source), revision, variant)
+    raise AegisError(
+        f"{source} does not exist: give a diffusers folder, a hub id like name/name, or world"
+    )
+
+
+def refuse_file(path: pathlib.Path) -> None:
+    """Raises the `AegisError` for a single file where a diffusers folder is wanted."""
+    advice = _CONVERT.format(load="from_single_file", source=str(path))
+    if path.suffix in PICKLES:
+        raise AegisError(
+            f"{path} is a pickle, which can run code when it is read, so it is refused; {advice}"
+        )
+    if path.suffix == ".safetensors":
+        raise AegisError(f"{path} is a single file, not a diffusers folder; {advice}")
+    raise AegisError(
+        f"{path} is a file: give a diffusers folder, a hub id like name/name, or world"
+    )
+
+
+def how_to_convert(folder: pathlib.Path) -> str:
+    """The sentence that tells how to turn a folder of pickles into safetensors."""
+    return _CONVERT.format(load="from_pretrained", source=str(folder))
+
+
+def _download(repository: str, revision: str | None, variant: str | None) -> pathlib.Path:
+    """The snapshot of a hub repository, with only the files that a pipeline needs."""
+
+    index = _fetch(repository, revision, ["model_index.json"]) / "model_index.json"
+    try:
+        fields = json.loads(index.read_text(encoding="utf-8"))
+        # Values are [library, class] for components, plain settings otherwise.
+        names = [
+            name
+            for name, value in fields.items()
+            if isinstance(value, list) and value[0] is not None
+        ]
+    except FileNotFoundError:
+        raise AegisError(
+            f"{repository} on the hub has no model_index.json: it is no diffusers pipeline"
+        ) from None
+    except (ValueError, AttributeError, IndexError):
+        names = []  # reported with the folder's other faults when it is read
+    texts = [f"{name}/{pattern}" for name in names for pattern in ("*.json", "*.txt", "*.model")]
+    texts += ["model_index.json", "LICENSE*"]
+    if not variant:
+        return _fetch(repository, revision, texts + _weights(names, ""))
+    folder = _fetch(repository, revision, texts + _weights(names, variant))
+    plain = [name for name in names if not list((folder / name).glob(f"*.{variant}*.safetensors"))]
+    return _fetch(repository, revision, texts + _weights(plain, "")) if plain else folder
+
+
+def _weights(names: list[str], variant: str) -> list[str]:
+    middle = f".{variant}" if variant else ""
+    return [
+        f"{name}/{stem}{middle}{ending}"
+        for name in names
+        for stem in ("diffusion_pytorch_model", "model")
+        for ending in (".safetensors", "-*-of-*.safetensors")
+    ]
+
+
+def _fetch(repository: str, revision: str | None, patterns: list[str]) -> pathlib.Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    named = repository + (f" at revision {revision!r}" if revision else "")
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=patterns
+            )
+        )
+    except errors.GatedRepoError:
+        raise AegisError(
+            f"{named} is gated: accept its licence on the hub and log in with `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise AegisError(
+            f"{repository} has no revision {revision!r} on the hub: give a branch, tag or commit"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise AegisError(
+            f"{repository} is neither a local folder nor a hub repository that you can read: "
+            "check the name, or log in with `hf auth login`"
+        ) from None
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        errors.HfHubHTTPError,
+    ) as error:
+        raise AegisError(
+            f"{named} is no local folder, is not in the hub's cache, and the hub cannot be reached "
+            f"({type(error).__name__}): check the name and the connection, or give a local folder"
+        ) from error
+    except (OSError, ValueError, errors.HTTPError) as error:  # disk, malformed id, proxy
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise AegisError(f"cannot download {named}: {reason}") from error

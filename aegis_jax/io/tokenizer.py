@@ -1,0 +1,138 @@
+"""Text -> token ids, exactly as a diffusers pipeline does it, from a CLIP tokenizer's files.
+
+transformers does the work and is imported at first use: it takes seconds, and much of aegis_jax
+needs no text.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import pathlib
+import warnings
+
+import numpy as np
+
+from aegis_jax.errors import AegisError
+from aegis_jax.io.folder import read_json
+
+_NEEDED = "a CLIP tokenizer has vocab.json and merges.txt, or tokenizer.json"
+
+
+class Tokenizer:
+    """A CLIP tokenizer's folder, read at first use.
+
+    folder: holds vocab.json + merges.txt, or tokenizer.json, usually with tokenizer_config.json.
+    limit: how many positions the text encoder has; bounds `model_max_length`, which some folders do
+    not state.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, limit: int | None = None):
+        self.folder = pathlib.Path(folder)
+        self.limit = limit
+        self._warned: set[str] = set()
+        if not self.folder.is_dir():
+            raise AegisError(f"{self.folder} is not a folder: {_NEEDED}")
+        names = {file.name for file in self.folder.iterdir()}
+        if not ({"vocab.json", "merges.txt"} <= names or "tokenizer.json" in names):
+            raise AegisError(
+                f"{self.folder} holds no tokenizer: {_NEEDED}; download or copy the folder again"
+            )
+        for name in sorted(
+            names
+            & {"vocab.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+        ):
+            read_json(self.folder / name)
+
+    @functools.cached_property
+    def _clip(self):
+        """transformers' CLIPTokenizer."""
+        with _quiet():
+            from transformers import CLIPTokenizer
+
+            try:
+                return CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
+            except (
+                Exception
+            ) as error:  # transformers and tokenizers raise bare Exception for broken files
+                reason = " ".join(str(error).split())[:200]
+                raise AegisError(
+                    f"cannot read the tokenizer in {self.folder} ({reason}): {_NEEDED}"
+                ) from error
+
+    @property
+    def model_max_length(self) -> int:
+        """Tokens per prompt, with BOS and EOS."""
+        length = self._clip.model_max_length  # about 1e30 where the files do not say
+        if self.limit is None and length > 2**20:
+            raise AegisError(
+                f"{self.folder}: tokenizer_config.json does not state model_max_length: "
+                "add it, e.g. 77"
+            )
+        return length if self.limit is None else min(length, self.limit)
+
+    @property
+    def bos_token_id(self) -> int:
+        return self._clip.bos_token_id
+
+    @property
+    def eos_token_id(self) -> int:
+        return self._clip.eos_token_id
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills a prompt up: EOS in SD 1.x, "!" (id 0) in SD 2.x."""
+        return self._clip.pad_token_id
+
+    def tokens(self, text: str) -> list[int]:
+        """The ids of the text alone: no BOS, no EOS, no padding, not truncated."""
+        return self._clip(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def ids(self, prompts: list[str]) -> np.ndarray:
+        """Token ids of prompts, int32 (n, model_max_length): BOS, tokens, EOS, padding.
+
+        Longer prompts are cut as diffusers cuts them, EOS last; what was cut off is named in a
+        warning, once per prompt.
+        """
+        length = self.model_max_length
+        rows = self._clip(list(prompts), padding="max_length", max_length=length, truncation=True)[
+            "input_ids"
+        ]
+        for prompt in prompts:
+            # A token has at least one character (or byte), so shorter prompts cannot be cut.
+            if len(prompt.encode("utf-8", "replace")) > length - 2 and prompt not in self._warned:
+                self._warn_if_cut(prompt, length)
+        return np.asarray(rows, np.int32).reshape(len(prompts), length)
+
+    def _warn_if_cut(self, prompt: str, length: int) -> None:
+        tokens = self.tokens(prompt)
+        if len(tokens) <= length - 2:
+            return
+        self._warned.add(prompt)
+        lost = self._clip.decode(tokens[length - 2 :]).strip()
+        warnings.warn(
+            f"the prompt has {len(tokens)} tokens and the text encoder sees {length - 2}; "
+            f"cut off: {lost!r}",
+            stacklevel=3,
+        )
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps transformers' notices off the screen, such as that PyTorch was not found."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    quiet = lambda record: record.levelno >= logging.ERROR  # noqa: E731
+    logger.addFilter(quiet)
+    try:
+        yield
+    finally:
+        logger.removeFilter(quiet)
+        logger.setLevel(level)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,37 @@
+"""The leaf rule between our parameters and PyTorch's, both ways.
+
+The path of a leaf is the PyTorch module path, so only the last part of the name and the memory layout change:
+
+  kernel, rank 4, HWIO     <->  weight, OIHW
+  kernel, rank 2, (in,out) <->  weight, (out, in)
+  scale, embedding         <->  weight
+  bias                     <->  bias
+"""
+
+
+import numpy as np
+
+
+def torch_key(path: str) -> str:
+    """`down_blocks.0.resnets.0.conv1.kernel` -> `down_blocks.0.resnets.0.conv1.weight`."""
+    module, _, leaf = path.rpartition(".")
+    return f"{module}.{'bias' if leaf == 'bias' else 'weight'}"
+
+
+def to_torch(path: str, array):
+    """A leaf's array in PyTorch's layout (a view of a numpy array): HWIO -> OIHW, (in, out) -> (out, in)."""
+    if path.endswith(".kernel") and array.ndim > 1:
+        return array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
+    return array
+
+
+def from_torch(path: str, array):
+    """The inverse of `to_torch`: OIHW -> HWIO, (out, in) -> (in, out)."""
+    if path.endswith(".kernel") and array.ndim > 1:
+        return array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
+    return array
+
+
+def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a leaf's tensor in PyTorch's layout."""
+    return to_torch(path, np.broadcast_to(np.empty((), np.bool_), shape)).shape

@@ -1,0 +1,114 @@
+"""A model after loading: its structure and a plain tree of parameters.
+
+Flax NNX modules give structure and initialisation. Here they are split once into a graph (hashable, static under
+`jax.jit`) and a nested dict of arrays; everything afterwards is a pure function of that dict. A dotted path into the
+dict is the diffusers / transformers module path, because the modules use the same attribute names:
+`params["down_blocks"][0]["resnets"][0]["conv1"]["kernel"]` is `down_blocks.0.resnets.0.conv1.weight` in PyTorch.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+
+
+class Graph:
+    """A network's structure: an NNX graph definition that is cheap to hash and compare.
+
+    A full-size UNet's `GraphDef` takes some 10 ms to hash, and a static argument is hashed at every call.
+    """
+
+    def __init__(self, definition: nnx.GraphDef):
+        self.definition = definition
+        self._hash = hash(definition)
+
+    def __hash__(self):
+        return self._hash
+
+    def __eq__(self, other):
+        return self is other or (
+            isinstance(other, Graph) and self._hash == other._hash and self.definition == other.definition
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network: its config.json, its structure and its parameters.
+
+    Attributes:
+      config: config.json as read, every key kept.
+      graph: the structure; hashable, so it can be a static argument of `jax.jit`.
+      params: nested plain dict of arrays (of `jax.ShapeDtypeStruct` in an abstract model).
+    """
+
+    config: dict
+    graph: Graph
+    params: dict
+
+
+class Keys:
+    """A fresh key at each call, in place of `nnx.Rngs`.
+
+    Rngs counts in an NNX variable, which under tracing costs seconds for each hundred layers (11 s of abstract() for
+    the layout of SD 1.4); a Python integer counts for free.
+    """
+
+    def __init__(self, key: jax.Array):
+        self._key, self._used = key, 0
+
+    def params(self) -> jax.Array:
+        self._used += 1
+        return jax.random.fold_in(self._key, self._used)
+
+
+def _split(module: nnx.Module, config: dict) -> Model:
+    graph, state = nnx.split(module, nnx.Param)
+    return Model(config, Graph(graph), nnx.to_pure_dict(state))
+
+
+def abstract(module_class, config: dict) -> Model:
+    """The model's structure with `jax.ShapeDtypeStruct` leaves (float32); allocates nothing.
+
+    Raises `AegisError` if the config asks for something that `module_class` does not support.
+    """
+    return _split(nnx.eval_shape(lambda: module_class(config, rngs=Keys(jax.random.key(0)))), config)
+
+
+def initialise(module_class, config: dict, key: jax.Array) -> Model:
+    """The model with random float32 parameters drawn from `key`."""
+    # Not under jit: one program with a random generator per tensor takes minutes to compile.
+    return _split(module_class(config, rngs=nnx.Rngs(key)), config)
+
+
+def bind(graph: Graph, params: dict) -> nnx.Module:
+    """The module with these parameters, to be called inside a traced function and then dropped."""
+    return nnx.merge(graph.definition, nnx.State(params))
+
+
+def flatten(params: dict) -> dict[str, Any]:
+    """Nested parameters -> `{"down_blocks.0.resnets.0.conv1.kernel": leaf}`, in depth-first order."""
+    flat = {}
+
+    def walk(node, prefix):
+        for name, child in node.items():
+            path = f"{prefix}.{name}" if prefix else str(name)
+            if isinstance(child, dict):
+                walk(child, path)
+            else:
+                flat[path] = child
+
+    walk(params, "")
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict:
+    """The inverse of `flatten`: list positions become integer keys again."""
+    nested: dict = {}
+    for path, leaf in flat.items():
+        *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
+        node = nested
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return nested

@@ -1,0 +1,33 @@
+"""Fixtures for all tests."""
+
+import itertools
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """tiny(**options) -> folder of a small random pipeline (see tests/tiny.py); to be read only."""
+    from tests.tiny import tiny_pipeline
+
+    made = {}
+
+    def make(**options):
+        key = repr(sorted(options.items()))
+        if key not in made:
+            made[key] = tiny_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline", **options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def tiny_copy(tiny, tmp_path):
+    """tiny_copy(**options) -> the same in a folder of the test's own, to be damaged."""
+    numbers = itertools.count()
+
+    def copy(**options):
+        return shutil.copytree(tiny(**options), tmp_path / f"pipeline{next(numbers)}")
+
+    return copy

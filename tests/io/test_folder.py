@@ -1,0 +1,220 @@
+"""Bad input: every kind of folder that is no usable pipeline is refused in one line."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from aegis_jax.errors import AegisError
+from aegis_jax.io import folder as folders
+from aegis_jax.io.pipeline import load_pipeline
+
+
+def edit_json(path, **changes):
+    value = json.loads(path.read_text())
+    value.update(changes)
+    path.write_text(json.dumps({key: v for key, v in value.items() if v is not None}))
+
+
+def refused(source, message, **options):
+    with pytest.raises(AegisError) as error:
+        load_pipeline(source, **options)
+    assert "\n" not in str(error.value)
+    assert re.search(message, str(error.value)), str(error.value)
+
+
+def test_missing_folder(tmp_path, monkeypatch):
+    refused(tmp_path / "nothing", "nothing does not exist: give a diffusers folder, a hub id")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    refused("runs/star", "runs/star does not exist in the folder runs")
+
+
+def test_not_a_pipeline(tmp_path, tiny):
+    refused(tmp_path, "is not a diffusers pipeline: it has no model_index.json")
+    refused(tiny() / "unet", "no model_index.json: it looks like one component, give the folder")
+    (tmp_path / "sd-v1-4.ckpt").write_bytes(b"")
+    refused(tmp_path, r"sd-v1-4.ckpt is a pickle.*from_single_file\('.*sd-v1-4.ckpt'\).save_pretr")
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.bin", "model.pt", "model.pth"])
+def test_a_single_pickle(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(b"\x80\x02}q\x00.")
+    refused(path, f"{name} is a pickle, which can run code.*convert it once.*from_single_file")
+
+
+def test_a_single_safetensors_file(tiny, tmp_path):
+    path = shutil.copy(
+        tiny() / "unet/diffusion_pytorch_model.safetensors", tmp_path / "sd.safetensors"
+    )
+    refused(path, "sd.safetensors is a single file, not a diffusers folder; convert it once")
+    (tmp_path / "notes.txt").write_text("")
+    refused(tmp_path / "notes.txt", "notes.txt is a file: give a diffusers folder")
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "safety_checker"])
+def test_pickled_weights(component, tiny_copy):
+    folder = tiny_copy(safety_checker=True)
+    file = next((folder / component).glob("*.safetensors"))
+    file.rename(file.with_name("pytorch_model.bin"))
+    message = f"{component}/pytorch_model.bin is a pickle.*from_pretrained.*safe_serialization=True"
+    refused(folder, message)
+
+
+@pytest.mark.parametrize(
+    "name", ["StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionXLPipeline", None]
+)
+def test_unsupported_pipelines_are_named(name, tiny_copy):
+    folder = tiny_copy()
+    edit_json(folder / "model_index.json", _class_name=name)
+    refused(folder, f"model_index.json: {name} is not supported; aegis_jax reads Stable Diffusion")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"transformer": ["diffusers", "SD3Transformer2DModel"]},
+            r"transformer \(SD3Transformer2DM",
+        ),
+        (
+            {"text_encoder": ["transformers", "T5EncoderModel"]},
+            "text_encoder is a T5EncoderModel, w",
+        ),
+        ({"unet": ["diffusers", "UNet3DConditionModel"]}, "unet is a UNet3DConditionModel, wanted"),
+        ({"vae": None}, "vae is missing"),
+        ({"unet": [None, None], "scheduler": None}, "unet is missing; scheduler is missing"),
+        ({"tokenizer": ["transformers"]}, r"tokenizer should be \[library, class\]"),
+        ({"tokenizer": [1, {}]}, r"tokenizer should be \[library, class\]"),
+        ({"../up": ["a", "B"]}, "'../up' is not the name of a component"),
+        (
+            {"image_encoder": ["transformers", "CLIP"]},
+            "names the component image_encoder but there",
+        ),
+    ],
+)
+def test_unsupported_components_are_named(changes, message, tiny_copy):
+    folder = tiny_copy()
+    edit_json(folder / "model_index.json", **changes)
+    refused(folder, message)
+
+
+def test_unsupported_options_are_named(tiny_copy):
+    folder = tiny_copy()
+    edit_json(folder / "unet/config.json", class_embed_type="timestep")
+    refused(folder, "class_embed_type")
+
+
+CONFIGS = [f"{name}/config.json" for name in ("unet", "vae", "text_encoder")]
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "scheduler/scheduler_config.json", *CONFIGS])
+def test_broken_configs(file, tiny_copy):
+    for content, message in {
+        '{"a": ': f"{file} is not valid JSON",
+        "[]": f"{file} holds a JSON list, wanted an object",
+        "[" * 100_000: f"{file} is not valid JSON",
+    }.items():
+        folder = tiny_copy()
+        (folder / file).write_text(content)
+        refused(folder, message)
+    folder = tiny_copy()
+    (folder / file).write_bytes(b'{"a": "\xff"}')
+    refused(folder, f"{file} is not valid JSON")
+    (folder / file).unlink()
+    refused(folder, f"{file} is missing|has no model_index.json")
+
+
+def test_classes_must_agree(tiny_copy):
+    folder = tiny_copy()
+    edit_json(folder / "vae/config.json", _class_name="AsymmetricAutoencoderKL")
+    refused(folder, "_class_name is AsymmetricAutoencoderKL, model_index.json says AutoencoderKL")
+
+
+def test_missing_parts(tiny_copy):
+    for component in ("unet", "vae", "text_encoder"):
+        folder = tiny_copy()
+        next((folder / component).glob("*.safetensors")).unlink()
+        refused(
+            folder, f"{component} has no weights: wanted (diffusion_pytorch_)?model.safetensors"
+        )
+        shutil.rmtree(folder / component)
+        refused(folder, f"names the component {component} but there is no folder")
+    folder = tiny_copy()
+    (folder / "tokenizer/merges.txt").unlink()
+    refused(folder, "tokenizer holds no tokenizer")
+
+
+def test_damaged_weights(tiny_copy):
+    folder = tiny_copy()
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    content = path.read_bytes()
+    for damaged, message in {
+        content[:-1000]: "unet/diffusion_pytorch_model.safetensors: tensor .* should end at byte",
+        content[:500]: "header claims .* bytes but the file has 500",
+        b"\xff" * 8
+        + content[8:]: "the header claims 18446744073709551615 bytes, safetensors allows",
+        content[:20] + b"\0" + content[21:]: "the header is not valid JSON",
+    }.items():
+        path.write_bytes(damaged)
+        refused(folder, message)
+
+
+def test_variants(tiny, tiny_copy):
+    refused(
+        tiny(dtype="float16", variant="fp16"), "weights of variant fp16 only: give variant='fp16'"
+    )
+    refused(tiny(), "no weights of variant 'fp16': it has no variants", variant="fp16")
+    both = tiny_copy(dtype="float16", variant="fp16")
+    refused(both, "variant 'fp32': variants there: fp16", variant="fp32")
+    # A component without the variant falls back to the plain name, as in diffusers.
+    (both / "vae/diffusion_pytorch_model.fp16.safetensors").rename(
+        both / "vae/diffusion_pytorch_model.safetensors"
+    )
+    found = folders.examine(both, "fp16")
+    assert found.components["vae"].weights.headers[0].path.name.count("fp16") == 0
+    assert found.components["unet"].weights.headers[0].path.name.count("fp16") == 1
+
+
+def test_broken_indices(tiny_copy):
+    folder = tiny_copy(sharded=True)
+    index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+    good = json.loads(index.read_text())
+    table = good["weight_map"]
+    first = table["conv_in.bias"]
+    for broken, message in (
+        ({}, "weight_map should give every tensor its file"),
+        ({"weight_map": []}, "weight_map should give every tensor its file"),
+        ({"weight_map": {"a": 1}}, "weight_map should give every tensor its file"),
+        (
+            {"weight_map": table | {"conv_in.bias": "../x.safetensors"}},
+            "is not the name of a safet",
+        ),
+        ({"weight_map": table | {"conv_in.bias": "evil.bin"}}, "is not the name of a safetensors"),
+        (
+            {"weight_map": table | {"conv_in.bias": "x.safetensors"}},
+            "x.safetensors is missing, dif",
+        ),
+        (
+            {"weight_map": table | {"new": first}},
+            f"disagree on 1 tensors; first 'new': {first} does",
+        ),
+        (
+            {"weight_map": {k: v for k, v in table.items() if k != "conv_in.bias"}},
+            "disagree on 1 tensors; first 'conv_in.bias': .* holds it, the index does not say so",
+        ),
+    ):
+        index.write_text(json.dumps(broken))
+        refused(folder, message)
+    index.write_text(json.dumps(good))
+    (folder / "unet" / first).unlink()
+    refused(folder, f"{first} is missing, diffusion_pytorch_model.safetensors.index.json names it")
+
+
+def test_legacy_name_of_a_variants_index(tiny_copy):
+    folder = tiny_copy(dtype="float16", variant="fp16", sharded=True)
+    new = folder / "unet/diffusion_pytorch_model.safetensors.index.fp16.json"
+    new.rename(folder / "unet/diffusion_pytorch_model.safetensors.fp16.index.json")
+    assert len(folders.examine(folder, "fp16").components["unet"].weights.headers) > 1

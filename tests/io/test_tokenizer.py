@@ -1,0 +1,125 @@
+"""Token ids against what a diffusers pipeline makes of the same prompts."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from aegis_jax.errors import AegisError
+from aegis_jax.io.tokenizer import Tokenizer
+from tests.tiny import EOS, tiny_tokenizer
+
+PROMPTS = [
+    "",
+    "a photo of a red star",
+    "A  PAINTING\nof a Church!",
+    "it's 3 dogs, naïve façade 猫 🐈 <|endoftext|> x",
+    "!!!",
+    "a striped heart on a plain background",
+]
+
+
+def as_diffusers(folder, prompts, length):
+    """StableDiffusionPipeline.encode_prompt, up to the text encoder."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    return tokenizer(
+        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="np"
+    ).input_ids
+
+
+@pytest.mark.parametrize("form", ["slow", "fast", "both"])
+@pytest.mark.parametrize("pad", [EOS, "!"], ids=["SD 1.x", "SD 2.x"])
+@pytest.mark.parametrize("length", [77, 24])
+def test_ids_are_those_of_diffusers(form, pad, length, tmp_path):
+    folder = tiny_tokenizer(tmp_path, pad=pad, form=form, max_length=length)
+    tokenizer = Tokenizer(folder)
+    prompts = [*PROMPTS, "a red star and " * 40]
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        ids = tokenizer.ids(prompts)
+    assert ids.dtype == np.int32 and ids.shape == (len(prompts), length)
+    np.testing.assert_array_equal(ids, as_diffusers(folder, prompts, length))
+    vocab_size = 592
+    assert tokenizer.model_max_length == length
+    assert tokenizer.bos_token_id == vocab_size - 2 and tokenizer.eos_token_id == vocab_size - 1
+    assert tokenizer.pad_token_id == (0 if pad == "!" else vocab_size - 1)
+    empty = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    assert ids[0].tolist() == empty + [tokenizer.pad_token_id] * (length - 2)
+    assert ids[-1, -1] == tokenizer.eos_token_id
+    tokens = tokenizer.tokens("a photo of a red star")
+    assert ids[1, 1:7].tolist() == tokens and len(tokens) == 6
+    assert len(tokenizer.tokens("star " * 200)) == 200
+
+
+def test_truncation_names_the_lost_words_once(tmp_path):
+    tokenizer = Tokenizer(tiny_tokenizer(tmp_path, max_length=8))
+    long = "a red star and a blue heart on the sky"
+    with pytest.warns(UserWarning, match="10 tokens.* sees 6; cut off: 'heart on the sky'"):
+        tokenizer.ids(["a dog", long])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer.ids([long])  # said already
+        tokenizer.ids(["a red star and a cat"])  # fits exactly
+        tokenizer.tokens(long)
+
+
+def test_the_text_encoder_bounds_the_length(tmp_path):
+    folder = tiny_tokenizer(tmp_path)
+    assert Tokenizer(folder, limit=16).model_max_length == 16
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert Tokenizer(folder, limit=77).ids(["a dog"]).shape == (1, 77)
+    with pytest.raises(AegisError, match="does not state model_max_length"):
+        Tokenizer(folder).ids(["a dog"])
+
+
+def test_broken_folders(tmp_path):
+    with pytest.raises(
+        AegisError, match="nothing is not a folder: a CLIP tokenizer has vocab.json"
+    ):
+        Tokenizer(tmp_path / "nothing")
+    folder = tiny_tokenizer(tmp_path / "a")
+    (folder / "merges.txt").unlink()
+    with pytest.raises(AegisError, match="holds no tokenizer"):
+        Tokenizer(folder)
+    folder = tiny_tokenizer(tmp_path / "b")
+    (folder / "vocab.json").write_text("{")
+    with pytest.raises(AegisError, match="vocab.json is not valid JSON"):
+        Tokenizer(folder)
+    folder = tiny_tokenizer(tmp_path / "c", form="fast")
+    (folder / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(AegisError, match="cannot read the tokenizer in .*c"):
+        Tokenizer(folder).ids(["a"])
+
+
+SILENT = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "torch" else find(name, *a)
+from aegis_jax.io.tokenizer import Tokenizer
+tokenizer = Tokenizer(sys.argv[1])
+assert "transformers" not in sys.modules
+tokenizer.ids(["a dog"])
+assert "transformers" in sys.modules and "torch" not in sys.modules
+print("done")
+"""
+
+
+def test_transformers_comes_late_and_says_nothing(tmp_path):
+    """Without PyTorch transformers announces so at import; that must not reach the screen."""
+    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    env.pop("TRANSFORMERS_VERBOSITY", None)
+    command = [sys.executable, "-c", SILENT, str(tiny_tokenizer(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+    loud = "\n".join(SILENT.splitlines()[:4]) + "\nfrom transformers import CLIPTokenizer"
+    done = subprocess.run([sys.executable, "-c", loud], capture_output=True, text=True, env=env)
+    assert "PyTorch was not found" in done.stderr
