@@ -1,0 +1,1 @@
+"""Noise schedule, deterministic DDIM and sampling: arrays and functions."""

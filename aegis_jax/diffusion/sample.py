@@ -1,0 +1,300 @@
+"""From prompts to images: text encoding, the guided DDIM loop, decoding.
+
+The same arithmetic as a diffusers StableDiffusionPipeline whose scheduler is
+`DDIMScheduler.from_config` of the folder's scheduler config, with eta 0 and the same latents.
+Shapes: n images, B batch, h w latent size, C channels, L tokens, D text width, H W pixels.
+"""
+
+import math
+import operator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aegis_jax.diffusion import schedule as schedule_lib
+from aegis_jax.diffusion.schedule import Schedule
+from aegis_jax.errors import AegisError
+from aegis_jax.models import clip, unet, vae
+
+PROMPTS_PER_CALL = 64
+# Self-attention over all latent pixels dominates memory, so the batch shrinks as the image grows:
+# 2 images of 64x64 latents at a time, 64 of 8x8.
+LATENT_PIXELS_PER_CALL = 8192
+MOST_IMAGES_PER_CALL = 64
+
+
+def _output(graph, params, z, t, text_emb):
+    """The network in its parameters' dtype, everything around it in float32."""
+    dtype = jax.tree.leaves(params)[0].dtype
+    return unet.apply(graph, params, z.astype(dtype), t, text_emb.astype(dtype)).astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnums=0)
+def _denoise(graph, params, schedule, cond, uncond, latents, timesteps, stride, span, guidance):
+    """DDIM over timesteps[span[0]:span[1]]; numbers are traced, so one program serves any count."""
+
+    def step(i, z):
+        t = timesteps[i]
+        if uncond is None:
+            output = _output(graph, params, z, t, cond)
+        else:
+            pair = jnp.concatenate([uncond, cond])
+            output = _output(graph, params, jnp.concatenate([z, z]), t, pair)
+            output = schedule_lib.guide(*jnp.split(output, 2), guidance)
+        return schedule_lib.output_step(schedule, output, z, t, t - stride)
+
+    return jax.lax.fori_loop(span[0], span[1], step, latents)
+
+
+def sample_latents(
+    unet_graph,
+    unet_params: dict,
+    schedule: Schedule,
+    cond: jax.Array,
+    uncond: jax.Array | None,
+    z_T: jax.Array,
+    timesteps: np.ndarray | jax.Array,
+    guidance: float | jax.Array,
+    *,
+    first: int | jax.Array = 0,
+    last: int | jax.Array | None = None,
+) -> jax.Array:
+    """Guided DDIM from z_T (n, h, w, C) over `timesteps` (steps,) to z_0 (n, h, w, C).
+
+    cond and uncond (n, L, D); uncond None means one network call without guidance, otherwise both
+    run stacked in one call. Only steps first..last-1 are done where these are given (traced numbers
+    are welcome): with last < steps the result is z at timesteps[last]. May be called under jit;
+    not differentiable in reverse, the loop's length is traced.
+    """
+    steps, total = timesteps.shape[0], schedule.alphas_cumprod.shape[0]
+    padded = jnp.pad(jnp.asarray(timesteps, jnp.int32), (0, total - steps))
+    span = jnp.stack([jnp.int32(first), jnp.int32(steps if last is None else last)])
+    return _denoise(
+        unet_graph, unet_params, schedule, cond, uncond, jnp.asarray(z_T, jnp.float32), padded,
+        jnp.int32(total // steps), span, jnp.float32(guidance),
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(graph, params, input_ids):
+    return clip.encode(graph, params, clip.embed(graph, params, input_ids))
+
+
+@partial(jax.jit, static_argnums=0)
+def _epsilon(graph, params, schedule, latents, t, text_emb):
+    return schedule_lib.to_epsilon(schedule, _output(graph, params, latents, t, text_emb), latents, t)
+
+
+@partial(jax.jit, static_argnums=0)
+def _decode(graph, params, latents, scaling_factor):
+    images = vae.decode(graph, params, latents / scaling_factor)
+    return jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1)
+
+
+def encode_text(pipeline, prompts: str | list[str]) -> jax.Array:
+    """The text encoder's last hidden state for each prompt, (n, L, D)."""
+    prompts = _prompt_list(prompts, "prompts")
+    input_ids = pipeline.tokenizer.ids(prompts)
+    encoder = pipeline.text_encoder
+    parts = [
+        _encode(encoder.graph, encoder.params, input_ids[i : i + PROMPTS_PER_CALL])
+        for i in range(0, len(prompts), PROMPTS_PER_CALL)
+    ]
+    return jnp.concatenate(parts)
+
+
+def predict_noise(pipeline, latents, t, text_emb) -> jax.Array:
+    """The UNet's noise prediction for latents z_t, (n, h, w, C): always epsilon, v is converted.
+
+    latents (n, h, w, C); t (n,) or one number; text_emb (n, L, D). AegisError for wrong shapes or a
+    t off the schedule.
+    """
+    schedule = schedule_lib.make_schedule(pipeline.scheduler)
+    latents = _checked_latents(pipeline, latents, None)
+    text_emb = _checked_text(pipeline, text_emb, len(latents))
+    t = np.asarray(t)
+    total = schedule.alphas_cumprod.shape[0]
+    if t.shape not in ((), (len(latents),)):
+        raise AegisError(f"t has shape {t.shape}, wanted () or ({len(latents)},), one per latent")
+    if not np.all((t == np.floor(t)) & (t >= 0) & (t < total)):
+        raise AegisError(f"t = {t.tolist()}, wanted whole numbers from 0 to {total - 1}")
+    t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), (len(latents),))
+    model = pipeline.unet
+    return _epsilon(model.graph, model.params, schedule, latents, t, text_emb)
+
+
+def decode(pipeline, latents) -> jax.Array:
+    """Latents in the UNet's scale (n, h, w, C) -> float32 images in [0, 1], (n, H, W, 3)."""
+    config = pipeline.vae.config
+    latents = _as_float(latents, "latents")
+    channels = config.get("latent_channels", 4)
+    if latents.ndim != 4 or latents.shape[-1] != channels or 0 in latents.shape:
+        raise AegisError(f"latents have shape {latents.shape}, wanted (n, h, w, {channels})")
+    scaling_factor = jnp.float32(config.get("scaling_factor", 0.18215))
+    return _decode(pipeline.vae.graph, pipeline.vae.params, latents, scaling_factor)
+
+
+def to_uint8(images) -> np.ndarray:
+    """Images in [0, 1] -> uint8, rounded to the nearest level (halves to even) as in diffusers."""
+    return (np.asarray(images) * 255).round().astype(np.uint8)
+
+
+def sample(
+    pipeline,
+    prompts: str | list[str],
+    *,
+    seed: int = 0,
+    steps: int = 25,
+    guidance: float = 7.5,
+    negative_prompt: str | list[str] = "",
+    latents=None,
+    batch: int | None = None,
+    progress=None,
+) -> np.ndarray:
+    """One image per prompt by deterministic DDIM: uint8 (n, H, W, 3).
+
+    guidance: classifier-free guidance scale; at 1 or less there is none and the negative prompt has
+    no effect. latents: explicit unit-variance start (n, h, w, C); otherwise image i starts from
+    noise drawn from (seed, i) alone, at the UNet's own size. batch: images per network call, by
+    default as many as `LATENT_PIXELS_PER_CALL` allows. progress(done, total) is called after every
+    denoising step; without it the steps run as one program.
+    """
+    prompts = _prompt_list(prompts, "prompts")
+    n = len(prompts)
+    scheduler = schedule_lib.make_schedule(pipeline.scheduler)
+    timesteps = schedule_lib.ddim_timesteps(pipeline.scheduler, steps)
+    if scheduler.prediction_type == "epsilon" and scheduler.alphas_cumprod[timesteps[0]] <= 0:
+        raise AegisError(
+            f"scheduler_config.json: rescale_betas_zero_snr leaves pure noise at timestep "
+            f"{timesteps[0]}, where an epsilon prediction says nothing; use prediction_type "
+            "v_prediction or timestep_spacing leading"
+        )
+    guidance = _checked_guidance(guidance)
+    start = _start(pipeline, n, seed, latents)
+    cond, uncond = _text_pair(pipeline, prompts, negative_prompt if guidance > 1 else None)
+    batch = _batch_size(batch, start.shape)
+    calls = math.ceil(n / batch)
+    images = []
+    for call in range(calls):
+        # The last batch is filled up with repeats of its last image: one shape, one compilation.
+        rows = np.minimum(np.arange(call * batch, (call + 1) * batch), n - 1)
+        z = _run_steps(
+            pipeline.unet, scheduler, cond[rows], None if uncond is None else uncond[rows],
+            start[rows], timesteps, guidance,
+            progress and partial(_report, progress, call, calls, len(timesteps)),
+        )  # fmt: skip
+        images.append(to_uint8(decode(pipeline, z))[: n - call * batch])
+    return np.concatenate(images)
+
+
+def _report(progress, call, calls, steps, done):
+    progress(call * steps + done, calls * steps)
+
+
+def _run_steps(model, scheduler, cond, uncond, z, timesteps, guidance, progress):
+    loop = partial(sample_latents, model.graph, model.params, scheduler, cond, uncond)
+    if progress is None:
+        return loop(z, timesteps, guidance)
+    for k in range(len(timesteps)):
+        z = jax.block_until_ready(loop(z, timesteps, guidance, first=k, last=k + 1))
+        progress(k + 1)
+    return z
+
+
+def _text_pair(pipeline, prompts, negative_prompt):
+    """cond and uncond (n, L, D) each; uncond is None without a negative prompt."""
+    n = len(prompts)
+    cond = _checked_text(pipeline, encode_text(pipeline, prompts), n)
+    if negative_prompt is None:
+        return cond, None
+    if isinstance(negative_prompt, str):
+        return cond, jnp.broadcast_to(encode_text(pipeline, negative_prompt), cond.shape)
+    negative = _prompt_list(negative_prompt, "negative_prompt")
+    if len(negative) != n:
+        raise AegisError(f"negative_prompt has {len(negative)} texts for {n} prompts, wanted one text or {n}")
+    return cond, encode_text(pipeline, negative)
+
+
+@partial(jax.jit, static_argnums=2)
+def _noise(key, rows, shape):
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(rows)
+
+
+def _start(pipeline, n, seed, latents):
+    """z_T (n, h, w, C), unit variance."""
+    config = pipeline.unet.config
+    channels = config.get("in_channels", 4)
+    if channels != config.get("out_channels", 4):
+        raise AegisError(
+            f"unet/config.json: in_channels = {channels} differs from out_channels = "
+            f"{config.get('out_channels', 4)}; such a UNet needs more than a prompt to sample from"
+        )
+    if latents is not None:
+        return _checked_latents(pipeline, latents, n)
+    size = config.get("sample_size")
+    if size is None:
+        raise AegisError("unet/config.json: sample_size is missing; pass latents to say the size")
+    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        key = jax.random.key(operator.index(seed))
+    except (TypeError, OverflowError):
+        raise AegisError(f"seed = {seed!r}, wanted a whole number") from None
+    return _noise(key, jnp.arange(n), (height, width, channels))
+
+
+def _batch_size(batch, start_shape) -> int:
+    n, height, width, _ = start_shape
+    if batch is None:
+        fits = max(1, LATENT_PIXELS_PER_CALL // (height * width))
+        return min(n, fits, MOST_IMAGES_PER_CALL)
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise AegisError(f"batch = {batch!r}, wanted a whole number of at least 1")
+    return min(n, batch)
+
+
+def _prompt_list(prompts, name) -> list[str]:
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise AegisError(f"{name} = {prompts!r}, wanted a text or a list of at least one text")
+    return prompts
+
+
+def _as_float(array, name) -> jax.Array:
+    try:
+        return jnp.asarray(array, jnp.float32)
+    except (TypeError, ValueError):
+        raise AegisError(f"{name} is not an array of numbers") from None
+
+
+def _checked_guidance(guidance) -> float:
+    try:
+        value = float(guidance)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise AegisError(f"guidance = {guidance!r}, wanted a finite number")
+    return value
+
+
+def _checked_latents(pipeline, latents, n) -> jax.Array:
+    latents = _as_float(latents, "latents")
+    channels = pipeline.unet.config.get("in_channels", 4)
+    wanted = f"({'n' if n is None else n}, h, w, {channels})"
+    fits = latents.ndim == 4 and latents.shape[-1] == channels and 0 not in latents.shape
+    if not fits or (n is not None and len(latents) != n):
+        raise AegisError(f"latents have shape {latents.shape}, wanted {wanted}: channels come last")
+    return latents
+
+
+def _checked_text(pipeline, text_emb, n) -> jax.Array:
+    text_emb = _as_float(text_emb, "text_emb")
+    width = pipeline.unet.config.get("cross_attention_dim", 1280)
+    widths = [width] if isinstance(width, int) else width
+    if text_emb.ndim != 3 or text_emb.shape[0] != n or text_emb.shape[2] not in widths:
+        raise AegisError(
+            f"text embedding has shape {text_emb.shape}, wanted ({n}, L, {width}): one per latent, "
+            "as wide as the UNet's cross_attention_dim"
+        )
+    return text_emb

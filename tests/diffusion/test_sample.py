@@ -1,0 +1,182 @@
+"""Sampling's own promises; that its images are diffusers' is tests/parity/test_sampling.py."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import aegis_jax
+from aegis_jax.diffusion import sample as lib
+from aegis_jax.diffusion import schedule
+from aegis_jax.errors import AegisError
+
+pytest.importorskip("torch")  # tests/tiny.py writes the pipelines with it
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny):
+    return aegis_jax.load_pipeline(tiny())
+
+
+def with_config(pipeline, component, **changes):
+    model = getattr(pipeline, component)
+    changed = dataclasses.replace(model, config={**model.config, **changes})
+    return dataclasses.replace(pipeline, **{component: changed})
+
+
+def close(found, wanted):
+    return np.abs(found.astype(int) - wanted.astype(int)).max() <= 1
+
+
+def test_an_image_depends_on_its_seed_and_place_not_on_the_batch(pipeline):
+    prompts = ["a red star", "a blue circle", ""]
+    images = lib.sample(pipeline, prompts, seed=3, steps=3)
+    assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8
+    assert close(lib.sample(pipeline, prompts, seed=3, steps=3, batch=2), images)
+    assert close(lib.sample(pipeline, prompts[:2], seed=3, steps=3), images[:2])
+    assert not close(lib.sample(pipeline, prompts, seed=4, steps=3), images)
+    assert len({image.tobytes() for image in images}) == 3
+
+
+def test_the_same_call_gives_the_same_bytes(pipeline):
+    one, two = (lib.sample(pipeline, ["a red star"] * 2, steps=3) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_start_noise_has_unit_variance(pipeline):
+    start = np.asarray(lib._start(pipeline, 400, 0, None))
+    assert start.shape == (400, 8, 8, 4)
+    assert abs(start.mean()) < 0.02 and abs(start.std() - 1) < 0.02
+    assert np.abs(np.corrcoef(start.reshape(400, -1)[:20]) - np.eye(20)).max() < 0.35
+
+
+def test_step_count_and_guidance_do_not_recompile(pipeline):
+    lib.sample(pipeline, ["a", "b"], steps=2)
+    compiled = lib._denoise._cache_size()
+    for steps, guidance in ((3, 7.5), (5, 2.0), (11, 1.5)):
+        lib.sample(pipeline, ["a", "b"], steps=steps, guidance=guidance, seed=steps)
+    assert lib._denoise._cache_size() == compiled
+
+
+def test_progress_counts_every_step_and_changes_nothing(pipeline):
+    prompts = ["a red star", "a blue circle", "a dog"]
+    calls = []
+    images = lib.sample(pipeline, prompts, steps=2, batch=2, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert close(images, lib.sample(pipeline, prompts, steps=2, batch=2))
+
+
+def test_guidance_of_one_ignores_the_negative_prompt(pipeline):
+    prompts = ["a red star", "a cat"]
+    one = lib.sample(pipeline, prompts, steps=2, guidance=1.0, negative_prompt="a dog")
+    np.testing.assert_array_equal(one, lib.sample(pipeline, prompts, steps=2, guidance=0.5))
+    guided = lib.sample(pipeline, prompts, steps=2, guidance=7.5)
+    other = lib.sample(pipeline, prompts, steps=2, guidance=7.5, negative_prompt="a dog")
+    assert (guided != other).any()
+
+
+def test_a_run_may_stop_and_continue_at_any_step(pipeline):
+    noise = schedule.make_schedule(pipeline.scheduler)
+    timesteps = schedule.ddim_timesteps(pipeline.scheduler, 5)
+    model, start = pipeline.unet, jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    cond, uncond = jnp.split(lib.encode_text(pipeline, ["a star", "a dog", "", ""]), 2)
+
+    def part(z, first, last):
+        return lib.sample_latents(
+            model.graph, model.params, noise, cond, uncond, z, timesteps, 3.0,
+            first=first, last=last,
+        )  # fmt: skip
+
+    whole = part(start, 0, None)
+    np.testing.assert_allclose(part(part(start, 0, 2), 2, 5), whole, atol=1e-5)
+    np.testing.assert_array_equal(part(start, jnp.int32(3), jnp.int32(3)), start)
+    # The same five steps written out: predict, guide, step.
+    z = start
+    for t, t_prev in zip(timesteps, timesteps - 200, strict=True):
+        eps = [lib.predict_noise(pipeline, z, t, text) for text in (uncond, cond)]
+        z = schedule.ddim_step(noise, schedule.guide(*eps, 3.0), z, t, t_prev)
+    np.testing.assert_allclose(whole, z, atol=2e-5)
+
+
+def test_bfloat16_parameters_compute_in_bfloat16(pipeline):
+    model = pipeline.unet
+    halved = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params)
+    small = dataclasses.replace(pipeline, unet=dataclasses.replace(model, params=halved))
+    text = lib.encode_text(pipeline, ["a star", "a dog"])
+    z = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
+    wanted = lib.predict_noise(pipeline, z, 500, text)
+    found = lib.predict_noise(small, z, 500, text)
+    assert found.dtype == jnp.float32
+    traced = jax.make_jaxpr(functools.partial(lib._output, model.graph))(halved, z, 500, text)
+    types = {eqn.invars[0].aval.dtype for eqn in traced.eqns if eqn.primitive is jax.lax.conv_general_dilated_p}
+    assert types == {jnp.dtype(jnp.bfloat16)}
+    assert 1e-4 < float(jnp.abs(found - wanted).max()) < 0.1 * float(jnp.abs(wanted).max())
+
+
+def test_images_round_to_the_nearest_level():
+    levels = np.array([0.0, 1.0, 0.5 / 255, 1.5 / 255, 100.49 / 255, 100.51 / 255])
+    np.testing.assert_array_equal(lib.to_uint8(levels), [0, 255, 0, 2, 100, 101])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "n", "wanted"),
+    [(8, 8, 500, 64), (64, 64, 9, 2), (96, 96, 9, 1), (8, 8, 3, 3)],
+)
+def test_large_images_run_in_small_batches(height, width, n, wanted):
+    assert lib._batch_size(None, (n, height, width, 4)) == wanted
+
+
+def test_wrong_arguments_are_named(pipeline):
+    text = jnp.zeros((2, 77, 32))
+    z = jnp.zeros((2, 8, 8, 4))
+    noise = {"latents": z, "t": np.array([1, 2]), "text_emb": text}
+    wrong = [
+        ({"latents": jnp.zeros((2, 4, 8, 8))}, "channels come last"),
+        ({"latents": jnp.zeros((8, 8, 4))}, "latents have shape"),
+        ({"latents": "noise"}, "latents is not an array"),
+        ({"t": np.array([1, 2, 3])}, "t has shape"),
+        ({"t": 1000}, "from 0 to 999"),
+        ({"t": -1}, "from 0 to 999"),
+        ({"t": 0.5}, "whole numbers"),
+        ({"text_emb": text[:1]}, "text embedding"),
+        ({"text_emb": text[:, :, :16]}, "text embedding"),
+    ]
+    for change, message in wrong:
+        with pytest.raises(AegisError, match=message):
+            lib.predict_noise(pipeline, **{**noise, **change})
+    with pytest.raises(AegisError, match="latents have shape"):
+        lib.decode(pipeline, jnp.zeros((1, 8, 8, 3)))
+    options = [
+        ({"prompts": []}, "prompts"),
+        ({"prompts": [3]}, "prompts"),
+        ({"steps": 0}, "steps"),
+        ({"guidance": "high"}, "guidance"),
+        ({"guidance": float("nan")}, "guidance"),
+        ({"seed": 1.5}, "seed"),
+        ({"batch": 0}, "batch"),
+        ({"latents": z}, "latents have shape"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt"),
+    ]
+    for change, message in options:
+        with pytest.raises(AegisError, match=message):
+            lib.sample(pipeline, **{"prompts": ["a"], **change})
+
+
+def test_pipelines_that_cannot_be_sampled_are_named(pipeline):
+    zero_snr = {
+        **pipeline.scheduler,
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+    cases = [
+        (dataclasses.replace(pipeline, scheduler=zero_snr), "rescale_betas_zero_snr"),
+        (with_config(pipeline, "unet", in_channels=9), "in_channels = 9"),
+        (with_config(pipeline, "unet", sample_size=None), "sample_size"),
+        (with_config(pipeline, "unet", cross_attention_dim=48), "cross_attention_dim"),
+    ]
+    for broken, message in cases:
+        with pytest.raises(AegisError, match=message):
+            lib.sample(broken, "a")
