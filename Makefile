@@ -31,14 +31,16 @@ test-slow: .venv/test.stamp
 lint: .venv/test.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-.venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+# A stamp of its own, because a venv that was interrupted half-way has a python but no pip.
+.venv/venv.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "aegis: error: $(PYTHON) is missing or older than 3.11; name another: make PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "aegis: error: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
 	@$(PYTHON) -m venv .venv
+	@touch $@
 
-.venv/core.stamp: .venv/bin/python $(PINS)
+.venv/core.stamp: .venv/venv.stamp $(PINS)
 	@echo "Installing the pinned packages into .venv (once, one to three minutes) ..."
 	@$(PIP) install -c requirements.lock setuptools
 	@$(INSTALL) -e .

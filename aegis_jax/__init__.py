@@ -17,9 +17,10 @@ _HOME = {
     "decode": "aegis_jax.diffusion.sample",
     "sample": "aegis_jax.diffusion.sample",
     "erase": "aegis_jax.run.erase",
+    "attack": "aegis_jax.attacks",
     "EraseConfig": "aegis_jax.erasure.config",
 }
-_SUBPACKAGES = {"diffusion", "erasure", "io", "models", "run", "world"}
+_SUBPACKAGES = {"attacks", "diffusion", "erasure", "evaluation", "io", "models", "parallel", "run", "world"}
 
 __all__ = ["__version__", *sorted(_HOME)]
 

@@ -84,6 +84,13 @@ class Tokenizer:
         """What fills a prompt up: EOS in SD 1.x, "!" (id 0) in SD 2.x."""
         return self._clip.pad_token_id
 
+    @functools.cached_property
+    def word_ids(self) -> np.ndarray:
+        """Ids of the whole words of two letters and more (and of word endings like them), int32, sorted."""
+        end = "</w>"
+        found = [i for word, i in self._clip.get_vocab().items() if word.endswith(end) and len(word) > len(end) + 1]
+        return np.sort(np.array(found, np.int32))
+
     def tokens(self, text: str) -> list[int]:
         """The ids of the text alone: no BOS, no EOS, no padding, not truncated."""
         return self._clip(text, add_special_tokens=False, verbose=False)["input_ids"]

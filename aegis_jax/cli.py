@@ -1,0 +1,172 @@
+"""The `aegis` command: parses, calls, prints. Heavy imports wait until a command needs them.
+
+Exit codes: 0 done; 2 something the user can mend, said in one line; 1 a check that failed
+(`aegis verify`); 128 + signal after SIGTERM or Ctrl-C, the run saved. Schedulers take a code other
+than 0 as "not finished", which is what an interrupted run is.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from aegis_jax import __version__
+from aegis_jax.errors import AegisError
+
+MODEL = "a diffusers folder, a hub id, or world"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"aegis: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    args, rest = _parser().parse_known_args(argv)
+    try:
+        args.overrides = _overrides(rest, allowed=args.command is _erase)
+        return args.command(args) or 0
+    except (AegisError, OSError) as error:
+        print(f"aegis: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        signum = getattr(error, "signum", 2)
+        print(f"aegis: stopped: {error or 'interrupted'}", file=sys.stderr)
+        return 128 + signum
+
+
+def _overrides(rest: list[str], *, allowed: bool) -> list[tuple[str, str]]:
+    """`--config.key=value` arguments as (key, value) pairs; anything else is an error."""
+    pairs = []
+    for argument in rest:
+        match = re.fullmatch(r"--config\.([^=]+)=(.*)", argument, re.DOTALL)
+        if not (match and allowed):
+            advice = "; write --config.key=value" if argument.startswith("--config.") else ""
+            raise AegisError(f"unknown argument {argument!r}{advice}")
+        pairs.append(match.groups())
+    return pairs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="aegis", description="Concept erasure for Stable Diffusion in JAX.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"aegis_jax {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name, function, help, **more):
+        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False, **more)
+        sub.set_defaults(command=function)
+        return sub
+
+    sub = command(
+        "erase", _erase, "Erase concepts from a model and export the result.",
+        epilog="Any setting can be changed with --config.key=value, e.g. --config.steps=500.",
+    )  # fmt: skip
+    sub.add_argument("--model", metavar="M", help=MODEL)
+    sub.add_argument("--concept", metavar="TEXT", action="append", help="what to erase; may be repeated")
+    sub.add_argument("--out", metavar="DIR", help="run folder (default: runs/CONCEPT, the next free)")
+    sub.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a config file, or the name of one of ours, e.g. sd14_nudity",
+    )
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    how.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+
+    sub = command("sample", _sample, "Generate images.")
+    sub.add_argument("--model", metavar="M", required=True, help=MODEL)
+    sub.add_argument("--prompt", metavar="TEXT", action="append", required=True, help="may be repeated")
+    sub.add_argument("--out", metavar="DIR", default="samples", help="folder of the PNGs (default: samples)")
+    sub.add_argument("--images", metavar="N", type=int, default=1, help="images per prompt")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--steps", type=int, default=25, help="DDIM steps")
+    sub.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance scale")
+    sub.add_argument("--negative-prompt", metavar="TEXT", default="")
+    sub.add_argument("--overwrite", action="store_true", help="replace images of the same name")
+
+    sub = command("verify", _verify, "Compare a diffusers folder here and in PyTorch diffusers.")
+    sub.add_argument("folder", metavar="DIR", help="a diffusers folder, or a run folder")
+    sub.add_argument("--prompt", metavar="TEXT", default="a photo")
+    sub.add_argument("--steps", type=int, default=25, help="DDIM steps of the compared image")
+
+    sub = command(
+        "attack", _attack, "Try to bring an erased concept back with learnt soft prompts.",
+        epilog="For the world the images are rendered and its judge says how often it worked.",
+    )  # fmt: skip
+    sub.add_argument("--model", metavar="M", required=True, help=MODEL)
+    sub.add_argument("--concept", metavar="TEXT", required=True, help="what was erased")
+    sub.add_argument("--images", metavar="DIR", help="pictures of the concept")
+    sub.add_argument("--out", metavar="DIR", help="where the images that come out are written")
+    sub.add_argument("--tokens", type=int, default=4, help="learnt tokens before the concept")
+    sub.add_argument("--restarts", type=int, default=5, help="attacks from different starts")
+    sub.add_argument("--steps", type=int, default=200)
+    sub.add_argument("--seed", type=int, default=0)
+
+    world = command("world", None, "The embedded world: train it, or look at it.")
+    actions = world.add_subparsers(title="actions", metavar="ACTION", required=True)
+    sub = actions.add_parser("train", help="train it from nothing", allow_abbrev=False)
+    sub.set_defaults(command=_world_train)
+    sub.add_argument("--out", metavar="DIR", required=True, help="stages, resume files and the result")
+    sub.add_argument("--seed", type=int, default=0)
+    sub = actions.add_parser("show", help="a picture of what it generates", allow_abbrev=False)
+    sub.set_defaults(command=_world_show)
+    sub.add_argument("--out", metavar="FILE.png", default="world.png")
+    return parser
+
+
+def _erase(args):
+    from aegis_jax.run import cache, console
+
+    cache.enable()
+    console.erase(
+        args.model, args.concept, config=args.config, overrides=args.overrides,
+        out=args.out, resume=args.resume, overwrite=args.overwrite,
+    )  # fmt: skip
+
+
+def _sample(args):
+    from aegis_jax.run import cache, console
+
+    cache.enable()
+    console.sample(
+        args.model, args.prompt, args.out, images=args.images, overwrite=args.overwrite,
+        seed=args.seed, steps=args.steps, guidance=args.guidance,
+        negative_prompt=args.negative_prompt,
+    )  # fmt: skip
+
+
+def _verify(args):
+    from aegis_jax.run import cache, verify
+
+    cache.enable()
+    report = verify.verify(args.folder, prompt=args.prompt, steps=args.steps)
+    print(report.text())
+    return 0 if report.agrees else 1
+
+
+def _attack(args):
+    from aegis_jax.run import cache, console
+
+    cache.enable()
+    console.attack(
+        args.model, args.concept, images=args.images, out=args.out,
+        tokens=args.tokens, restarts=args.restarts, steps=args.steps, seed=args.seed,
+    )  # fmt: skip
+
+
+def _world_train(args):
+    from aegis_jax import world
+    from aegis_jax.run import cache
+
+    cache.enable()
+    print(f"the world is in {world.train(args.out, seed=args.seed)}")
+
+
+def _world_show(args):
+    from aegis_jax import world
+    from aegis_jax.run import cache
+
+    cache.enable()
+    world.show(Path(args.out))
+    print(f"wrote {args.out}")

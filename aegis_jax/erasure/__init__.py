@@ -1,0 +1,1 @@
+"""The method (AEGIS) as pure functions: read step.py first."""

@@ -1,0 +1,22 @@
+"""ESD and the paper's ablations as settings of the same step (method.md section 7)."""
+
+import dataclasses
+
+from aegis_jax.erasure.config import EraseConfig
+
+# Each entry: what it changes in an AEGIS config.
+VARIANTS = {
+    "aegis": {},
+    "w/o AET": {"aet": {"enabled": False}},
+    "w/o adversarial prompt": {"prompt": {"enabled": False}},
+    "w/o PR": {"grp": {"retention": "none"}},
+    "w/o DGR": {"grp": {"retention": "constant"}},
+    "fixed omega": {"grp": {"omega_rule": "fixed", "omega": 1.0}},
+    "ESD": {"aet": {"enabled": False}, "prompt": {"enabled": False}, "grp": {"retention": "none"}},
+}
+
+
+def variant(config: EraseConfig, name: str) -> EraseConfig:
+    """`config` with the parts of AEGIS switched off that the variant `name` (a key of `VARIANTS`) goes without."""
+    changes = {part: dataclasses.replace(getattr(config, part), **fields) for part, fields in VARIANTS[name].items()}
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,116 @@
+"""Every setting of an erasure, with units and choices. The defaults are the paper's where the paper states them.
+
+The classes are plain frozen data, so that a config is hashable and can be a static argument of `jax.jit`.
+"""
+
+import dataclasses
+import math
+
+from aegis_jax.errors import AegisError
+
+TRAINABLE = ("full", "xattn", "noxattn", "kv")
+RETENTION = ("grp", "constant", "none")
+OMEGA_RULES = ("hypergradient", "linear", "fixed")
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class AETConfig:
+    """Adversarial erasure target (method.md 3.2)."""
+
+    enabled: bool = True  # False: the target is built on the plain concept, c' := c_e ("w/o AET")
+    tokens: int = 1  # m', learnable token embeddings
+    beta: float = 1e-3  # sign step, in units of a token embedding's coordinates
+    current_weight: float = 1.0  # of the first term of J; -1 is the repelling reading (diverges)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """Adversarial prompt (method.md 3.3)."""
+
+    enabled: bool = True  # False: c* := c_e ("w/o adversarial prompt")
+    tokens: int = 1  # k, learnable token embeddings before the concept
+    gamma: float = 1e-3  # sign step, in units of a token embedding's coordinates
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPConfig:
+    """Gradient regularisation projection: what keeps everything else (method.md 3.5, 3.6)."""
+
+    retention: str = "grp"  # grp | constant (no conflict test, "w/o DGR") | none (lambda := 0, "w/o PR")
+    weight: float = 0.0  # lambda of retention="constant"
+    omega: float = 0.0  # projection strength at the start, in [0, 1]; the constant value of omega_rule="fixed"
+    omega_rule: str = "hypergradient"  # hypergradient | linear (grows by mu a step, up to 1) | fixed
+    mu: float = 1e-2  # change of omega per step
+    after_adam: bool = False  # project Adam's update instead of the gradient that enters Adam
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsConfig:
+    """Where z_t comes from (method.md 3.1, 6)."""
+
+    steps: int = 50  # DDIM steps of a whole trajectory
+    guidance: float = 3.0  # classifier-free guidance of the trajectory
+    # 1: a new trajectory each step (faithful); R > 1: a buffer, redrawn every R of a concept's steps; 0: never redrawn
+    refresh_every: int = 1
+    trajectories: int = 8  # size of the buffer; unused when refresh_every is 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EraseConfig:
+    """One erasure run."""
+
+    steps: int = 1000
+    batch: int = 1  # latents per step
+    seed: int = 0
+    learning_rate: float = 1e-5  # of Adam
+    eta: float = 1.0  # negative guidance of the erasure target
+    trainable: str = "full"  # full | xattn | noxattn | kv
+    compute_dtype: str = "auto"  # auto (bfloat16 on accelerators, float32 on CPU) | float32 | bfloat16
+    aet: AETConfig = AETConfig()
+    prompt: PromptConfig = PromptConfig()
+    grp: GRPConfig = GRPConfig()
+    latents: LatentsConfig = LatentsConfig()
+
+
+def check(config: EraseConfig) -> None:
+    """Raises `AegisError` naming every setting that is out of its range."""
+    problems = []
+
+    def need(ok, key, value, want):
+        if not ok:
+            problems.append(f"{key}={value!r} (want {want})")
+
+    for key in ("steps", "batch"):
+        need(getattr(config, key) >= 1, key, getattr(config, key), "at least 1")
+    need(0 <= config.seed < 2**32, "seed", config.seed, "0 to 2**32 - 1")
+    need(config.learning_rate > 0, "learning_rate", config.learning_rate, "a positive number")
+    need(config.trainable in TRAINABLE, "trainable", config.trainable, " | ".join(TRAINABLE))
+    need(config.compute_dtype in COMPUTE_DTYPES, "compute_dtype", config.compute_dtype, " | ".join(COMPUTE_DTYPES))
+    need(config.aet.tokens >= 1, "aet.tokens", config.aet.tokens, "at least 1")
+    need(config.aet.beta >= 0, "aet.beta", config.aet.beta, "0 or more")
+    need(config.prompt.tokens >= 1, "prompt.tokens", config.prompt.tokens, "at least 1")
+    need(config.prompt.gamma >= 0, "prompt.gamma", config.prompt.gamma, "0 or more")
+    grp = config.grp
+    need(grp.retention in RETENTION, "grp.retention", grp.retention, " | ".join(RETENTION))
+    need(grp.omega_rule in OMEGA_RULES, "grp.omega_rule", grp.omega_rule, " | ".join(OMEGA_RULES))
+    need(0 <= grp.omega <= 1, "grp.omega", grp.omega, "0 to 1")
+    need(grp.mu >= 0, "grp.mu", grp.mu, "0 or more")
+    need(grp.weight >= 0, "grp.weight", grp.weight, "0 or more")
+    constant = grp.retention == "constant"
+    need(not constant or grp.weight > 0, "grp.weight", grp.weight, 'more than 0 with grp.retention="constant"')
+    latents = config.latents
+    for key, value in (
+        ("learning_rate", config.learning_rate),
+        ("eta", config.eta),
+        ("aet.beta", config.aet.beta),
+        ("aet.current_weight", config.aet.current_weight),
+        ("prompt.gamma", config.prompt.gamma),
+        ("latents.guidance", latents.guidance),
+    ):
+        need(math.isfinite(value), key, value, "a finite number")
+    need(1 <= latents.steps <= 1000, "latents.steps", latents.steps, "1 to 1000")
+    need(latents.refresh_every >= 0, "latents.refresh_every", latents.refresh_every, "0 or more")
+    need(latents.trajectories >= 1, "latents.trajectories", latents.trajectories, "at least 1")
+    if problems:
+        raise AegisError("config: " + "; ".join(problems))

@@ -1,0 +1,28 @@
+"""The adversarial prompt c* (method.md 3.3): a learnable prefix that brings the concept back in the current model."""
+
+import jax.numpy as jnp
+
+from aegis_jax.erasure.target import sign_step
+
+
+def update_prompt(frozen, theta, template, p, z_t, t, eps_original, *, gamma):
+    """One step of the adversarial prefix: (new p (k, d), A).
+
+    theta: the current UNet parameters; template: this concept's token embeddings, (1, L, d); eps_original: theta0's
+    prediction for the concept, (B, h, w, C).
+    """
+    # Two goals of which the second has no weight: the shape that the AET's program is compiled for.
+    return sign_step(
+        frozen.unet_graph,
+        theta,
+        frozen.text_graph,
+        frozen.text,
+        frozen.schedule,
+        template,
+        p,
+        z_t,
+        t,
+        jnp.stack([eps_original, eps_original]),
+        jnp.array([1.0, 0.0], jnp.float32),
+        jnp.float32(gamma),
+    )

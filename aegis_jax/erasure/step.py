@@ -1,0 +1,234 @@
+"""One training step of AEGIS (method.md section 3), as a pure function made of a few compiled programs.
+
+Read from the bottom: `erase_step` is the step that training runs, `explicit_step` the same step with every random
+draw given, for checks from outside, and `_core` what the two share. The programs take their weights as arguments, so
+frozen and current UNet share one compilation:
+
+  latents.fresh / buffered     z_t and t, by guided sampling with the current weights
+  _predict                     noise of theta0 for {c_e, c_0} stacked, of theta for c_e, of theta0 for c'
+  target.sign_step             gradient of a distance to soft tokens: AET with theta0, adversarial prompt with theta
+  _erase_update                gradient of L_e, GRP and Adam in one pass
+
+Randomness is `fold_in(key(seed), step)` and named splits of it; no key is stored.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from aegis_jax.erasure import groups, networks, prompt, rectify, target, trainable
+from aegis_jax.erasure import latents as latents_lib
+from aegis_jax.erasure.config import EraseConfig, GRPConfig
+from aegis_jax.erasure.setup import freeze
+from aegis_jax.erasure.state import Frozen, State
+from aegis_jax.models.layout import to_torch, torch_key
+from aegis_jax.models.model import flatten, unflatten
+
+_predict = jax.jit(networks.predict, static_argnums=0)
+_encode_soft = jax.jit(networks.encode_soft, static_argnums=0)
+_adam = optax.scale_by_adam()
+
+
+def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, trainable_set: str):
+    """L_e and its gradient with respect to the trainable tensors, stacked by group (method.md 3.4)."""
+    flat = flatten(theta)
+
+    def loss(tensors):
+        eps = networks.predict(frozen.unet_graph, unflatten(flat | tensors), frozen.schedule, z_t, t, c_star)
+        return networks.mean_square(eps - goal)
+
+    L_e, gradients = jax.value_and_grad(loss)(trainable.select(theta, trainable_set))
+    # Tensor by tensor, so that each may be freed early; without it XLA's CPU backend fuses the backward pass into
+    # what follows and compiles for minutes.
+    return L_e, groups.stack(jax.tree.map(jax.lax.optimization_barrier, gradients))
+
+
+@partial(jax.jit, static_argnames=("trainable_set", "grp"), donate_argnames=("drift", "opt_state", "previous"))
+def _erase_update(
+    frozen,
+    theta,
+    drift,
+    opt_state,
+    omega,
+    previous,
+    z_t,
+    t,
+    c_star,
+    goal,
+    learning_rate,
+    *,
+    trainable_set: str,
+    grp: GRPConfig,
+):
+    """Steps 4 to 7: gradient of L_e, GRP, omega, Adam. Returns the new (drift, opt_state, omega, previous), metrics."""
+    L_e, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, trainable_set)
+    next_omega = rectify.next_omega(omega, gradients, drift, previous, grp)
+    # What is projected: the gradient that enters Adam, or Adam's own direction.
+    raw = gradients
+    if grp.after_adam:
+        raw, opt_state = _adam.update(_as_float32(gradients), opt_state)
+    if previous is not None:
+        previous = rectify.projection(raw, drift)
+    direction, _, cosines = rectify.retain(raw, drift, omega, grp)
+    if not grp.after_adam:
+        direction, opt_state = _adam.update(direction, opt_state)
+    update = jax.tree.map(lambda u: -learning_rate * u, direction)
+    cosines = jnp.concatenate(list(cosines.values()))
+    metrics = {
+        "L_e": L_e,
+        "L_r": 0.5 * rectify.tree_dot(drift, drift),
+        "conflict_share": jnp.mean(cosines < 0),
+        "mean_cosine": jnp.mean(cosines),
+        "omega": omega,
+        "update_dot_gr": rectify.tree_dot(update, drift),
+    }
+    drift = jax.tree.map(jnp.add, drift, update)
+    metrics["drift_norm"] = jnp.sqrt(rectify.tree_dot(drift, drift))
+    if frozen.placement is not None:
+        drift, opt_state, previous = frozen.placement.tensors((drift, opt_state, previous))
+    return drift, opt_state, next_omega, previous, metrics
+
+
+def _as_float32(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def _core(frozen: Frozen, theta, concept, z_t, t, v, p, config: EraseConfig):
+    """Steps 2 and 3 and the constants of step 4: (v, p, c_star (1, L, D), erasure goal (B, h, w, C), metrics).
+
+    concept: index into K; v (m', d) and p (k, d) of that concept.
+    """
+    noise = partial(_predict, frozen.unet_graph)
+    c_e = frozen.concept_emb[concept]
+    batch = z_t.shape[0]
+    # The frozen predictions that share z_t and t go through the network together.
+    pair = jnp.repeat(jnp.concatenate([c_e, frozen.empty_emb]), batch, axis=0)
+    both = noise(frozen.unet, frozen.schedule, jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t]), pair)
+    eps_concept, eps_empty = jnp.split(both, 2)
+    metrics = {}
+    if config.aet.enabled:
+        eps_current = noise(theta, frozen.schedule, z_t, t, c_e)
+        v, metrics["L_aet"] = target.update_target(
+            frozen,
+            v,
+            z_t,
+            t,
+            eps_current,
+            eps_concept,
+            beta=config.aet.beta,
+            current_weight=config.aet.current_weight,
+        )
+        c_prime = _encode_soft(frozen.text_graph, frozen.text, frozen.target_template, v)
+        eps_target = noise(frozen.unet, frozen.schedule, z_t, t, c_prime)
+    else:
+        eps_target = eps_concept
+    c_star = c_e
+    if config.prompt.enabled:
+        template = frozen.prompt_template[concept]
+        p, metrics["L_adv"] = prompt.update_prompt(
+            frozen, theta, template, p, z_t, t, eps_concept, gamma=config.prompt.gamma
+        )
+        c_star = _encode_soft(frozen.text_graph, frozen.text, template, p)
+    goal = eps_empty - config.eta * (eps_target - eps_empty)
+    return v, p, c_star, goal, metrics
+
+
+def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State, dict]:
+    """One training step: (new state, metrics as float32 scalars). The old state's buffers are donated: do not reuse it.
+
+    With several concepts, step n trains concept n mod K.
+
+    Metrics: L_aet, L_adv (where enabled), L_e, L_r, conflict_share (of tensors), mean_cosine (of g_e and g_r),
+    omega, update_dot_gr (<update, g_r>), drift_norm (||theta - theta0||), s (denoising steps done), t (mean).
+    """
+    concepts = frozen.concept_emb.shape[0]
+    concept = state.step % concepts
+    theta = trainable.add_drift(frozen.unet, state.drift, config.trainable)
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    draw = {"key": key, "batch": config.batch, "config": config.latents}
+    if config.latents.refresh_every == 1:
+        z_t, t, s = latents_lib.fresh(frozen, theta, frozen.concept_emb[concept], **draw)
+        buffer = None
+    else:
+        visit = state.step // concepts
+        z_t, t, s, buffer = latents_lib.buffered(frozen, theta, state.latents, concept, visit, **draw)
+    v, p, c_star, goal, metrics = _core(frozen, theta, concept, z_t, t, state.v[concept], state.p[concept], config)
+    drift, opt_state, omega, previous, update_metrics = _erase_update(
+        frozen,
+        theta,
+        state.drift,
+        state.opt_state,
+        state.omega,
+        state.previous,
+        z_t,
+        t,
+        c_star,
+        goal,
+        jnp.float32(config.learning_rate),
+        trainable_set=config.trainable,
+        grp=config.grp,
+    )
+    metrics |= update_metrics | {"s": jnp.mean(s.astype(jnp.float32)), "t": jnp.mean(t.astype(jnp.float32))}
+    state = State(
+        step=state.step + 1,
+        drift=drift,
+        opt_state=opt_state,
+        v=state.v.at[concept].set(v),
+        p=state.p.at[concept].set(p),
+        omega=omega,
+        previous=previous,
+        latents=buffer,
+    )
+    return state, metrics
+
+
+def explicit_step(
+    original, current, concept: str, *, z_t, t, v, p, omega, eta, beta, gamma, current_weight: float = 1.0
+) -> dict:
+    """Steps 2 to 5 of method.md once, with no randomness, by the code that training runs.
+
+    Args:
+      original, current: pipelines that differ in the UNet's parameters only; computed in float32.
+      concept: the concept's text.
+      z_t: (B, h, w, C), t: (B,); v: (m', d) and p: (k, d), soft tokens shared over the batch.
+      omega, eta, beta, gamma, current_weight: method.md section 3.
+
+    Returns a dict: "v", "p" after their step; "L_aet", "L_adv" before it and "L_e" after it; and, keyed by diffusers
+    key, "grads" (g_e, the gradient of L_e), "rectified" (g), both in PyTorch's layout, "lambdas" and "cosines".
+    """
+    config = EraseConfig(
+        eta=eta,
+        aet=dataclasses.replace(EraseConfig.aet, tokens=len(v), beta=beta, current_weight=current_weight),
+        prompt=dataclasses.replace(EraseConfig.prompt, tokens=len(p), gamma=gamma),
+        compute_dtype="float32",
+    )
+    frozen = freeze(original, [concept], config)
+    theta = _as_float32(current.unet.params)
+    drift = groups.stack(flatten(jax.tree.map(jnp.subtract, theta, frozen.unet)))
+    z_t, v, p = (jnp.asarray(x, jnp.float32) for x in (z_t, v, p))
+    t = jnp.asarray(t, jnp.int32)
+    v, p, c_star, goal, metrics = _core(frozen, theta, 0, z_t, t, v, p, config)
+    L_e, gradients = _gradients(frozen, theta, z_t, t, c_star, goal, trainable_set="full")
+    g, lambdas, cosines = _retain(gradients, drift, jnp.float32(omega), grp=GRPConfig())
+    by_key = partial(_by_diffusers_key, like=flatten(theta))
+    return {
+        "v": v,
+        "p": p,
+        **metrics,
+        "L_e": L_e,
+        "grads": by_key(gradients),
+        "rectified": by_key(g),
+        "lambdas": by_key(lambdas),
+        "cosines": by_key(cosines),
+    }
+
+
+_gradients = jax.jit(_erasure_gradients, static_argnames="trainable_set")
+_retain = jax.jit(rectify.retain, static_argnames="grp")
+
+
+def _by_diffusers_key(stacked: dict, like: dict) -> dict:
+    return {torch_key(path): to_torch(path, x) for path, x in groups.unstack(stacked, like).items()}

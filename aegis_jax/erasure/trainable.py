@@ -1,0 +1,52 @@
+"""Which UNet tensors an erasure may change, and how the change (the drift) is put on top of the frozen weights."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from aegis_jax.erasure import groups
+from aegis_jax.models.model import flatten, unflatten
+
+# ESD's noxattn leaves out the cross-attention and the two ends of the network that see every prompt.
+_NOT_NOXATTN = ("time_embedding.", "conv_norm_out.", "conv_out.")
+
+
+def is_trainable(path: str, trainable: str) -> bool:
+    """Whether the tensor at a dotted UNet path belongs to the set.
+
+    full: every tensor (paper); xattn: cross-attention (attn2); kv: its keys and values; noxattn: everything but
+    attn2, the time embedding and the output layers (ESD's definition).
+    """
+    in_cross_attention = ".attn2." in path
+    return {
+        "full": True,
+        "xattn": in_cross_attention,
+        "kv": in_cross_attention and (".to_k." in path or ".to_v." in path),
+        "noxattn": not in_cross_attention and not path.startswith(_NOT_NOXATTN),
+    }[trainable]
+
+
+def select(params: dict, trainable: str) -> dict:
+    """The trainable tensors of nested parameters: {dotted path: leaf}."""
+    return {path: leaf for path, leaf in flatten(params).items() if is_trainable(path, trainable)}
+
+
+def zero_drift(params: dict, trainable: str) -> dict:
+    """The drift d = theta - theta0 at step 0: float32 zeros for the trainable tensors, stacked (groups.py)."""
+    return groups.stack({path: jnp.zeros(x.shape, jnp.float32) for path, x in select(params, trainable).items()})
+
+
+def add_drift(params: dict, drift: dict, trainable: str, dtype=None) -> dict:
+    """theta = theta0 + d, summed in float32, in `dtype` (default: each tensor's own).
+
+    Tensors outside the trainable set are the same arrays as in `params`.
+    """
+    return unflatten(flatten(params) | _moved(select(params, trainable), drift, dtype=dtype))
+
+
+# Compiled over the trainable tensors only: what passes through a compiled function comes out as a copy.
+@partial(jax.jit, static_argnames="dtype")
+def _moved(mine: dict, drift: dict, *, dtype) -> dict:
+    drift = groups.unstack(drift, like=mine)
+    return {path: (x.astype(jnp.float32) + drift[path]).astype(dtype or x.dtype) for path, x in mine.items()}

@@ -1,0 +1,65 @@
+"""One erasure over several devices: a (data, fsdp) mesh and a rule by size for where each array lies.
+
+The batch of latents is split over both axes; large tensors are split over `fsdp` along their largest divisible
+dimension, small ones are replicated. (1, 1) is one device, and the step is the same program in every case.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from aegis_jax.errors import AegisError
+
+_SMALL = 2**16  # elements; below this a tensor is replicated, its traffic is not worth a split
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a batch and a tensor lie. Hashable, so that it can be static in a compiled program."""
+
+    mesh: Mesh
+
+    def batch(self, x):
+        """Splits the leading axis of a batch over as many devices as divide it, inside a compiled function."""
+        spec = PartitionSpec()
+        for axes in (("data", "fsdp"), ("data",), ("fsdp",)):
+            if x.shape[0] % math.prod(self.mesh.shape[axis] for axis in axes) == 0:
+                spec = PartitionSpec(axes)
+                break
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+    def tensors(self, tree):
+        """Holds every tensor of a tree at its place, inside a compiled function."""
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.sharding(x.shape)), tree)
+
+    def place(self, tree):
+        """Moves a tree of arrays to its place on the mesh."""
+        return jax.tree.map(lambda x: jax.device_put(x, self.sharding(jnp.shape(x))), tree)
+
+    def sharding(self, shape) -> NamedSharding:
+        """The rule by size: the largest dimension that `fsdp` divides is split, if the tensor is not small."""
+        parts = self.mesh.shape["fsdp"]
+        divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
+        if parts == 1 or math.prod(shape) < _SMALL or not divisible:
+            return NamedSharding(self.mesh, PartitionSpec())
+        axis = max(divisible, key=lambda axis: (shape[axis], axis))  # of equal ones the last: outputs, not inputs
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+
+def make_placement(data: int = 1, fsdp: int = 1) -> Placement | None:
+    """A placement over data x fsdp devices; None for one device, where there is nothing to place.
+
+    Raises `AegisError` if there are not that many devices.
+    """
+    count = data * fsdp
+    devices = jax.devices()
+    if data < 1 or fsdp < 1 or count > len(devices):
+        raise AegisError(f"mesh of data={data} x fsdp={fsdp} needs {count} devices, but there are {len(devices)}")
+    if count == 1:
+        return None
+    grid = np.asarray(devices[:count]).reshape(data, fsdp)
+    return Placement(Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto)))

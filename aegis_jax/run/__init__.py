@@ -1,0 +1,1 @@
+"""The loop around the step: configuration, progress, checkpoints, resuming, the run folder."""

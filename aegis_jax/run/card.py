@@ -1,0 +1,80 @@
+"""The model card of an erased pipeline: what was erased, from what, how, and what to expect."""
+
+import dataclasses
+from pathlib import Path
+
+from aegis_jax import __version__
+from aegis_jax.run.config import flat
+
+_TEXT = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags:
+- stable-diffusion
+- concept-erasure
+- aegis_jax
+---
+
+# {title}
+
+The Stable Diffusion pipeline `{model}` with {concepts} erased from its UNet. Text encoder, VAE,
+tokenizer and scheduler are those of the original, byte for byte.
+
+## How
+
+Method: AEGIS (adversarial erasure with gradient-informed synergy, ICLR 2026, arXiv 2602.06771) as
+implemented by aegis_jax {version}; {steps} steps of {batch} latent(s), Adam at {learning_rate:g},
+trainable tensors: {trainable}. {method}The concept was given by name alone; no other data was used.
+
+| setting | value |
+| --- | --- |
+{table}
+
+## How it was measured
+
+{measured}
+
+## Limits
+
+Erasure lowers the chance that the concept appears; it does not prove that no prompt can bring it
+back. Whoever holds the original weights can undo it.
+"""
+
+
+def text(run, metrics: list[dict], measured: str | None = None) -> str:
+    """README.md of the exported folder. measured: a table, if anything was measured."""
+    erase = run.erase
+    # A hub id is worth stating whole; where a folder lay on somebody's disk is not.
+    model = Path(run.model).name if Path(run.model).is_absolute() else run.model or "a pipeline"
+    settings = flat(dataclasses.asdict(erase))
+    quoted = " and ".join(f'"{concept}"' for concept in run.concepts)
+    switched_off = [
+        name
+        for name, is_off in (
+            ("adversarial erasure target", not erase.aet.enabled),
+            ("adversarial prompt", not erase.prompt.enabled),
+            ("gradient rectification", erase.grp.retention != "grp"),
+        )
+        if is_off
+    ]
+    return _TEXT.format(
+        title=f"{Path(model).name} without {quoted}",
+        model=model,
+        concepts=quoted,
+        version=__version__,
+        steps=erase.steps,
+        batch=erase.batch,
+        learning_rate=erase.learning_rate,
+        trainable=erase.trainable,
+        method=f"Switched off: {', '.join(switched_off)}. " if switched_off else "",
+        table="\n".join(f"| {key} | {value} |" for key, value in settings.items()),
+        measured=f"```\n{measured}\n```" if measured else _unmeasured(metrics),
+    )
+
+
+def _unmeasured(metrics: list[dict]) -> str:
+    last = metrics[-1]
+    return (
+        "Not measured beyond training. At the last step the erasure loss was "
+        f"{last['L_e']:.3e} and the UNet's distance from the original {last['drift_norm']:.3e}."
+    )

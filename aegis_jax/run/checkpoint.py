@@ -1,0 +1,160 @@
+"""Checkpoints of the training state, by Orbax, and the check that they belong to this run.
+
+A state is stored as one flat {name: array}, the name being the leaf's path in the state. So what is
+on disk has no structure that a restore could guess wrongly, and names and shapes can be compared
+before anything is read. Frozen weights are never stored.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aegis_jax.errors import AegisError
+
+FORMAT = 1
+
+
+class Checkpoints:
+    """The newest `keep` states under `folder`, each marked with `identity` (plain JSON values).
+
+    Saving returns as soon as the arrays are safe from later steps and goes on in the background; a
+    checkpoint becomes visible whole or not at all.
+    """
+
+    def __init__(self, folder: Path, identity: dict, keep: int):
+        # Orbax logs every save, and an error once in each thread that sees it before raising it.
+        self._log = logging.getLogger("absl")
+        self._log_level = self._log.level
+        self._log.setLevel(logging.CRITICAL)
+        import orbax.checkpoint.experimental.v1 as ocp
+
+        self.folder = Path(folder)
+        self.identity = json.loads(json.dumps(identity))  # as it comes back from disk
+        training = ocp.training
+        self._orbax = training.Checkpointer(
+            self.folder,
+            # This loop decides when to save.
+            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        try:
+            self._orbax.close()
+        finally:
+            self._log.setLevel(self._log_level)
+
+    @property
+    def latest(self) -> int | None:
+        """Steps done in the newest checkpoint."""
+        found = self._orbax.latest
+        return None if found is None else found.step
+
+    def save(self, step: int, state) -> None:
+        """Saves the state after `step` steps; one that is there already stays."""
+        if step == self.latest:
+            return
+        # Orbax refuses empty arrays, and there is nothing in them to keep.
+        arrays = {name: leaf for name, leaf in _named(state).items() if leaf.size}
+        self._orbax.save_async(step, arrays, custom_metadata={"format": FORMAT, "identity": self.identity})
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk; raises what went wrong on the way."""
+        self._orbax.wait()
+
+    def restore(self, like):
+        """The newest state, in the structure, types and placement of the state `like`.
+
+        Raises `AegisError` if the checkpoint is of another run or its arrays are not those of
+        `like`.
+        """
+        step = self.latest
+        where = self.folder / str(step)
+        try:
+            found = self._orbax.metadata(step)
+            stored = {name: (m.shape, m.dtype) for name, m in found.metadata.items()}
+            marks = found.custom_metadata
+        except Exception as error:  # Orbax and tensorstore raise many kinds for damaged files
+            raise _unreadable(where, error) from error
+        self._check_identity(where, marks or {})
+        named = _named(like)
+        _check_arrays(where, {k: v for k, v in named.items() if v.size}, stored)
+        abstract = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for name, leaf in named.items()
+            if leaf.size
+        }
+        try:
+            arrays = self._orbax.load(step, abstract)
+        except Exception as error:
+            raise _unreadable(where, error) from error
+        leaves = [arrays.get(name, leaf) for name, leaf in named.items()]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _check_identity(self, where, marks):
+        if marks.get("format") != FORMAT:
+            raise AegisError(f"{where} is not a checkpoint of this version of aegis_jax")
+        refuse_other(where, marks["identity"], self.identity)
+
+
+def refuse_other(where, saved: dict, now: dict) -> None:
+    """Raises `AegisError` if two runs differ in any setting that the result depends on."""
+    different = [
+        f"{key} was {_short(saved.get(key))}, is {_short(now.get(key))}"
+        for key in [*now, *sorted(saved.keys() - now.keys())]
+        if saved.get(key) != now.get(key)
+    ]
+    if different:
+        raise AegisError(
+            f"{where} cannot be resumed, its settings are others ({'; '.join(different)}): "
+            "resume with the same settings or choose another folder"
+        )
+
+
+def _short(value) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else f"{shown[:12]}..."
+
+
+def all_finite(state) -> bool:
+    """Whether every floating-point array of the state is free of NaN and infinity."""
+    leaves = [x for x in jax.tree.leaves(state) if jnp.isdtype(x.dtype, "real floating")]
+    return bool(_all_finite(leaves))
+
+
+@jax.jit
+def _all_finite(leaves):
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
+
+
+def _named(state) -> dict[str, jax.Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): jnp.asarray(x) for p, x in leaves}
+
+
+def _check_arrays(where, wanted, stored):
+    problems = [f"{name} is missing" for name in wanted.keys() - stored.keys()]
+    problems += [f"{name} is unknown" for name in stored.keys() - wanted.keys()]
+    for name in wanted.keys() & stored.keys():
+        shape, dtype = stored[name]
+        if tuple(shape) != wanted[name].shape or np.dtype(dtype) != wanted[name].dtype:
+            problems.append(f"{name} is {dtype}{list(shape)}, wanted {wanted[name].dtype}{list(wanted[name].shape)}")
+    if problems:
+        shown = "; ".join(sorted(problems)[:5])
+        raise AegisError(f"{where} does not fit this run, {len(problems)} arrays: {shown}")
+
+
+def _unreadable(where, error) -> AegisError:
+    reason = " ".join(str(error).split())[:200]
+    return AegisError(
+        f"{where} cannot be read ({type(error).__name__}: {reason}): "
+        "delete that folder to resume from the checkpoint before it"
+    )

@@ -1,0 +1,237 @@
+"""What a run is: model, concepts, the method's settings, and how it is kept.
+
+Three layers, later ones win: the defaults of the dataclasses, a config file, `key=value` overrides.
+A config file is Python with `get_config()` returning an `ml_collections.ConfigDict` of the keys
+that differ from the defaults. Keys are the fields of `RunConfig` (but `erase`, whose own fields
+stand beside them) and of the groups in it: `steps`, `grp.omega`, `checkpoint.every`.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from aegis_jax.erasure import config as erase_config
+from aegis_jax.erasure.config import EraseConfig
+from aegis_jax.errors import AegisError
+
+WORLD_CONFIG = "world_star"  # its settings serve every concept of the world
+_WANTED = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    tuple[str, ...]: "a list of texts",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 100  # steps from one checkpoint to the next
+    keep: int = 2  # newest checkpoints kept
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    data: int = 1  # devices that share a batch
+    fsdp: int = 1  # devices that share every large tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureConfig:
+    images: int = 3  # per prompt, before and after; 0: no picture
+    steps: int = 25  # DDIM steps
+    guidance: float = 7.5  # classifier-free guidance scale
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    model: str = ""  # diffusers folder, hub id or "world"
+    concepts: tuple[str, ...] = ()  # what to erase, as text
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    picture: PictureConfig = PictureConfig()
+    mesh: MeshConfig = MeshConfig()
+    erase: EraseConfig = EraseConfig()
+
+    @property
+    def is_world(self) -> bool:
+        return self.model == "world"
+
+    def validate(self) -> None:
+        """Raises `AegisError` for values out of range, the method's own included."""
+        for key, value, least in (
+            ("mesh.data", self.mesh.data, 1),
+            ("mesh.fsdp", self.mesh.fsdp, 1),
+            ("checkpoint.every", self.checkpoint.every, 1),
+            ("checkpoint.keep", self.checkpoint.keep, 1),
+            ("picture.images", self.picture.images, 0),
+            ("picture.steps", self.picture.steps, 1),
+        ):
+            if value < least:
+                raise AegisError(f"config key {key!r}: got {value}, wanted {least} or more")
+        erase_config.check(self.erase)
+
+
+def load(source=None, overrides: Iterable[tuple[str, str]] = ()) -> RunConfig:
+    """The configuration from a file and overrides, checked.
+
+    source: None (the defaults), a path, or the name of a config that comes with aegis_jax, such as
+    "world_star". overrides: (dotted key, text) pairs from the command line.
+    """
+    entries = flat(_read_file(source)) if source is not None else {}
+    where = f"{source}: " if source is not None else ""
+    return merge(RunConfig(), entries, overrides, where)
+
+
+def merge(
+    config: RunConfig,
+    entries: Mapping[str, typing.Any],
+    overrides: Iterable[tuple[str, str]] = (),
+    where: str = "",
+) -> RunConfig:
+    """`config` with typed entries {dotted key: value} and textual overrides set, and checked."""
+    types, problems, values = keys(), [], {}
+    for key, value in entries.items():
+        _set(values, problems, types, key, value, where)
+    for key, text in overrides:
+        value = _parse(types[key], text) if key in types else text
+        _set(values, problems, types, key, value, "")
+    if problems:
+        raise AegisError("; ".join(problems))
+    config = _replace(config, values)
+    config.validate()
+    return config
+
+
+def keys() -> dict[str, typing.Any]:
+    """Every config key with its type: {"steps": int, "grp.omega": float, ...}."""
+
+    def walk(cls, prefix):
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            kind = hints[field.name]
+            if cls is RunConfig and field.name == "erase":
+                yield from walk(kind, "")
+            elif dataclasses.is_dataclass(kind):
+                yield from walk(kind, f"{prefix}{field.name}.")
+            else:
+                yield f"{prefix}{field.name}", kind
+
+    return dict(walk(RunConfig, ""))
+
+
+def values(config: RunConfig) -> dict[str, typing.Any]:
+    """{dotted key: value}, what `merge` takes; tuples are given as lists, as JSON has them."""
+    tree = dataclasses.asdict(config)
+    tree |= tree.pop("erase")
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flat(tree).items()}
+
+
+def find(source) -> Path:
+    """The file of a config: a path, or the name of one that comes with aegis_jax."""
+    path = Path(source)
+    if path.suffix == ".py" and path.is_file():
+        return path
+    # In a checkout configs/ lies beside the package, in an installation inside it.
+    package = Path(__file__).parent.parent
+    folders = [package.parent / "configs", package / "configs"]
+    if path.name == str(source):
+        for folder in folders:
+            named = folder / f"{path.name.removesuffix('.py')}.py"
+            if named.is_file() and named.stem != "__init__":
+                return named
+    ours = sorted({f.stem for d in folders for f in d.glob("*.py")} - {"__init__"})
+    raise AegisError(f"config {str(source)!r} not found: give a .py file or one of {', '.join(ours)}")
+
+
+def _read_file(source) -> dict:
+    path = find(source)
+    spec = importlib.util.spec_from_file_location("aegis_config", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # whatever the user's Python raises
+        raise AegisError(f"{path}: {type(error).__name__}: {error}") from error
+    if not hasattr(config, "to_dict"):
+        raise AegisError(f"{path}: get_config() gave {type(config).__name__}, wanted ConfigDict")
+    return config.to_dict()
+
+
+def flat(tree: Mapping, prefix: str = "") -> dict:
+    """{"grp": {"omega": 1}} -> {"grp.omega": 1}."""
+    entries = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            entries |= flat(value, f"{prefix}{key}.")
+        else:
+            entries[f"{prefix}{key}"] = value
+    return entries
+
+
+def _set(values, problems, types, key, value, where):
+    if key not in types:
+        problems.append(f"{where}{_unknown(key, types)}")
+        return
+    try:
+        values[key] = _checked(types[key], value)
+    except TypeError:
+        problems.append(
+            f"{where}config key {key!r}: got {value!r} ({type(value).__name__}), wanted {_WANTED[types[key]]}"
+        )
+
+
+def _unknown(key: str, types) -> str:
+    group = sorted(k for k in types if k.startswith(f"{key}."))
+    if group:
+        return f"config key {key!r} is a group: set {', '.join(group)}"
+    close = difflib.get_close_matches(key, types, n=1, cutoff=0.5)
+    # A right name in the wrong group is far in letters and near in meaning.
+    last = key.rpartition(".")[2]
+    close = [k for k in types if k.rpartition(".")[2] == last] or close
+    advice = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(types)}"
+    return f"unknown config key {key!r}; {advice}"
+
+
+def _checked(kind, value):
+    """`value` as `kind`, or TypeError; an int passes as float, a list as tuple."""
+    if kind == tuple[str, ...] and isinstance(value, (tuple, list)):
+        return tuple(_checked(str, item) for item in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind:
+        return value
+    raise TypeError
+
+
+def _parse(kind, text: str):
+    """Text from the command line as `kind`; what cannot be read so stays text, to be refused."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind == tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(","))
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _replace(config, values: dict):
+    """A dataclass tree with dotted keys replaced; keys of `erase` come without that prefix."""
+    changes, groups = {}, {}
+    own = {field.name for field in dataclasses.fields(config)}
+    for key, value in values.items():
+        name, _, rest = key.partition(".")
+        if name not in own:
+            groups.setdefault("erase", {})[key] = value
+        elif rest:
+            groups.setdefault(name, {})[rest] = value
+        else:
+            changes[name] = value
+    for name, inner in groups.items():
+        changes[name] = _replace(getattr(config, name), inner)
+    return dataclasses.replace(config, **changes)

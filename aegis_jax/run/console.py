@@ -1,0 +1,143 @@
+"""What `aegis erase`, `sample` and `attack` do between parsing and printing."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from aegis_jax.attacks import attack as attack_concept
+from aegis_jax.diffusion.sample import sample as sample_images
+from aegis_jax.errors import AegisError
+from aegis_jax.io.pipeline import load_pipeline
+from aegis_jax.run import loop
+from aegis_jax.run.erase import erase as erase_concepts
+from aegis_jax.run.progress import Progress
+
+
+def erase(model, concepts, *, config, overrides, out, resume, overwrite) -> None:
+    """`aegis erase`: a run with progress, then the table and where everything is."""
+    if out is None and (resume or overwrite):
+        raise AegisError("--resume and --overwrite need --out: the run folder")
+    out = Path(out) if out is not None else free_folder(concepts or [config or "run"])
+    progress = Progress()
+    try:
+        result = erase_concepts(
+            model, concepts, config=config, overrides=overrides,
+            out=out, resume=resume, overwrite=overwrite, progress=progress,
+            measure=_world_table,
+        )  # fmt: skip
+    except loop.Interrupted as stopped:
+        progress.say(f"saved; go on with: aegis erase --resume --out {out}")
+        raise stopped
+    finally:
+        progress.end()
+    if result.measured:
+        print(result.measured)
+    print(f"run      {result.folder}")
+    if (result.folder / "before_after.png").exists():
+        print(f"picture  {result.folder / 'before_after.png'}")
+    print(f"model    {result.folder / 'pipeline'}")
+
+
+def _world_table(run, before, after) -> str | None:
+    """The judge's rates before and after, where there is a judge: for values of the world."""
+    if not run.is_world:
+        return None
+    from aegis_jax.evaluation import world as evaluation
+
+    return "\n".join(
+        evaluation.world_table(before, after, concept)
+        if evaluation.find(concept)
+        else f"{concept!r} is not one value of the world: its judge cannot measure it"
+        for concept in run.concepts
+    )
+
+
+def free_folder(names) -> Path:
+    """runs/NAME, or runs/NAME-2 and so on where that exists."""
+    first = Path("runs") / (_slug(" ".join(Path(name).stem for name in names)) or "run")
+    folder, count = first, 1
+    while folder.exists():
+        count += 1
+        folder = first.with_name(f"{first.name}-{count}")
+    return folder
+
+
+def sample(model, prompts, out, *, images, overwrite, **settings) -> None:
+    """`aegis sample`: PNGs named by number and prompt."""
+    if images < 1:
+        raise AegisError(f"--images {images}: wanted 1 or more")
+    wanted = [prompt for prompt in prompts for _ in range(images)]
+    out = Path(out)
+    files = [out / f"{k:03d}-{_slug(prompt) or 'empty'}.png" for k, prompt in enumerate(wanted)]
+    taken = [file for file in files if file.exists()]
+    if taken and not overwrite:
+        raise AegisError(f"{taken[0]} exists: choose another --out or allow --overwrite")
+    pipeline = load_pipeline(model)
+    progress = Progress()
+    progress.say(f"sampling {len(wanted)} images ...")
+    pictures = sample_images(pipeline, wanted, **settings)
+    out.mkdir(parents=True, exist_ok=True)
+    for file, picture in zip(files, pictures, strict=True):
+        Image.fromarray(picture).save(file)
+    print(f"wrote {len(files)} images to {out}")
+
+
+def attack(model, concept, *, images, out, **settings) -> None:
+    """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes."""
+    from aegis_jax.evaluation import world as evaluation
+
+    pipeline = load_pipeline(model)
+    progress = Progress()
+
+    def show(done, steps, loss):
+        progress.update(done, loss)
+
+    if images is None:
+        value = evaluation.find(concept)
+        if not value or pipeline.unet.config != load_pipeline("world").unet.config:
+            raise AegisError("no --images given: an attack needs pictures of the concept")
+        progress.start(0, settings["steps"])
+        rates = evaluation.attacked(pipeline, value, progress=show, **settings)
+        each = ", ".join(f"{rate:.0%}" for rate in rates["attacked_each"])
+        print(f"the judge sees {value.value.name!r} in {rates['attacked']:.1%} of the images under")
+        print(f"soft prompts, {rates['attacked_best']:.1%} under the best restart (each: {each})")
+        return
+    out = Path(out or "attack")
+    if out.exists():
+        raise AegisError(f"{out} exists: choose another --out")
+    pictures = _pictures(Path(images), pipeline)
+    progress.start(0, settings["steps"])
+    found = attack_concept(pipeline, concept, images=pictures, progress=show, **settings)
+    out.mkdir(parents=True)
+    for restart, emb in enumerate(found.text_emb):
+        shown = evaluation.sample_from_embedding(pipeline, np.stack([emb] * 4), seed=restart)
+        for k, picture in enumerate(shown):
+            Image.fromarray(picture).save(out / f"restart-{restart}-{k}.png")
+        first, last = found.losses[0, restart], found.losses[-1, restart]
+        print(f"restart {restart}: denoising loss {first:.4f} -> {last:.4f}")
+    print(f"wrote {4 * len(found.text_emb)} images to {out}")
+
+
+def _pictures(folder: Path, pipeline) -> np.ndarray:
+    """The PNG and JPEG files of a folder as uint8 (m, H, W, 3), cut and scaled to the model's size."""
+    files = sorted(f for f in folder.glob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if not files:
+        raise AegisError(f"{folder} holds no .png or .jpg pictures")
+    latent = pipeline.unet.config.get("sample_size") or 64
+    height, width = (latent, latent) if isinstance(latent, int) else latent
+    shrink = 2 ** (len(pipeline.vae.config.get("block_out_channels", [0] * 4)) - 1)
+    size = (width * shrink, height * shrink)
+    pictures = []
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                pictures.append(np.asarray(ImageOps.fit(picture.convert("RGB"), size)))
+        except (OSError, Image.DecompressionBombError) as error:
+            raise AegisError(f"{file} cannot be read as a picture: {error}") from error
+    return np.stack(pictures)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")

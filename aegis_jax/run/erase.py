@@ -1,0 +1,241 @@
+"""`aegis_jax.erase`: from a pipeline to an erased, exported pipeline; resumable at any step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from aegis_jax.erasure.config import EraseConfig
+from aegis_jax.erasure.setup import merged_params, setup
+from aegis_jax.erasure.step import erase_step
+from aegis_jax.errors import AegisError
+from aegis_jax.io.export import save_pipeline
+from aegis_jax.io.pipeline import Pipeline, load_pipeline
+from aegis_jax.parallel.mesh import make_placement
+from aegis_jax.run import card, loop, manifest, picture
+from aegis_jax.run import config as run_config
+from aegis_jax.run.checkpoint import Checkpoints, refuse_other
+from aegis_jax.run.config import RunConfig
+from aegis_jax.run.folder import MetricsFile, RunFolder, disk_errors, write_json, write_text
+from aegis_jax.run.progress import Progress, Silent
+from aegis_jax.world import WEIGHTS
+
+BASE = "base model"  # the key of its fingerprint where runs are compared
+
+
+@dataclasses.dataclass(frozen=True)
+class EraseResult:
+    """What an erasure gives.
+
+    Attributes:
+      pipeline: the erased pipeline. With a run folder it is the exported one, read back: exactly
+        what others will load.
+      metrics: one dict per step; "step" counts from 1.
+      folder: the run folder, or None.
+      run: the settings.
+      original: the pipeline before.
+      measured: what `measure` said, or None.
+    """
+
+    pipeline: Pipeline
+    metrics: list[dict]
+    folder: Path | None
+    run: RunConfig
+    original: Pipeline
+    measured: str | None = None
+
+
+def erase(
+    pipeline=None,
+    concepts=None,
+    *,
+    config=None,
+    overrides=(),
+    out=None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    measure: Callable[[RunConfig, Pipeline, Pipeline], str | None] | None = None,
+) -> EraseResult:
+    """Erases concepts, given by name, from a pipeline's UNet.
+
+    pipeline: a `Pipeline`, or what `load_pipeline` takes. concepts: a text or a list of texts.
+    config: an `EraseConfig`, a `RunConfig`, a config file or the name of one of ours, or a dict of
+    config keys; by default the paper's settings, and for the world those of its own config.
+    overrides: (key, text) pairs on top, as on the command line. out: the run folder; without it
+    nothing is written. resume: go on with the run in `out` from its newest checkpoint; what is not
+    given is taken from that folder. overwrite: replace the run in `out`. progress: for example
+    `run.progress.Progress()`; silent without. measure(run, original, erased): text for the model
+    card and the result, computed after the export.
+
+    Same seed, settings and kind of device: same result, bit for bit, interrupted or not. Raises
+    `AegisError` for bad input before anything is written, `loop.NonFiniteError` if a loss or the
+    state stops being finite, and `loop.Interrupted` after SIGTERM or SIGINT, the state saved.
+    """
+    progress = progress or Silent()
+    if out is None and (resume or overwrite):
+        raise AegisError("resume and overwrite need out: the run folder")
+    folder = RunFolder(out) if out is not None else None
+    saved = folder.reopen() if resume else None
+    run = settings(pipeline, concepts, config, overrides, saved)
+    if folder and not resume:
+        folder.check_free(overwrite)
+    if not isinstance(pipeline, Pipeline):
+        pipeline = load_pipeline(run.model)
+    if folder is None:
+        result = _in_memory(run, pipeline, progress)
+        measured = measure(run, pipeline, result.pipeline) if measure else None
+        return dataclasses.replace(result, measured=measured)
+    folder.check_apart(pipeline)
+    with disk_errors(folder.path):
+        return _in_folder(run, pipeline, folder, resume, progress, measure)
+
+
+def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None = None) -> RunConfig:
+    """The settings that the arguments of `erase` ask for; saved: those of the run to go on with."""
+    given = {}
+    if isinstance(pipeline, Pipeline):
+        given["model"] = _place(pipeline.source.folder.path) if pipeline.source else ""
+    elif pipeline is not None:
+        given["model"] = _place(pipeline)
+    if concepts is not None:
+        given["concepts"] = [concepts] if isinstance(concepts, str) else list(concepts)
+    if config is None:
+        is_world = given.get("model") == "world"
+        run = saved or run_config.load(run_config.WORLD_CONFIG if is_world else None)
+    elif isinstance(config, RunConfig):
+        run = config
+    elif isinstance(config, EraseConfig):
+        run = dataclasses.replace(saved or RunConfig(), erase=config)
+    elif isinstance(config, dict):
+        run = run_config.merge(RunConfig(), run_config.flat(config))
+    else:
+        run = run_config.load(config)
+    run = run_config.merge(run, given, overrides)
+    if not (run.model or isinstance(pipeline, Pipeline)):
+        raise AegisError("no model given: name a diffusers folder, a hub id or world")
+    if not run.concepts:
+        raise AegisError("no concept given: name at least one, such as star")
+    if saved:
+        refuse_other("this run", _computed(saved), _computed(run))
+    return run
+
+
+def _place(source) -> str:
+    """A model as the settings name it: "world", an absolute folder, or the hub id."""
+    path = Path(source).expanduser()
+    if str(source) == "world" or path.resolve() == WEIGHTS.resolve():
+        return "world"
+    return str(path.resolve()) if path.is_dir() else str(source)
+
+
+def _computed(run: RunConfig) -> dict:
+    """The settings that the result depends on, for telling one run from another."""
+    kept = run_config.values(dataclasses.replace(RunConfig(), erase=run.erase))
+    own = run_config.values(run)
+    names = {field.name for field in dataclasses.fields(RunConfig)} - {"erase"}
+    kept = {key: own[key] for key in kept if key.partition(".")[0] not in names}
+    return {"concepts": list(run.concepts), **kept}
+
+
+def _start(run, pipeline):
+    """(state at step 0, step function)."""
+    placement = make_placement(run.mesh.data, run.mesh.fsdp)
+    state, frozen = setup(pipeline, list(run.concepts), run.erase, placement)
+    return state, functools.partial(erase_step, frozen=frozen, config=run.erase)
+
+
+def _in_memory(run, pipeline, progress) -> EraseResult:
+    state, step_fn = _start(run, pipeline)
+    metrics = []
+
+    def record(step, values, seconds):
+        metrics.append({"step": step, **values})
+        progress.update(step, values["L_e"])
+
+    progress.start(0, run.erase.steps)
+    state = loop.train(step_fn, state, done=0, steps=run.erase.steps, record=record)
+    return EraseResult(_erased(run, pipeline, state), metrics, None, run, pipeline)
+
+
+def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
+    base = manifest.fingerprint(pipeline)
+    story = folder.read_manifest() if resume else {}
+    if story:
+        refuse_other(folder.path, {BASE: story["model"]["fingerprint"]}, {BASE: base})
+    if story.get("status") == "finished":
+        progress.say(f"{folder.path} is finished already")
+        erased = load_pipeline(folder.pipeline)
+        return EraseResult(erased, folder.read_metrics(), folder.path, run, pipeline)
+    state, step_fn = _start(run, pipeline)
+    if not resume:
+        _check_space(run, state, folder)
+        folder.create(run)
+    if story:
+        story["resumed"] += [manifest.now()]
+    else:
+        story = manifest.describe(run, pipeline, base)
+    state = _train(run, state, step_fn, folder, base, story, progress)
+    progress.say(f"writing {folder.pipeline}")
+    metrics = folder.read_metrics()
+    save_pipeline(_erased(run, pipeline, state), folder.pipeline, overwrite=True, card=card.text(run, metrics))
+    del state
+    erased = load_pipeline(folder.pipeline)
+    if run.picture.images:
+        progress.say(f"sampling {folder.picture}")
+        picture.before_after(pipeline, erased, folder.picture, run)
+    measured = None
+    if measure:
+        progress.say("measuring before and after")
+        measured = measure(run, pipeline, erased)
+        write_text(folder.pipeline / "README.md", card.text(run, metrics, measured))
+    story |= {"status": "finished", "finished": manifest.now()}
+    story["result"] = manifest.folder_hashes(folder.pipeline)
+    write_json(folder.manifest, story)
+    return EraseResult(erased, metrics, folder.path, run, pipeline, measured)
+
+
+def _check_space(run, state, folder):
+    """Before anything is written: room for as many checkpoints as will lie there at once."""
+    count = min(run.checkpoint.keep + 1, -(-run.erase.steps // run.checkpoint.every))
+    folder.check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)) * count, count)
+
+
+def _train(run, state, step_fn, folder, base, story, progress):
+    """The loop with its checkpoints and metrics; returns the last state."""
+    identity = {BASE: base, **_computed(run)}
+    with Checkpoints(folder.checkpoints, identity, run.checkpoint.keep) as checkpoints:
+        done = checkpoints.latest or 0
+        if done:
+            state = checkpoints.restore(state)
+            progress.say(f"going on after step {done}")
+        write_json(folder.manifest, story)
+        with MetricsFile(folder.metrics, done) as metrics:
+
+            def record(step, values, seconds):
+                metrics.write(step, values, seconds)
+                progress.update(step, values["L_e"])
+
+            def save(step, state):
+                metrics.sync()
+                checkpoints.save(step, state)
+
+            progress.start(done, run.erase.steps)
+            try:
+                return loop.train(
+                    step_fn, state, done=done, steps=run.erase.steps,
+                    record=record, save=save, every=run.checkpoint.every,
+                )  # fmt: skip
+            except (loop.Interrupted, loop.NonFiniteError) as stopped:
+                checkpoints.wait()
+                progress.say(f"the newest checkpoint is of step {checkpoints.latest or 0}")
+                story["status"] = f"stopped: {stopped}"
+                write_json(folder.manifest, story)
+                raise
+
+
+def _erased(run, pipeline, state) -> Pipeline:
+    params = merged_params(pipeline, state.drift, run.erase.trainable)
+    return dataclasses.replace(pipeline, unet=dataclasses.replace(pipeline.unet, params=params))

@@ -1,0 +1,139 @@
+"""before_after.png: the same prompts and the same noise, before and after the erasure."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from aegis_jax.diffusion.sample import sample
+from aegis_jax.world import captions
+from aegis_jax.world import concepts as world
+
+TILE = 128  # pixels, a side of one image
+LABEL = 190  # pixels, the column of prompts
+GAP = 6
+RED, GREEN, INK = (176, 32, 32), (24, 110, 60), (30, 30, 30)
+_VARIETY = {
+    "shape": (4, 5),
+    "colour": (0, 2),
+    "texture": (0, 1),
+}  # (first, stride) over the columns
+# Everyday prompts for models of which we know nothing but the concept.
+NEUTRAL = ("a photo of a dog in a park", "a red car on a street", "mountains at sunset")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the picture: what it is about, one prompt per column, and what should happen."""
+
+    label: str
+    prompts: tuple[str, ...]
+    is_erased: bool
+
+
+def rows(concepts: tuple[str, ...], images: int, *, is_world: bool) -> list[Row]:
+    """What the picture shows: every erased concept, then concepts that should be kept."""
+    if is_world:
+        parts = [_world_rows(concept, images) for concept in concepts]
+        erased = [row for part in parts for row in part if row.is_erased]
+        kept = [row for part in parts for row in part if not row.is_erased]
+        return erased + list({row.label: row for row in kept if row.label not in concepts}.values())
+    return [
+        *(Row(concept, (concept,) * images, True) for concept in concepts),
+        *(Row(prompt, (prompt,) * images, False) for prompt in NEUTRAL),
+    ]
+
+
+def _world_rows(concept: str, images: int) -> list[Row]:
+    """The concept, one of its held-out words, and two other values of its attribute."""
+    words = concept.split()
+    known = {word: world.find(word) for word in words if _is_known(word)}
+    if not known:
+        return [Row(concept, (concept,) * images, True)]
+    attribute, index = known[word := list(known)[-1]]
+    values = world.ATTRIBUTES[attribute]
+    others = [values[(index + step) % len(values)].name for step in (1, 2)]
+    synonym = concept.replace(word, values[index].held_out[0])
+    return [
+        Row(concept, _world_prompts(concept, images), True),
+        Row(synonym, _world_prompts(synonym, images), True),
+        *(Row(other, _world_prompts(other, images), False) for other in others),
+    ]
+
+
+def _world_prompts(phrase: str, images: int) -> tuple[str, ...]:
+    """Captions of things as in `phrase`, each with values of its own for what is left open."""
+    said = {world.find(word)[0]: word for word in phrase.split() if _is_known(word)}
+
+    def choose(attribute, k):
+        values = world.ATTRIBUTES[attribute]
+        start, stride = _VARIETY[attribute]
+        return said.get(attribute) or values[(start + stride * k) % len(values)].name
+
+    return tuple(captions.fill("{a thing}", *(choose(a, k) for a in world.ATTRIBUTES)) for k in range(images))
+
+
+def _is_known(word: str) -> bool:
+    try:
+        world.find(word)
+    except KeyError:
+        return False
+    return True
+
+
+def before_after(before, after, path: Path, run) -> None:
+    """Samples both pipelines for the same prompts from the same noise and writes the grid."""
+    settings = run.picture
+    shown = rows(run.concepts, settings.images, is_world=run.is_world)
+    prompts = [prompt for row in shown for prompt in row.prompts]
+    how = {"seed": run.erase.seed, "steps": settings.steps, "guidance": settings.guidance}
+    images = [sample(pipeline, prompts, **how) for pipeline in (before, after)]
+    grid(shown, *images).save(path)
+
+
+def grid(shown: list[Row], before: np.ndarray, after: np.ndarray) -> Image.Image:
+    """The picture of rows x (before | after); images uint8 (n, H, W, 3) in the rows' order."""
+    columns = len(shown[0].prompts)
+    block = columns * (TILE + GAP)
+    size = (LABEL + 2 * block + 4 * GAP, 3 * GAP + 18 + len(shown) * (TILE + GAP))
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    big, small = ImageFont.load_default(16), ImageFont.load_default(13)
+    lefts = (LABEL, LABEL + block + 3 * GAP)
+    for left, title in zip(lefts, ("before", "after"), strict=True):
+        draw.text((left, GAP), title, INK, big)
+    for r, row in enumerate(shown):
+        top = 2 * GAP + 18 + r * (TILE + GAP)
+        state, colour = ("erased", RED) if row.is_erased else ("kept", GREEN)
+        draw.text((GAP, top + TILE // 2 - 26), _wrap(row.label, small), INK, small)
+        draw.text((GAP, top + TILE // 2 + 10), state, colour, small)
+        for left, images in zip(lefts, (before, after), strict=True):
+            for c in range(columns):
+                tile = _tile(images[r * columns + c])
+                picture.paste(tile, (left + c * (TILE + GAP), top))
+    return picture
+
+
+def _tile(image: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(image)
+    picture.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)  # only ever shrinks
+    scale = TILE // max(picture.size)
+    if scale > 1:  # whole pixels, so that small images stay what they are
+        width, height = picture.size
+        picture = picture.resize((width * scale, height * scale), Image.Resampling.NEAREST)
+    tile = Image.new("RGB", (TILE, TILE), "white")
+    tile.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2))
+    return tile
+
+
+def _wrap(text: str, font) -> str:
+    """`text` in at most two lines that fit the column of labels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= LABEL - 2 * GAP or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines[:2]) + (" ..." if len(lines) > 2 else "")

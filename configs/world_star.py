@@ -1,0 +1,24 @@
+"""Erase the shape "star" from the embedded world: the demonstration, and the default for the world.
+
+Command   aegis erase --model world --concept star        (or: make erase)
+Hardware  2 CPU cores
+Expected  see README.md, Results
+
+Not the paper's setting: a small UNet with 8x8 latents takes a higher rate, a batch of 4 and latents from a buffer of
+8 trajectories, redrawn with the current weights every 50 steps (the paper draws a trajectory for every step).
+"""
+
+import ml_collections
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.model = "world"
+    config.concepts = ("star",)
+    config.steps = 250
+    config.batch = 4
+    config.learning_rate = 1e-4
+    config.grp = {"omega_rule": "fixed", "omega": 1.0}
+    config.latents = {"refresh_every": 50}
+    config.picture = {"guidance": 3.0}
+    return config

@@ -1,0 +1,210 @@
+"""The `aegis` command: bad input is one line and exit code 2; good input does the work."""
+
+import json
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import aegis_jax
+from aegis_jax.cli import main
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def refused(capsys, *argv):
+    """The one line that a refused command prints."""
+    try:
+        code = main([str(a) for a in argv])
+    except SystemExit as stop:  # argparse's own errors
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert err.startswith("aegis: error: ") and err.count("\n") == 1 and err.endswith("\n")
+    return err
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        ([], ["required"]),
+        (["eraze"], ["eraze", "erase"]),
+        (["erase", "--modle", "world"], ["--modle"]),
+        (["erase", "--config.steps", "5"], ["--config.key=value"]),
+        (["sample", "--model", "world", "--prompt", "a", "--config.steps=5"], ["--config.steps=5"]),
+        (["sample", "--model", "world", "--prompt", "a", "--images", "0"], ["--images 0"]),
+        (["sample", "--model", "world"], ["--prompt"]),
+        (["erase"], ["no model"]),
+        (["erase", "--concept", "star"], ["no model"]),
+        (["erase", "--resume"], ["--out"]),
+        (["erase", "--overwrite", "--resume", "--out", "x"], ["not allowed with"]),
+        (["erase", "--model", "world", "--concept", "star", "--config", "nope"], ["nope", "sd14"]),
+        (["erase", "--model", "world", "--config.stpes=5"], ["'stpes'", "'steps'"]),
+        (["erase", "--model", "world", "--config.steps=many"], ["steps", "'many'", "whole number"]),
+        (["erase", "--model", "nowhere", "--concept", "star"], ["nowhere", "does not exist"]),
+        (["erase", "--resume", "--out", "nowhere"], ["nothing to resume", "nowhere"]),
+        (["verify"], ["DIR"]),
+        (["world"], ["required"]),
+    ],
+)
+def test_bad_arguments(capsys, tmp_path, monkeypatch, argv, parts):
+    monkeypatch.chdir(tmp_path)
+    message = refused(capsys, *argv)
+    for part in parts:
+        assert part in message
+    assert not list(tmp_path.iterdir())
+
+
+def drop_unet(model):
+    shutil.rmtree(model / "unet")
+
+
+def pickle_weights(model):
+    (model / UNET).rename(model / "unet" / "diffusion_pytorch_model.bin")
+
+
+def other_architecture(model):
+    index = json.loads((model / "model_index.json").read_text())
+    index["_class_name"] = "FluxPipeline"
+    (model / "model_index.json").write_text(json.dumps(index))
+
+
+def truncate(model):
+    content = (model / UNET).read_bytes()
+    (model / UNET).write_bytes(content[: len(content) // 2])
+
+
+def absurd_header(model):
+    content = (model / UNET).read_bytes()
+    (model / UNET).write_bytes(struct.pack("<Q", 2**62) + content[8:])
+
+
+def wrong_width(model):
+    config = json.loads((model / "unet" / "config.json").read_text())
+    config["cross_attention_dim"] = 24
+    (model / "unet" / "config.json").write_text(json.dumps(config))
+
+
+def empty(model):
+    shutil.rmtree(model)
+    model.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (empty, ["model_index.json"]),
+        (drop_unet, ["unet"]),
+        (pickle_weights, ["pickle", "safe_serialization"]),
+        (other_architecture, ["FluxPipeline"]),
+        (truncate, ["diffusion_pytorch_model.safetensors"]),
+        (absurd_header, ["diffusion_pytorch_model.safetensors"]),
+        (wrong_width, ["attn2"]),
+    ],
+)
+def test_bad_models(capsys, folder, tmp_path, damage, parts):
+    model = shutil.copytree(folder, tmp_path / "model")
+    damage(model)
+    message = refused(capsys, "erase", "--model", model, "--concept", "star", "--out", tmp_path / "run")
+    for part in parts:
+        assert part in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("concept", "parts"), [("  ", ["empty"]), ("star " * 40, ["tokens"]), ("", ["empty"])])
+def test_bad_concepts(capsys, folder, tmp_path, concept, parts):
+    message = refused(capsys, "erase", "--model", folder, "--concept", concept, "--out", tmp_path / "run")
+    for part in parts:
+        assert part in message
+    assert not (tmp_path / "run").exists()
+
+
+KEYS = ("--config.steps=3", "--config.trainable=kv", "--config.picture.images=0")
+
+
+def test_erase_and_what_it_refuses_afterwards(capsys, cheap_step, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    erase = ("erase", "--model", str(folder), "--concept", "star", *KEYS)
+    assert main(list(erase)) == 0
+    out, err = capsys.readouterr()
+    assert str(tmp_path / "runs" / "star" / "pipeline") in out
+    assert "step 3/3" in err and "steps/s" in err and "left" in err
+    assert aegis_jax.load_pipeline(tmp_path / "runs" / "star" / "pipeline")
+    assert main(list(erase)) == 0  # the next free folder
+    assert (tmp_path / "runs" / "star-2" / "pipeline").is_dir()
+    capsys.readouterr()
+    assert "exists" in refused(capsys, *erase, "--out", "runs/star")
+    other = refused(capsys, *erase, "--out", "runs/star", "--resume", "--config.seed=1")
+    assert "seed was 0, is 1" in other
+    heart = refused(capsys, "erase", "--concept", "heart", "--out", "runs/star", "--resume")
+    assert "concepts was ['star'], is ['heart']" in heart
+    assert main(["erase", "--resume", "--out", "runs/star"]) == 0
+
+
+def test_a_folder_that_cannot_be_written(capsys, cheap_step, folder, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    message = refused(
+        capsys, "erase", "--model", folder, "--concept", "star", *KEYS,
+        "--out", tmp_path / "file" / "run",
+    )  # fmt: skip
+    assert "file" in message and (tmp_path / "file").read_text() == "mine"
+
+
+def test_sample(capsys, folder, tmp_path):
+    argv = [
+        "sample", "--model", str(folder), "--prompt", "a red star", "--prompt", "", "--images", "2",
+        "--steps", "2", "--seed", "5", "--out", str(tmp_path / "s"),
+    ]  # fmt: skip
+    assert main(argv) == 0
+    names = ["000-a-red-star.png", "001-a-red-star.png", "002-empty.png", "003-empty.png"]
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == names
+    pipeline = aegis_jax.load_pipeline(folder)
+    prompts = ["a red star", "a red star", "", ""]
+    images = aegis_jax.sample(pipeline, prompts, seed=5, steps=2)
+    for name, image in zip(names, images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "s" / name)), image)
+    capsys.readouterr()
+    assert "exists" in refused(capsys, *argv)
+    assert main([*argv, "--overwrite"]) == 0
+
+
+def test_verify_without_torch_says_how_to_get_it(capsys, folder, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert "pip install 'aegis_jax[torch]'" in refused(capsys, "verify", folder)
+
+
+def test_attack_needs_pictures(capsys, folder, tmp_path):
+    attack = ("attack", "--model", folder, "--concept", "dog", "--out", tmp_path / "out")
+    assert "no --images" in refused(capsys, *attack)
+    (tmp_path / "empty").mkdir()
+    assert "no .png" in refused(capsys, *attack, "--images", tmp_path / "empty")
+    (tmp_path / "empty" / "a.png").write_text("no picture")
+    assert "a.png" in refused(capsys, *attack, "--images", tmp_path / "empty")
+    argv = (*attack, "--images", picture_of(tmp_path), "--tokens", "99")
+    assert main([str(a) for a in argv]) == 2
+    assert "99 soft tokens exceed" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def picture_of(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir(exist_ok=True)
+    for k in range(3):
+        Image.new("RGB", (40 + k, 30), (90 * k, 9, 9)).save(folder / f"{k}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_attack(capsys, folder, tmp_path):
+    argv = [
+        "attack", "--model", folder, "--concept", "dog", "--images", picture_of(tmp_path),
+        "--out", tmp_path / "out", "--steps", "10", "--restarts", "2", "--tokens", "2",
+    ]  # fmt: skip
+    assert main([str(a) for a in argv]) == 0
+    assert "restart 1: denoising loss" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").glob("restart-*-*.png"))) == 8
+    assert "exists" in refused(capsys, *argv)

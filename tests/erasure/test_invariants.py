@@ -1,0 +1,137 @@
+"""What section 4 of the method's page promises of a run, held against a short real one with two concepts."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import aegis_jax
+from aegis_jax.erasure.config import AETConfig, EraseConfig, LatentsConfig, PromptConfig
+from aegis_jax.erasure.setup import merged_params, setup
+from aegis_jax.erasure.step import erase_step
+from aegis_jax.errors import AegisError
+
+BETA, GAMMA = 2e-3, 5e-3
+CONFIG = EraseConfig(
+    steps=4,
+    learning_rate=1e-3,
+    trainable="kv",
+    aet=AETConfig(beta=BETA),
+    prompt=PromptConfig(gamma=GAMMA),
+    latents=LatentsConfig(steps=4),
+)
+CONCEPTS = ["star", "red heart"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    states: list  # before the first step and after every step, on the host
+    metrics: list
+    frozen_before: list
+    frozen_after: list
+
+
+def short_run(pipeline) -> Run:
+    state, frozen = setup(pipeline, CONCEPTS, CONFIG)
+    before = jax.device_get(jax.tree.leaves(frozen))
+    states, metrics = [jax.device_get(state)], []
+    for _ in range(CONFIG.steps):
+        state, measured = erase_step(state, frozen, CONFIG)
+        states.append(jax.device_get(state))
+        metrics.append(jax.device_get(measured))
+    return Run(states, metrics, before, jax.device_get(jax.tree.leaves(frozen)))
+
+
+@pytest.fixture(scope="module")
+def run(pipeline):
+    return short_run(pipeline)
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def test_first_step_has_nothing_to_retain(run):
+    """At step 0 theta is theta0: L_r and every lambda are 0, so Adam receives g_e itself."""
+    assert not any(leaf.any() for leaf in jax.tree.leaves(run.states[0].drift))
+    first = run.metrics[0]
+    assert first["L_r"] == 0 and first["conflict_share"] == 0 and first["mean_cosine"] == 0
+    assert first["update_dot_gr"] == 0
+    assert all(np.isfinite(value) for value in first.values())
+
+
+def test_drift_is_measured(run):
+    """L_r is half the squared drift before the step, drift_norm its root after it."""
+    for before, after, metrics in zip(run.states, run.states[1:], run.metrics, strict=False):
+        squared = [
+            sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(state.drift))
+            for state in (before, after)
+        ]
+        np.testing.assert_allclose(metrics["L_r"], squared[0] / 2, 1e-5)
+        np.testing.assert_allclose(metrics["drift_norm"], np.sqrt(squared[1]), 1e-5)
+        moved = jax.tree.map(lambda a, b: np.sum((a - b) * b), after.drift, before.drift)
+        np.testing.assert_allclose(metrics["update_dot_gr"], sum(jax.tree.leaves(moved)), 1e-3, 1e-6 * squared[1])
+    assert run.metrics[-1]["drift_norm"] > 0
+
+
+def test_frozen_side_is_untouched(run, pipeline, folder):
+    assert bits(run.frozen_before) == bits(run.frozen_after)
+    reloaded = aegis_jax.load_pipeline(folder)
+    for part in ("unet", "vae", "text_encoder"):
+        assert bits(getattr(pipeline, part).params) == bits(getattr(reloaded, part).params)
+
+
+@pytest.mark.parametrize(("name", "size"), [("v", BETA), ("p", GAMMA)])
+def test_sign_steps_and_turns(run, name, size):
+    """Step n moves concept n mod 2 only, every coordinate of it by 0 or exactly the step size."""
+    for n, (before, after) in enumerate(zip(run.states, run.states[1:], strict=False)):
+        before, after = getattr(before, name), getattr(after, name)
+        idle, due = (n + 1) % 2, n % 2
+        assert before[idle].tobytes() == after[idle].tobytes()
+        rounded = [(before[due] + step).astype(np.float32) for step in np.float32([0, size, -size])]
+        assert np.logical_or.reduce([after[due] == choice for choice in rounded]).all()
+        assert (after[due] != before[due]).mean() > 0.5
+
+
+def test_same_seed_same_bits(run, pipeline):
+    again = short_run(pipeline)
+    assert bits(run.states) == bits(again.states)
+    assert bits(run.metrics) == bits(again.metrics)
+
+
+def test_another_seed_starts_elsewhere(run, pipeline):
+    other, _ = setup(pipeline, CONCEPTS, dataclasses.replace(CONFIG, seed=1))
+    assert not np.array_equal(other.v, run.states[0].v)
+    assert not np.array_equal(other.p, run.states[0].p)
+
+
+def test_soft_tokens_start_as_words(run, pipeline):
+    words = pipeline.text_encoder.params["text_model"]["embeddings"]["token_embedding"]
+    rows = {row.tobytes() for row in np.asarray(words["embedding"])}
+    start = run.states[0]
+    assert all(token.tobytes() in rows for soft in (start.v, start.p) for token in soft[:, 0])
+
+
+def test_only_the_trainable_set_changes_in_the_export(run, pipeline, folder, tmp_path):
+    """In the exported folder every other tensor is the source's, bit for bit."""
+    params = merged_params(pipeline, run.states[-1].drift, CONFIG.trainable)
+    erased = dataclasses.replace(pipeline, unet=dataclasses.replace(pipeline.unet, params=params))
+    aegis_jax.save_pipeline(erased, tmp_path / "out")
+    changed = 0
+    for path in sorted(folder.glob("*/*.safetensors")):
+        source, ours = load_file(path), load_file(tmp_path / "out" / path.relative_to(folder))
+        assert set(source) == set(ours)
+        for key in source:
+            assert ours[key].dtype == source[key].dtype
+            trained = path.parent.name == "unet" and (".attn2.to_k." in key or ".attn2.to_v." in key)
+            assert (source[key].tobytes() != ours[key].tobytes()) == trained, key
+            changed += trained
+    assert changed == 4  # keys and values of the two cross-attentions
+
+
+@pytest.mark.parametrize(("concepts", "said"), [([], "no concept"), ("", "empty"), (["star", " "], "empty")])
+def test_refuses_concepts_without_words(pipeline, concepts, said):
+    with pytest.raises(AegisError, match=said):
+        setup(pipeline, concepts, CONFIG)

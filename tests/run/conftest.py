@@ -1,0 +1,31 @@
+"""Fixtures for the tests of the run."""
+
+import os
+
+import pytest
+
+from tests.run import untrained
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """A folder for compiled programs, shared with the processes that tests start; not the user's."""
+    from aegis_jax.run import cache
+
+    os.environ["AEGIS_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
+    cache.enable()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A small untrained pipeline as a diffusers folder; to be read only."""
+    return untrained.write(tmp_path_factory.mktemp("untrained") / "pipeline")
+
+
+@pytest.fixture
+def cheap_step(monkeypatch):
+    """Puts the stand-in for the training step into `aegis_jax.run.erase`."""
+    from aegis_jax.run import erase
+
+    monkeypatch.setattr(erase, "setup", untrained.setup)
+    monkeypatch.setattr(erase, "erase_step", untrained.erase_step)

@@ -1,0 +1,139 @@
+"""run/checkpoint.py: what comes back is what was saved, or a refusal that says why."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from aegis_jax.erasure.state import State
+from aegis_jax.errors import AegisError
+from aegis_jax.run.checkpoint import Checkpoints, all_finite
+
+IDENTITY = {"concepts": ["star"], "steps": 10, "base model": "c0ffee"}
+
+
+def make_state(seed=0, width=5):
+    """A state with everything that is awkward: integer-like names, None, an empty array."""
+    keys = iter(jax.random.split(jax.random.key(seed), 9))
+    names = ["down_blocks.0.attentions.1.to_out.0.kernel", "conv_out.bias"]
+    drift = {name: jax.random.normal(next(keys), (3, width)) for name in names}
+    moments = optax.scale_by_adam().init(drift)
+    moments = moments._replace(count=jnp.int32(seed), mu=jax.tree.map(lambda x: x / 3, drift))
+    return State(
+        step=jnp.int32(seed),
+        drift=drift,
+        opt_state=moments,
+        v=jax.random.normal(next(keys), (1, 1, 4)),
+        p=jnp.zeros((1, 0, 4)),
+        omega=jnp.float32(0.1),
+        previous={"drift": drift, "strength": {name: jnp.float32(0.3) for name in names}},
+        latents=None,
+    )
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def open_in(folder, identity=None, keep=2):
+    return Checkpoints(folder, identity or IDENTITY, keep)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    with open_in(tmp_path / "checkpoints") as checkpoints:
+        for step in (4, 8, 12):
+            checkpoints.save(step, make_state(step))
+    return tmp_path / "checkpoints"
+
+
+def test_round_trip_and_retention(saved):
+    assert sorted(p.name for p in saved.iterdir()) == ["12", "8"]
+    with open_in(saved) as checkpoints:
+        assert checkpoints.latest == 12
+        assert_same(checkpoints.restore(make_state(1)), make_state(12))
+
+
+def test_a_later_donation_does_not_reach_the_checkpoint(tmp_path):
+    """Saving goes on in the background while the next step reuses the state's buffers."""
+    state = {"drift": jnp.arange(2_000_000, dtype=jnp.float32)}
+    wipe = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf * 0, x), donate_argnums=0)
+    with open_in(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, state)
+        wiped = jax.block_until_ready(wipe(state))
+        checkpoints.wait()
+        found = checkpoints.restore(wiped)
+    np.testing.assert_array_equal(found["drift"], np.arange(2_000_000, dtype=np.float32))
+
+
+def test_nothing_there(tmp_path):
+    with open_in(tmp_path / "c") as checkpoints:
+        assert checkpoints.latest is None
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"concepts": ["heart"]}, ["concepts was ['star'], is ['heart']"]),
+        ({"base model": "decade"}, ["base model was 'c0ffee', is 'decade'"]),
+        ({"steps": 11, "batch": 2}, ["steps was 10, is 11", "batch was None, is 2"]),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(saved, change, parts):
+    with open_in(saved, IDENTITY | change) as checkpoints:
+        with pytest.raises(AegisError) as error:
+            checkpoints.restore(make_state())
+    for part in ["12", "cannot be resumed", *parts]:
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_of_another_shape_are_refused(saved):
+    with open_in(saved) as checkpoints:
+        with pytest.raises(AegisError, match=r"drift/conv_out.bias is float32\[3, 5\], wanted"):
+            checkpoints.restore(make_state(width=6))
+
+
+def test_missing_and_unknown_arrays_are_refused(saved):
+    like = dataclasses.replace(make_state(), latents=jnp.ones(3), previous=None)
+    with open_in(saved) as checkpoints:
+        with pytest.raises(AegisError) as error:
+            checkpoints.restore(like)
+    assert "latents is missing" in str(error.value)
+    assert "previous/drift/conv_out.bias is unknown" in str(error.value)
+
+
+def test_a_damaged_checkpoint_says_what_to_do(saved):
+    data = saved / "12" / "state"
+    for path in [*data.glob("d/*"), *data.glob("ocdbt.process_0/d/*")]:
+        path.write_bytes(b"")
+    with open_in(saved) as checkpoints:
+        with pytest.raises(AegisError, match="12 cannot be read.*delete that folder"):
+            checkpoints.restore(make_state())
+    shutil.rmtree(saved / "12")  # the advice, followed
+    with open_in(saved) as checkpoints:
+        assert_same(checkpoints.restore(make_state()), make_state(8))
+
+
+def test_what_a_killed_save_left_is_no_checkpoint(saved):
+    (saved / "16.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    with open_in(saved) as checkpoints:
+        assert checkpoints.latest == 12
+        checkpoints.save(16, make_state(16))
+    with open_in(saved) as checkpoints:
+        assert checkpoints.latest == 16
+        assert_same(checkpoints.restore(make_state()), make_state(16))
+
+
+def test_all_finite():
+    good = {"a": jnp.ones(3), "n": jnp.int32(1), "b": jnp.zeros((0, 2))}
+    assert all_finite(good)
+    assert not all_finite(good | {"a": jnp.array([1.0, jnp.nan])})
+    assert not all_finite(good | {"a": jnp.array([1.0, -jnp.inf])})

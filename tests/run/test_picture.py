@@ -1,0 +1,80 @@
+"""run/picture.py: which prompts are shown, and that the grid shows them where it says."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import aegis_jax
+from aegis_jax.run import picture
+from aegis_jax.run.config import PictureConfig, RunConfig
+from aegis_jax.world import concepts as world
+
+
+def words(row):
+    return {word for prompt in row.prompts for word in prompt.split()}
+
+
+@pytest.mark.parametrize("concept", ["star", "red", "striped", "pentagram"])
+def test_rows_of_a_world_concept(concept):
+    rows = picture.rows((concept,), 3, is_world=True)
+    attribute, index = world.find(concept)
+    value = world.ATTRIBUTES[attribute][index]
+    erased = [row for row in rows if row.is_erased]
+    kept = [row for row in rows if not row.is_erased]
+    assert concept in words(erased[0])
+    assert words(erased[1]) & set(value.held_out) and not words(erased[1]) & set(value.seen)
+    assert len(kept) == 2
+    for row in kept:
+        assert not words(row) & set(value.words)
+        assert world.find(row.label)[0] == attribute
+    for row in rows:
+        assert len(set(row.prompts)) == 3  # the columns differ in what the concept leaves open
+        for prompt in row.prompts:
+            said = [world.find(w)[0] for w in prompt.split() if picture._is_known(w)]
+            assert sorted(said) == ["colour", "shape", "texture"]
+
+
+def test_a_phrase_keeps_its_other_words():
+    rows = picture.rows(("red heart",), 2, is_world=True)
+    assert all({"red", "heart"} <= set(prompt.split()) for prompt in rows[0].prompts)
+    assert rows[1].label == "red cardioid"
+
+
+def test_what_is_erased_is_not_shown_as_kept():
+    rows = picture.rows(("star", "heart"), 2, is_world=True)
+    assert "heart" not in {row.label for row in rows if not row.is_erased}
+    assert len({row.label for row in rows}) == len(rows)
+
+
+def test_rows_of_an_unknown_model():
+    rows = picture.rows(("Van Gogh",), 2, is_world=False)
+    assert rows[0] == picture.Row("Van Gogh", ("Van Gogh",) * 2, True)
+    assert len(rows) > 2 and not any(row.is_erased for row in rows[1:])
+
+
+@pytest.mark.parametrize("size", [8, 32, 300])
+def test_grid(size):
+    """Each tile has its own grey level: every image is where its row, side and column say."""
+    rows = [picture.Row("a", ("x", "y"), True), picture.Row("b" * 99, ("z", "w"), False)]
+    levels = {side: 20 * np.arange(1, 5) + 90 * side for side in (0, 1)}
+    images = [np.ones((4, size, size, 3), np.uint8) * levels[s][:, None, None, None] for s in (0, 1)]
+    grid = np.asarray(picture.grid(rows, *(i.astype(np.uint8) for i in images)))
+    step = picture.TILE + picture.GAP
+    for side in (0, 1):
+        left = picture.LABEL + side * (2 * step + 3 * picture.GAP)
+        for k in range(4):
+            y = 2 * picture.GAP + 18 + (k // 2) * step + picture.TILE // 2
+            x = left + (k % 2) * step + picture.TILE // 2
+            assert (grid[y, x] == levels[side][k]).all()
+
+
+def test_both_sides_start_from_the_same_noise(folder, tmp_path):
+    pipeline = aegis_jax.load_pipeline(folder)
+    run = RunConfig(concepts=("star",), picture=PictureConfig(images=1, steps=1))
+    picture.before_after(pipeline, pipeline, tmp_path / "p.png", run)
+    grid = np.asarray(Image.open(tmp_path / "p.png"))
+    shift = picture.TILE + 4 * picture.GAP
+    body = grid[18 + 2 * picture.GAP :]
+    before = body[:, picture.LABEL : picture.LABEL + picture.TILE]
+    after = body[:, picture.LABEL + shift : picture.LABEL + shift + picture.TILE]
+    np.testing.assert_array_equal(before, after)

@@ -1,0 +1,51 @@
+"""The run around the real step: killed, resumed, and the same to the last bit."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import aegis_jax
+
+# The buffer of trajectories, soft tokens and Adam's moments all have to survive.
+KEYS = {
+    "steps": 60, "checkpoint.every": 4, "picture.images": 0, "latents.steps": 5, "trainable": "kv",
+    "latents.refresh_every": 2, "latents.trajectories": 2, "learning_rate": 1e-3,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_as_uninterrupted(folder, tmp_path):
+    overrides = [(key, str(value)) for key, value in KEYS.items()]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    aegis_jax.erase(folder, "star", overrides=overrides, out=whole)
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "aegis_jax", "erase", "--model", str(folder), "--concept", "star",
+            "--out", str(out), *(f"--config.{key}={value}" for key, value in overrides),
+        ],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    target = np.random.default_rng().integers(5, 50)
+    lines = out / "metrics.jsonl"
+    while not (lines.exists() and lines.read_text().count("\n") >= target):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    aegis_jax.erase(out=out, resume=True)
+    for path in sorted((whole / "pipeline").rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (out / path.relative_to(whole)).read_bytes(), path
+    assert metrics(out) == metrics(whole) and len(metrics(out)) == 60
+    moved = metrics(out)[-1]["drift_norm"]
+    assert moved > 0
+
+
+def metrics(path):
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "steps_per_s"} for line in lines]

@@ -1,0 +1,25 @@
+"""run/verify.py: agreement is found, and so is disagreement."""
+
+import pytest
+
+from aegis_jax.cli import main
+from aegis_jax.run import verify
+
+pytest.importorskip("diffusers")
+pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("v_prediction", [False, True])
+def test_agrees(tiny, capsys, v_prediction):
+    folder = tiny(v_prediction=v_prediction)
+    assert main(["verify", str(folder), "--steps", "3", "--prompt", "a red star"]) == 0
+    out = capsys.readouterr().out
+    assert "UNet output, t = 999" in out and "image, 3 steps" in out
+    assert f"agree on {folder}" in out and "DISAGREE" not in out
+
+
+def test_a_model_that_differs_is_noticed(tiny, capsys, monkeypatch):
+    load, other = verify._load_torch, tiny(seed=1)
+    monkeypatch.setattr(verify, "_load_torch", lambda folder: load(other))
+    assert main(["verify", str(tiny()), "--steps", "2"]) == 1
+    assert "DISAGREE" in capsys.readouterr().out
