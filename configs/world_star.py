@@ -17,7 +17,7 @@ def get_config():
     config.concepts = ("star",)
     config.steps = 250
     config.batch = 4
-    config.learning_rate = 1e-4
+    config.learning_rate = 3e-5
     config.grp = {"omega_rule": "fixed", "omega": 1.0}
     config.latents = {"refresh_every": 50}
     config.picture = {"guidance": 3.0}

@@ -40,7 +40,8 @@ def rectify(g_e, g_r, omega):
     conflict = dot < 0
     strength = jnp.where(conflict, -omega * _ratio(dot, rr), 0.0)  # in units of e_scale / r_scale
     g = jnp.where(conflict, g_e + e_scale * (strength * r), g_e)
-    return g, strength * (e_scale / r_scale), _ratio(dot, jnp.sqrt(ee) * jnp.sqrt(rr))
+    # In this order: the ratio of the scales alone may overflow where strength is 0.
+    return g, strength * e_scale / r_scale, _ratio(dot, jnp.sqrt(ee) * jnp.sqrt(rr))
 
 
 _rectify_stacked = jax.vmap(rectify, in_axes=(0, 0, None))

@@ -1,5 +1,6 @@
 """From a pipeline, concepts and a config to the first state of a run."""
 
+import dataclasses
 import math
 from functools import partial
 
@@ -64,6 +65,7 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
         raise AegisError(f"aet.tokens={config.aet.tokens} do not fit a prompt of {tokenizer.model_max_length} tokens")
     embed = jax.jit(clip.embed, static_argnums=0)
     text_params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), text.params)
+    in_float32 = dataclasses.replace(pipeline, text_encoder=dataclasses.replace(text, params=text_params))
     template = lambda slots, ids: embed(text.graph, text_params, _template_ids(tokenizer, slots, ids))  # noqa: E731
     dtype = compute_dtype(config)
     schedule = make_schedule(pipeline.scheduler)
@@ -72,8 +74,8 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
         unet=jax.tree.map(lambda x: jnp.asarray(x, dtype), unet.params),
         text=text_params,
         schedule=schedule,
-        concept_emb=jnp.stack([encode_text(pipeline, [concept]) for concept in concepts]),
-        empty_emb=encode_text(pipeline, [""]),
+        concept_emb=jnp.stack([encode_text(in_float32, [concept]) for concept in concepts]),
+        empty_emb=encode_text(in_float32, [""]),
         target_template=template(config.aet.tokens, []),
         prompt_template=jnp.stack([template(config.prompt.tokens, ids) for ids in tokens]),
         unet_graph=unet.graph,

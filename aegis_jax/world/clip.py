@@ -1,0 +1,168 @@
+"""The world's CLIP: text tower (the pipeline's text encoder) and a convolutional image tower,
+trained together.
+
+The image tower is convolutional because a vision transformer of this size learns shapes too slowly
+on a CPU.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from aegis_jax.models import clip
+from aegis_jax.models.model import Model, abstract, bind, flatten, unflatten
+from aegis_jax.world import WEIGHTS, captions, tokenizer
+from aegis_jax.world.concepts import ATTRIBUTES
+from aegis_jax.world.towers import Headed
+
+TEXT = {
+    "architectures": ["CLIPTextModel"],
+    "model_type": "clip_text_model",
+    "hidden_act": "quick_gelu",
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "layer_norm_eps": 1e-5,
+    "max_position_embeddings": tokenizer.MAX_LENGTH,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "projection_dim": 64,
+}
+VISION = {
+    "architecture": "conv",
+    "widths": [32, 64, 96, 128],
+    "strides": [2, 1, 2, 2],
+    "features": 128,
+    "outputs": TEXT["projection_dim"],
+}
+PROJECTION = (TEXT["hidden_size"], TEXT["projection_dim"])  # text features to the common space
+
+
+def text_config() -> dict:
+    """The text encoder's config.json; vocabulary and special ids follow the tokenizer."""
+    vocab, _ = tokenizer.build(captions.words())
+    end = vocab[tokenizer.EOS]
+    return TEXT | {
+        "vocab_size": len(vocab),
+        "bos_token_id": vocab[tokenizer.BOS],
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """Both towers. `params` holds text_model, tower and head (images), text_projection,
+    logit_scale.
+    """
+
+    text: Model  # structure and config; the parameters in use are `params`
+    vision: Model
+    params: dict
+
+
+def assemble(params: dict) -> Clip:
+    """The Clip of this world's configs with the given parameters."""
+    return Clip(abstract(clip.CLIPTextModel, text_config()), abstract(Headed, VISION), params)
+
+
+def _unit(x):
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def text_features(model: Clip, params, ids):
+    """Token ids (B, L) -> unit vectors (B, 64), read at the first end-of-text token."""
+    own = {"text_model": params["text_model"]}
+    hidden = clip.encode(model.text.graph, own, clip.embed(model.text.graph, own, ids))
+    end = jnp.argmax(ids == model.text.config["eos_token_id"], axis=-1)
+    pooled = hidden[jnp.arange(len(ids)), end]
+    return _unit(pooled @ params["text_projection"]["kernel"])
+
+
+def image_features(model: Clip, params, images):
+    """Images (B, 32, 32, 3) in [-1, 1] -> features (B, 128) and unit vectors (B, 64)."""
+    features, projected = bind(model.vision.graph, {name: params[name] for name in ("tower", "head")})(images)
+    return features, _unit(projected)
+
+
+def contrastive_loss(model: Clip, params, images, ids, compatible):
+    """Symmetric cross-entropy over the batch; returns (loss, pooled image features).
+
+    compatible (B, B) bool: caption j is true of image i. Off the diagonal such pairs are no
+    negatives.
+    """
+    pooled, image = image_features(model, params, images)
+    scores = jnp.exp(jnp.minimum(params["logit_scale"], np.log(100.0))) * image @ text_features(model, params, ids).T
+    eye = jnp.eye(len(scores), dtype=bool)
+    scores = jnp.where(compatible & ~eye, -1e9, scores)
+    rows, columns = jax.nn.log_softmax(scores, 1), jax.nn.log_softmax(scores, 0)
+    return -(jnp.diagonal(rows) + jnp.diagonal(columns)).mean() / 2, pooled
+
+
+def class_features(model: Clip, params, vocab: dict) -> dict[str, np.ndarray]:
+    """{attribute: (values, 64)}: each value's mean text vector over words and templates."""
+    result = {}
+    for k, (attribute, values) in enumerate(ATTRIBUTES.items()):
+        rows = []
+        for value in values:
+            texts = []
+            for word in value.words:
+                parts = ["", "", ""]
+                parts[k] = word
+                nouns = [word] if k == 0 else captions.NOUNS
+                for template in ("{a thing}", "a picture of {a thing}", "the {thing}"):
+                    texts += [captions.fill(template, noun, *parts[1:]) for noun in nouns]
+            rows.append(_unit(text_features(model, params, tokenizer.encode(texts, vocab)).mean(0)))
+        result[attribute] = np.stack(rows)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """Zero-shot classification and the CLIP score with a trained Clip."""
+
+    model: Clip
+
+    def embed_images(self, images) -> np.ndarray:
+        """uint8 (n, 32, 32, 3) -> unit vectors (n, 64)."""
+        f = jax.jit(lambda p, x: image_features(self.model, p, x.astype(jnp.float32) / 127.5 - 1)[1])
+        return np.concatenate([f(self.model.params, images[i : i + 256]) for i in range(0, len(images), 256)])
+
+    def embed_texts(self, ids) -> np.ndarray:
+        """Token ids (n, L) -> unit vectors (n, 64)."""
+        return np.asarray(jax.jit(lambda p, x: text_features(self.model, p, x))(self.model.params, ids))
+
+    def zero_shot(self, images) -> dict[str, np.ndarray]:
+        """{attribute: (n,) index of the value whose captions are nearest}."""
+        vocab, _ = tokenizer.build(captions.words())
+        image = self.embed_images(images)
+        return {a: (image @ t.T).argmax(-1) for a, t in class_features(self.model, self.model.params, vocab).items()}
+
+
+def save(model: Clip, folder: pathlib.Path) -> None:
+    """Write config.json and model.safetensors (fp16, our own layout and names)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"text_config": model.text.config, "vision_config": model.vision.config}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file(
+        {k: np.asarray(v, np.float16) for k, v in flatten(model.params).items()},
+        folder / "model.safetensors",
+    )
+
+
+@functools.cache
+def load(folder: pathlib.Path | None = None) -> Scorer:
+    """The CLIP of the embedded world, or of the world in `folder`."""
+    folder = (folder or WEIGHTS) / "clip"
+    config = json.loads((folder / "config.json").read_text())
+    text, vision = (
+        abstract(clip.CLIPTextModel, config["text_config"]),
+        abstract(Headed, config["vision_config"]),
+    )
+    flat = {k: jnp.asarray(v, jnp.float32) for k, v in load_file(folder / "model.safetensors").items()}
+    return Scorer(Clip(text, vision, unflatten(flat)))

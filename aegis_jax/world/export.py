@@ -1,0 +1,75 @@
+"""Puts the trained parts together: a diffusers folder in fp16, with judges and CLIP beside the
+pipeline.
+"""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import shutil
+import tempfile
+
+import numpy as np
+
+from aegis_jax.io.export import save_pipeline
+from aegis_jax.io.pipeline import Pipeline
+from aegis_jax.io.tokenizer import Tokenizer
+from aegis_jax.models import clip as clip_model
+from aegis_jax.models import unet as unet_model
+from aegis_jax.models import vae as vae_model
+from aegis_jax.world import architectures, captions, clip, judge, stages, tokenizer
+from aegis_jax.world.towers import Headed
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+CARD = """---
+library_name: diffusers
+license: apache-2.0
+tags: [stable-diffusion, aegis_jax]
+---
+
+# The embedded world of aegis_jax
+
+A small Stable Diffusion for measuring concept erasure on any laptop: 32x32 images of one object, 8
+shapes, 6 colours and 4 textures, drawn by aegis_jax's own renderer. No downloaded data, no
+downloaded weights. Beside the pipeline lie `judge/`, `second_judge/` (classifiers of the three
+attributes) and `clip/` (both CLIP towers), which diffusers ignores. How it was trained, with times
+and accuracies: `world.json`.
+"""
+
+
+def export(parts: dict, record: dict, folder: pathlib.Path, *, seed: int, command: str) -> pathlib.Path:
+    """Write `folder`, replacing an older export. parts: parameters by stage; record: its
+    measurements.
+    """
+    scale = record["unet"]["scaling_factor"]
+    text = {"text_model": parts["clip"]["text_model"]}
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.write(pathlib.Path(scratch), captions.words())
+        pipeline = Pipeline(
+            unet=stages.as_model(unet_model.UNet2DConditionModel, architectures.UNET, parts["unet"]),
+            vae=stages.as_model(vae_model.AutoencoderKL, architectures.VAE | {"scaling_factor": scale}, parts["vae"]),
+            text_encoder=stages.as_model(clip_model.CLIPTextModel, clip.text_config(), text),
+            tokenizer=Tokenizer(scratch, limit=tokenizer.MAX_LENGTH),
+            scheduler=architectures.SCHEDULER,
+            source=None,
+        )
+        save_pipeline(pipeline, folder, dtype=np.float16, overwrite=True, card=CARD)
+    for name, config in judge.CONFIGS.items():
+        judge.save(judge.Judge(stages.as_model(Headed, config, parts[name])), folder / name)
+    clip.save(clip.assemble(parts["clip"]), folder / "clip")
+    about = {
+        "command": command,
+        "seed": seed,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "stages": record,
+    }
+    (folder / "world.json").write_text(json.dumps(about, indent=2) + "\n")
+    return folder
+
+
+def install(folder: pathlib.Path, destination: pathlib.Path) -> None:
+    """Copy an exported world over `destination` (the package's weights)."""
+    if destination.exists():
+        shutil.rmtree(destination)
+    shutil.copytree(folder, destination)

@@ -1,0 +1,101 @@
+"""What the judges learn from: clean renders, and much that is none of the values."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from aegis_jax.world import judge, renderer
+from aegis_jax.world.concepts import NONE
+from aegis_jax.world.stages import Workshop, decode_latents, start, through_vae
+from aegis_jax.world.towers import Headed
+
+MIX = {"plain": 32, "odd": 10, "empty": 4, "blend": 9, "broken": 9}  # images per batch of 64
+IGNORE = -2  # a label that counts neither way
+
+
+def material(shop: Workshop, vae_params) -> dict:
+    """The judges' training images: half of each kind as rendered, half passed through the VAE."""
+    rng = np.random.default_rng((shop.seed, 3))
+    n = len(shop.pool[0])
+    odd = renderer.labels(rng, n // 4)
+    odd[np.arange(len(odd)), rng.integers(0, 3, len(odd))] = NONE  # in one attribute each
+    parts = {
+        "plain": shop.pool,
+        "odd": (renderer.render(rng, odd), odd),
+        "empty": (renderer.backgrounds(rng, n // 10), np.full((n // 10, 3), NONE)),
+    }
+    made = {}
+    for kind, (images, label) in parts.items():
+        half = len(images) // 2
+        passed = through_vae(vae_params, images[half:])
+        made[kind] = np.concatenate([images[:half], passed]), label
+    # What a broken UNet leaves behind: noise, decoded.
+    noise = rng.normal(0, 1, (n // 10, 8, 8, 4)) * rng.uniform(0.5, 1.5, (n // 10, 1, 1, 1))
+    noise = decode_latents(vae_params, noise.astype(np.float32))
+    made["noise"] = noise, np.full((n // 10, 3), NONE)
+    return made
+
+
+def _broken(rng, images, n: int):
+    """Images that show no object any more, with labels.
+
+    A third each: 8x8 blocks shuffled, drowned in noise, random coloured squares.
+    """
+    x = images[rng.integers(0, len(images), n)].astype(np.float32)
+    label = np.full((n, 3), NONE)
+    third = n // 3
+    blocks = x[:third].reshape(third, 4, 8, 4, 8, 3).transpose(0, 1, 3, 2, 4, 5)
+    blocks = blocks.reshape(third, 16, 8, 8, 3)
+    blocks = np.stack([b[rng.permutation(16)] for b in blocks]).reshape(third, 4, 4, 8, 8, 3)
+    x[:third] = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(third, 32, 32, 3)
+    label[:third, 1:] = IGNORE
+    share = rng.uniform(0.75, 1.0, (third, 1, 1, 1))
+    x[third : 2 * third] += share * (rng.uniform(0, 255, (third, 32, 32, 3)) - x[third : 2 * third])
+    side = int(rng.choice([2, 4, 8, 16]))
+    coarse = rng.uniform(0, 255, (n - 2 * third, side, side, 3))
+    x[2 * third :] = coarse.repeat(32 // side, 1).repeat(32 // side, 2)
+    return x, label
+
+
+def _shifted(rng, x):
+    """Each image moved by up to 3 pixels, its edge repeated: the pool alone is learnt by heart."""
+    rows, columns = (np.clip(np.arange(32) + rng.integers(-3, 4, (len(x), 1)), 0, 31) for _ in range(2))
+    return x[np.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _judge_batch(rng, material):
+    def take(kind, n):
+        images, label = material[kind]
+        rows = rng.integers(0, len(images), n)
+        return images[rows].astype(np.float32), label[rows]
+
+    xs, ys = zip(*(take(kind, MIX[kind]) for kind in ("plain", "odd", "empty")), strict=True)
+    (a, la), (b, lb) = take("plain", MIX["blend"]), take("plain", MIX["blend"])
+    weight = rng.uniform(0.35, 0.65, (len(a), 1, 1, 1))
+    # A double exposure is no clean object; what both exposures share is left open.
+    blend = a + weight * (b - a), np.where(la == lb, IGNORE, NONE)
+    noise = take("noise", MIX["broken"] // 2)
+    broken = _broken(rng, material["plain"][0], MIX["broken"] - len(noise[0]))
+    x = np.concatenate([*xs, blend[0], noise[0], broken[0]]).astype(np.float32) / 127.5 - 1
+    y = np.concatenate([*ys, blend[1], noise[1], broken[1]])
+    x = _shifted(rng, x)
+    x = x + rng.normal(0, 1, x.shape) * rng.uniform(0, 0.04, (len(x), 1, 1, 1))
+    return x.astype(np.float32), y.astype(np.int32)
+
+
+def train_judge(shop: Workshop, name: str, material, stop_at=None):
+    """One of the two judges, on `material`."""
+    model = start(Headed, judge.CONFIGS[name], shop.seed + (41 if name == "judge" else 42))
+
+    def loss(params, key, x, label):
+        total = 0.0
+        for k, scores in enumerate(judge.logits(model.graph, params, x)):
+            target = jnp.where(label[:, k] < 0, scores.shape[-1] - 1, label[:, k])
+            each = optax.softmax_cross_entropy_with_integer_labels(scores, target)
+            total += (each * (label[:, k] != IGNORE)).mean()
+        return total, {}
+
+    return shop.fit(
+        name, model.params, loss, lambda rng: _judge_batch(rng, material),
+        steps=shop.plan.judge_steps, learning_rate=2e-3, stop_at=stop_at,
+    )  # fmt: skip

@@ -1,0 +1,206 @@
+"""What CLIP, VAE and UNet are trained on, and their losses. `training` runs them in order."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from aegis_jax.diffusion import schedule as schedule_lib
+from aegis_jax.models import clip as clip_model
+from aegis_jax.models import unet as unet_model
+from aegis_jax.models import vae as vae_model
+from aegis_jax.models.model import Model, abstract, flatten, unflatten
+from aegis_jax.world import captions, clip, renderer, tokenizer
+from aegis_jax.world.architectures import SCHEDULER, UNET, VAE
+from aegis_jax.world.concepts import ATTRIBUTES
+from aegis_jax.world.fit import fit
+from aegis_jax.world.towers import Headed
+
+# Per latent element, against a mean pixel error: keeps latents near unit size and costs no detail.
+KL_WEIGHT = 5e-4
+UNET_BATCH = 48
+UNSAID_CLIP = 0.35  # more than for the UNet: single words must mean something on their own
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Sizes of the training; the defaults make the shipped weights, tests use tiny ones."""
+
+    pool: int = 20_000
+    clip_steps: int = 900
+    vae_steps: int = 2_000
+    judge_steps: int = 4_000
+    unet_steps: int = 4_300
+    save_every: int = 250
+
+
+@dataclasses.dataclass(frozen=True)
+class Workshop:
+    """Where the parts are made: folder, seed, plan, and the shared pool of renders."""
+
+    folder: pathlib.Path
+    seed: int
+    plan: Plan
+    log: Any = print
+
+    @functools.cached_property
+    def pool(self) -> tuple[np.ndarray, np.ndarray]:
+        """(uint8 images (n, 32, 32, 3), labels (n, 3)), the same for every stage."""
+        rng = np.random.default_rng((self.seed, 1))
+        label = renderer.labels(rng, self.plan.pool)
+        return renderer.render(rng, label), label
+
+    def fresh(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Renders that no stage trains on, with their labels."""
+        rng = np.random.default_rng((self.seed, 2))
+        label = renderer.labels(rng, n)
+        return renderer.render(rng, label), label
+
+    def fit(self, name, params, loss, batch, *, steps, learning_rate, stop_at=None):
+        numbers = {"clip": 11, "vae": 12, "judge": 13, "second_judge": 14, "unet": 15}
+        return fit(
+            name, params, loss, batch, steps=steps, learning_rate=learning_rate,
+            seed=self.seed + 100 * numbers[name], folder=self.folder,
+            save_every=self.plan.save_every, stop_at=stop_at, log=self.log,
+        )  # fmt: skip
+
+
+def start(module_class, config: dict, seed: int) -> Model:
+    """A model to train: kernels of variance 1 / inputs, embeddings of deviation 0.02, plain norms.
+
+    Drawn by numpy: compiling the initialisation of a UNet takes longer than its first 100 steps.
+    """
+    model, rng, flat = abstract(module_class, config), np.random.default_rng(seed), {}
+    for name, leaf in flatten(model.params).items():
+        kind = name.rpartition(".")[2]
+        spread = {"kernel": np.prod(leaf.shape[:-1]) ** -0.5, "embedding": 0.02}.get(kind, 0.0)
+        flat[name] = jnp.asarray(rng.normal(0, 1, leaf.shape) * spread + (kind == "scale"), jnp.float32)
+    return dataclasses.replace(model, params=unflatten(flat))
+
+
+def signed(images):
+    """uint8 -> float32 in [-1, 1]."""
+    return images.astype(np.float32) / 127.5 - 1
+
+
+def train_clip(shop: Workshop, stop_at=None):
+    """Contrastive; a linear read-out of the attributes, thrown away, speeds the image tower up."""
+    text = start(clip_model.CLIPTextModel, clip.text_config(), shop.seed + 21)
+    vision = start(Headed, clip.VISION, shop.seed + 23)
+    projection = np.random.default_rng(shop.seed + 24).normal(0, 1, clip.PROJECTION)
+    projection /= np.sqrt(clip.PROJECTION[0])
+    extra = {
+        "text_projection": {"kernel": jnp.asarray(projection, jnp.float32)},
+        "logit_scale": jnp.log(jnp.float32(10.0)),
+    }
+    model = clip.Clip(text, vision, {**text.params, **vision.params, **extra})
+    vocab, _ = tokenizer.build(captions.words())
+    sizes = [len(values) for values in ATTRIBUTES.values()]
+    readout = jnp.zeros((clip.VISION["features"], sum(sizes)))
+    images, labels = shop.pool
+
+    def batch(rng):
+        rows = rng.integers(0, len(images), 128)
+        text, said = captions.sample(rng, labels[rows], empty=0.0, unsaid=UNSAID_CLIP)
+        noise = rng.normal(0, 0.02, (128, 32, 32, 3)).astype(np.float32)
+        agree = ~said[None] | (labels[rows][None] == labels[rows][:, None])
+        # The text tower is causal: what follows end-of-text has no say and need not be computed.
+        ids = tokenizer.encode(text, vocab)[:, : captions.LONGEST + 2]
+        return signed(images[rows]) + noise, ids, agree.all(-1), labels[rows]
+
+    def loss(params, key, x, ids, compatible, label):
+        contrast, pooled = clip.contrastive_loss(model, params["clip"], x, ids, compatible)
+        parts = jnp.split(pooled @ params["readout"], np.cumsum(sizes)[:-1], axis=-1)
+        aid = sum(optax.softmax_cross_entropy_with_integer_labels(p, label[:, k]).mean() for k, p in enumerate(parts))
+        return contrast + 0.5 * aid, {"contrast": contrast, "readout": aid}
+
+    trained = shop.fit(
+        "clip", {"clip": model.params, "readout": readout}, loss, batch,
+        steps=shop.plan.clip_steps, learning_rate=1e-3, stop_at=stop_at,
+    )  # fmt: skip
+    return trained and trained["clip"]
+
+
+def train_vae(shop: Workshop, stop_at=None):
+    """L1 + L2 reconstruction and a small KL; no adversary."""
+    model = start(vae_model.AutoencoderKL, VAE, shop.seed + 31)
+    images, _ = shop.pool
+
+    def batch(rng):
+        return (signed(images[rng.integers(0, len(images), 16)]),)
+
+    def loss(params, key, x):
+        mean, logvar = vae_model.encode(model.graph, params, x)
+        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        error = vae_model.decode(model.graph, params, z) - x
+        l1, l2 = jnp.abs(error).mean(), (error**2).mean()
+        kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
+        return l1 + l2 + KL_WEIGHT * kl, {"l1": l1, "l2": l2, "kl": kl}
+
+    return shop.fit(
+        "vae", model.params, loss, batch,
+        steps=shop.plan.vae_steps, learning_rate=2e-3, stop_at=stop_at,
+    )  # fmt: skip
+
+
+def encode_images(params, images, batch: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 images -> latent mean and log-variance, unscaled, (n, 8, 8, 4) each."""
+    graph = abstract(vae_model.AutoencoderKL, VAE).graph
+    f = jax.jit(lambda p, x: vae_model.encode(graph, p, x))
+    parts = [f(params, signed(images[i : i + batch])) for i in range(0, len(images), batch)]
+    return tuple(np.concatenate([np.asarray(p[k]) for p in parts]) for k in (0, 1))
+
+
+def decode_latents(params, latents, batch: int = 128) -> np.ndarray:
+    """Unscaled latents -> uint8 images."""
+    graph = abstract(vae_model.AutoencoderKL, VAE).graph
+    f = jax.jit(lambda p, z: jnp.clip(vae_model.decode(graph, p, z) * 127.5 + 127.5, 0, 255))
+    parts = [np.asarray(f(params, latents[i : i + batch])) for i in range(0, len(latents), batch)]
+    return np.concatenate(parts).round().astype(np.uint8)
+
+
+def through_vae(params, images) -> np.ndarray:
+    """uint8 images encoded (mean) and decoded again."""
+    return decode_latents(params, encode_images(params, images)[0])
+
+
+def train_unet(shop: Workshop, text_params, mean, logvar, scaling_factor: float, stop_at=None):
+    """Epsilon prediction on the pool's latents, 10 % empty captions; the text encoder is frozen."""
+    model = start(unet_model.UNet2DConditionModel, UNET, shop.seed + 51)
+    text = abstract(clip_model.CLIPTextModel, clip.text_config())
+    vocab, _ = tokenizer.build(captions.words())
+    _, labels = shop.pool
+    alphas = jnp.asarray(schedule_lib.alphas_cumprod(SCHEDULER))
+    text_params = jax.tree.map(jnp.asarray, text_params)
+
+    def batch(rng):
+        rows = rng.integers(0, len(mean), UNET_BATCH)
+        ids = tokenizer.encode(captions.sample(rng, labels[rows])[0], vocab)
+        noise = rng.standard_normal(mean[rows].shape, np.float32)
+        z = mean[rows] + np.exp(0.5 * logvar[rows]) * noise
+        # One timestep from each slice of the schedule: a steadier gradient than free draws.
+        t = (rng.permutation(len(z)) + rng.random(len(z))) / len(z) * len(alphas)
+        t = t.astype(np.int32)
+        return z * np.float32(scaling_factor), ids, t
+
+    def loss(params, key, z, ids, t):
+        context = clip_model.encode(text.graph, text_params, clip_model.embed(text.graph, text_params, ids))
+        noise = jax.random.normal(key, z.shape)
+        a = alphas[t][:, None, None, None]
+        predicted = unet_model.apply(model.graph, params, jnp.sqrt(a) * z + jnp.sqrt(1 - a) * noise, t, context)
+        return ((predicted - noise) ** 2).mean(), {}
+
+    return shop.fit(
+        "unet", model.params, loss, batch,
+        steps=shop.plan.unet_steps, learning_rate=1e-3, stop_at=stop_at,
+    )  # fmt: skip
+
+
+def as_model(module_class, config: dict, params: dict) -> Model:
+    """A Model around trained parameters."""
+    return dataclasses.replace(abstract(module_class, config), params=params)

@@ -1,0 +1,121 @@
+"""Trains the embedded world: `aegis world train --out DIR`.
+
+Five stages, each written to its own file in DIR and skipped when that file exists; a stage that was
+cut off goes on from its last resume file. Then all is exported as a diffusers folder, DIR/world.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from aegis_jax.models.model import flatten, unflatten
+from aegis_jax.world import clip, export, judge, judge_training, stages
+from aegis_jax.world.towers import Headed
+
+
+def _say(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+
+
+class Record:
+    """DIR/record.json: seconds and measurements per stage, kept across restarts."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.path = folder / "record.json"
+        self.values = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def update(self, stage: str, **values) -> None:
+        """Add `values` to what is known of `stage`; "seconds" adds up over interrupted runs."""
+        known = self.values.setdefault(stage, {})
+        if "seconds" in values:
+            values["seconds"] = round(known.get("seconds", 0) + values["seconds"], 1)
+        known.update(values)
+        self.path.write_text(json.dumps(self.values, indent=2) + "\n")
+
+
+def train(
+    out, *, seed: int = 0, plan: stages.Plan | None = None, log=_say, stop_after: str | None = None
+) -> pathlib.Path | None:
+    """Train what is missing in `out`, export it, and return the exported folder `out/world`.
+
+    stop_after: name of a stage after which to return None, without an export.
+    """
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    shop = stages.Workshop(out, seed, plan or stages.Plan(), log)
+    record, parts = Record(out), {}
+    for name, make in _STAGES.items():
+        path = out / f"{name}.safetensors"
+        if path.exists():
+            parts[name] = unflatten({k: jnp.asarray(v) for k, v in load_file(path).items()})
+            log(f"{name}: found {path}")
+        else:
+            log(f"{name}: begins")
+            began = time.perf_counter()
+            trained, measured = make(shop, parts, name)
+            save_file({k: np.asarray(v, np.float32) for k, v in flatten(trained).items()}, path)
+            parts[name] = trained
+            record.update(name, seconds=time.perf_counter() - began, **measured)
+            log(f"{name}: done: {record.values[name]}")
+        if name == stop_after:
+            return None
+    command = f"aegis world train --out {out.name} --seed {seed}"
+    folder = export.export(parts, record.values, out / "world", seed=seed, command=command)
+    log(f"exported {folder}")
+    return folder
+
+
+def _clip(shop, parts, name):
+    params = stages.train_clip(shop)
+    images, label = shop.fresh(1024)
+    answer = clip.Scorer(clip.assemble(params)).zero_shot(images)
+    shares = {a: float((answer[a] == label[:, k]).mean()) for k, a in enumerate(answer)}
+    return params, {"zero_shot": shares}
+
+
+def _vae(shop, parts, name):
+    params = stages.train_vae(shop)
+    images, _ = shop.fresh(512)
+    error = (stages.through_vae(params, images).astype(np.float32) - images) / 255
+    psnr = float(-10 * np.log10((error**2).mean()))
+    return params, {"mean_absolute_error": float(np.abs(error).mean()), "psnr": psnr}
+
+
+def _judge(shop, parts, name):
+    params = judge_training.train_judge(shop, name, judge_training.material(shop, parts["vae"]))
+    images, label = shop.fresh(2048)
+    one = judge.Judge(stages.as_model(Headed, judge.CONFIGS[name], params))
+    passed = stages.through_vae(parts["vae"], images)
+    return params, {
+        "fresh": one.accuracy(images, label),
+        "through_vae": one.accuracy(passed, label),
+    }
+
+
+def _unet(shop, parts, name):
+    mean, logvar = stages.encode_images(parts["vae"], shop.pool[0])
+    scale = float(1 / np.sqrt(mean.var() + np.exp(logvar).mean()))  # of what the UNet sees: mean + noise
+    text = {"text_model": parts["clip"]["text_model"]}
+    return stages.train_unet(shop, text, mean, logvar, scale), {"scaling_factor": scale}
+
+
+_STAGES = {"clip": _clip, "vae": _vae, "unet": _unet, "judge": _judge, "second_judge": _judge}
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="aegis world train", description="Train the embedded world (about an hour on 2 cores)."
+    )
+    parser.add_argument("--out", required=True, help="folder for stages, resume files and world/")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    train(arguments.out, seed=arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What the world's evaluation asks for: prompts that say what they should, and nothing that tuning has seen."""
+
+import numpy as np
+import pytest
+
+from aegis_jax.evaluation import world
+from aegis_jax.world import concepts
+
+STAR = world.find("star")
+
+
+def test_find_names_one_value():
+    assert (STAR.attribute, STAR.value.name) == ("shape", "star")
+    assert world.find("a crimson thing") == world.Concept("colour", 0)
+    assert world.find("red star") is None and world.find("cathedral") is None
+
+
+@pytest.mark.parametrize("text", ["star", "red", "striped"])
+def test_prompts_name_the_concept_by_the_right_words(text):
+    concept = world.find(text)
+    for seed in (0, 1):
+        for held_out, words in ((False, concept.value.seen), (True, concept.value.held_out)):
+            for prompt in world.concept_prompts(concept, 60, seed, held_out=held_out):
+                assert set(prompt.split()) & set(words)
+                others = set(concept.value.words) - set(words)
+                assert not set(prompt.split()) & others
+
+
+def test_tuning_and_final_seeds_share_no_held_out_word():
+    words = [
+        {w for p in world.concept_prompts(STAR, 60, seed, held_out=True) for w in p.split()} & set(STAR.value.held_out)
+        for seed in (0, 1)
+    ]
+    assert words[0] and words[1] and not words[0] & words[1]
+
+
+def test_other_prompts_are_balanced_and_never_the_concept():
+    prompts, labels = world.other_prompts(STAR, 336, 0)
+    assert len(prompts) == len(labels) == 336
+    assert not set(STAR.value.words) & {w for p in prompts for w in p.split()}
+    assert set(np.bincount(labels[:, 0], minlength=8)[[i for i in range(8) if i != STAR.index]]) == {48}
+    for prompt, row in zip(prompts[:40], labels[:40]):
+        for values, index in zip(concepts.ATTRIBUTES.values(), row):
+            assert set(prompt.split()) & set(values[index].seen)
+
+
+def test_concept_images_show_only_the_concept():
+    first, again = world.concept_images(STAR, 8), world.concept_images(STAR, 8)
+    assert first.shape == (8, 32, 32, 3) and first.dtype == np.uint8
+    np.testing.assert_array_equal(first, again)
