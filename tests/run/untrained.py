@@ -81,7 +81,7 @@ def write(folder, seed=0):
     return folder
 
 
-def setup(pipeline, concepts, config):
+def setup(pipeline, concepts, config, placement):
     """Like `erasure.setup.setup`, without the networks; frozen is None."""
     drift = trainable.zero_drift(pipeline.unet.params, config.trainable)
     state = State(
