@@ -29,3 +29,13 @@ def cheap_step(monkeypatch):
 
     monkeypatch.setattr(erase, "setup", untrained.setup)
     monkeypatch.setattr(erase, "erase_step", untrained.erase_step)
+
+
+@pytest.fixture(autouse=True)
+def python_handles_sigint():
+    """A shell starts background jobs with SIGINT ignored; the tests expect what a person at a terminal has."""
+    import signal
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
