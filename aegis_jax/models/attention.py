@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aegis_jax.models.convolution import Conv
+
 
 def attend(q_BLNd, k_BSNd, v_BSNd, *, causal: bool = False):
     """Scaled dot-product attention, softmax in float32. (B, L, N, d), (B, S, N, d) x 2 -> (B, L, N, d)."""
@@ -87,7 +89,7 @@ class Transformer2DModel(nnx.Module):
         def projection(n_in, n_out):
             if linear_projection:
                 return nnx.Linear(n_in, n_out, rngs=rngs)
-            return nnx.Conv(n_in, n_out, (1, 1), rngs=rngs)
+            return Conv(n_in, n_out, (1, 1), rngs=rngs)
 
         self.proj_in = projection(channels, inner)
         self.transformer_blocks = nnx.List(

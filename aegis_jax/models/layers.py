@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from aegis_jax.errors import AegisError
+from aegis_jax.models.convolution import Conv
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -24,7 +25,7 @@ def group_norm(channels, groups, eps, rngs):
 def conv(n_in, n_out, kernel, rngs):
     """Stride-1 convolution padded as PyTorch does for an odd kernel: (kernel - 1) // 2 on each side."""
     pad = (kernel - 1) // 2
-    return nnx.Conv(n_in, n_out, (kernel, kernel), padding=((pad, pad), (pad, pad)), rngs=rngs)
+    return Conv(n_in, n_out, (kernel, kernel), padding=((pad, pad), (pad, pad)), rngs=rngs)
 
 
 class ResnetBlock2D(nnx.Module):
@@ -55,7 +56,7 @@ class ResnetBlock2D(nnx.Module):
         self.conv2 = conv(n_out, n_out, 3, rngs)
         self.has_shortcut = n_in != n_out
         if self.has_shortcut:
-            self.conv_shortcut = nnx.Conv(n_in, n_out, (1, 1), rngs=rngs)
+            self.conv_shortcut = Conv(n_in, n_out, (1, 1), rngs=rngs)
 
     def __call__(self, x, temb=None):
         act = ACTIVATIONS[self.act]
@@ -79,7 +80,7 @@ class Downsample2D(nnx.Module):
 
     def __init__(self, channels, *, padding, rngs):
         pad = (0, 1) if padding == 0 else (padding, padding)
-        self.conv = nnx.Conv(channels, channels, (3, 3), strides=2, padding=(pad, pad), rngs=rngs)
+        self.conv = Conv(channels, channels, (3, 3), strides=2, padding=(pad, pad), rngs=rngs)
 
     def __call__(self, x):
         return self.conv(x)

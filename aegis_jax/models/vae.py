@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from aegis_jax.models.attention import Attention
+from aegis_jax.models.convolution import Conv
 from aegis_jax.models.layers import (
     Downsample2D,
     ResnetBlock2D,
@@ -165,9 +166,9 @@ class AutoencoderKL(nnx.Module):
         self.decoder = Decoder(c, rngs=rngs)
         self.has_quant_conv, self.has_post_quant_conv = c["use_quant_conv"], c["use_post_quant_conv"]
         if self.has_quant_conv:
-            self.quant_conv = nnx.Conv(2 * latent, 2 * latent, (1, 1), rngs=rngs)
+            self.quant_conv = Conv(2 * latent, 2 * latent, (1, 1), rngs=rngs)
         if self.has_post_quant_conv:
-            self.post_quant_conv = nnx.Conv(latent, latent, (1, 1), rngs=rngs)
+            self.post_quant_conv = Conv(latent, latent, (1, 1), rngs=rngs)
 
 
 def encode(graph, params, images):

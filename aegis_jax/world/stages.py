@@ -35,7 +35,7 @@ class Plan:
     clip_steps: int = 900
     vae_steps: int = 2_000
     judge_steps: int = 4_000
-    unet_steps: int = 4_300
+    unet_rounds: tuple[int, ...] = (2_400, 1_900, 4_000)  # steps; each anneals anew, on a pool of its own
     save_every: int = 250
 
 
@@ -51,7 +51,11 @@ class Workshop:
     @functools.cached_property
     def pool(self) -> tuple[np.ndarray, np.ndarray]:
         """(uint8 images (n, 32, 32, 3), labels (n, 3)), the same for every stage."""
-        rng = np.random.default_rng((self.seed, 1))
+        return self.pool_of(0)
+
+    def pool_of(self, round: int) -> tuple[np.ndarray, np.ndarray]:
+        """What round `round` of the UNet's training sees; that of round 0 is `pool`."""
+        rng = np.random.default_rng((self.seed + round, 1))
         label = renderer.labels(rng, self.plan.pool)
         return renderer.render(rng, label), label
 
@@ -61,11 +65,11 @@ class Workshop:
         label = renderer.labels(rng, n)
         return renderer.render(rng, label), label
 
-    def fit(self, name, params, loss, batch, *, steps, learning_rate, stop_at=None):
+    def fit(self, name, params, loss, batch, *, steps, learning_rate, round=0, stop_at=None):
         numbers = {"clip": 11, "vae": 12, "judge": 13, "second_judge": 14, "unet": 15}
         return fit(
             name, params, loss, batch, steps=steps, learning_rate=learning_rate,
-            seed=self.seed + 100 * numbers[name], folder=self.folder,
+            seed=self.seed + round + 100 * numbers[name], folder=self.folder,
             save_every=self.plan.save_every, stop_at=stop_at, log=self.log,
         )  # fmt: skip
 
@@ -169,14 +173,33 @@ def through_vae(params, images) -> np.ndarray:
     return decode_latents(params, encode_images(params, images)[0])
 
 
-def train_unet(shop: Workshop, text_params, mean, logvar, scaling_factor: float, stop_at=None):
-    """Epsilon prediction on the pool's latents, 10 % empty captions; the text encoder is frozen."""
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """A pool of encoded images: mean and log-variance (n, 8, 8, 4), labels (n, 3), the VAE's scaling factor."""
+
+    mean: np.ndarray
+    logvar: np.ndarray
+    labels: np.ndarray
+    scaling_factor: float
+
+
+def encode_pool(vae_params, pool, scaling_factor: float | None = None) -> Latents:
+    """A pool as the UNet sees it; by default scaled to unit deviation, mean and noise together."""
+    images, labels = pool
+    mean, logvar = encode_images(vae_params, images)
+    if scaling_factor is None:
+        scaling_factor = float(1 / np.sqrt(mean.var() + np.exp(logvar).mean()))
+    return Latents(mean, logvar, labels, scaling_factor)
+
+
+def train_unet(shop: Workshop, text_params, latents: Latents, *, params=None, round: int = 0, stop_at=None):
+    """Epsilon prediction, 10 % empty captions; the text encoder is frozen. `params`: where an earlier round ended."""
     model = start(unet_model.UNet2DConditionModel, UNET, shop.seed + 51)
     text = abstract(clip_model.CLIPTextModel, clip.text_config())
     vocab, _ = tokenizer.build(captions.words())
-    _, labels = shop.pool
     alphas = jnp.asarray(schedule_lib.alphas_cumprod(SCHEDULER))
     text_params = jax.tree.map(jnp.asarray, text_params)
+    mean, logvar, labels, scaling_factor = dataclasses.astuple(latents)
 
     def batch(rng):
         rows = rng.integers(0, len(mean), UNET_BATCH)
@@ -196,8 +219,8 @@ def train_unet(shop: Workshop, text_params, mean, logvar, scaling_factor: float,
         return ((predicted - noise) ** 2).mean(), {}
 
     return shop.fit(
-        "unet", model.params, loss, batch,
-        steps=shop.plan.unet_steps, learning_rate=1e-3, stop_at=stop_at,
+        "unet", model.params if params is None else params, loss, batch,
+        steps=shop.plan.unet_rounds[round], learning_rate=1e-3, round=round, stop_at=stop_at,
     )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ Images are (B, 32, 32, 3) in [-1, 1], features (B, width).
 import jax
 from flax import nnx
 
+from aegis_jax.models.convolution import Conv
+
 
 class ConvTower(nnx.Module):
     """Convolutions down to 4x4, then a dense layer over what is left of the plane."""
@@ -14,7 +16,7 @@ class ConvTower(nnx.Module):
     def __init__(self, config, *, rngs):
         widths, pad = config["widths"], ((1, 1), (1, 1))
         self.convs = nnx.List(
-            nnx.Conv(n_in, n_out, (3, 3), strides=stride, padding=pad, rngs=rngs)
+            Conv(n_in, n_out, (3, 3), strides=stride, padding=pad, rngs=rngs)
             for n_in, n_out, stride in zip([3, *widths[:-1]], widths, config["strides"], strict=True)
         )
         self.norms = nnx.List(nnx.GroupNorm(n, num_groups=8, rngs=rngs) for n in widths)
@@ -37,7 +39,7 @@ class ResidualTower(nnx.Module):
             for n_in, n_out, size in zip(inputs, widths, [4] + [2] * (len(widths) - 1), strict=True)
         )
         stages = [[width] * blocks for width, blocks in zip(widths, config["blocks"], strict=True)]
-        self.convs = nnx.List(nnx.Conv(n, n, (3, 3), padding=same, rngs=rngs) for stage in stages for n in stage)
+        self.convs = nnx.List(Conv(n, n, (3, 3), padding=same, rngs=rngs) for stage in stages for n in stage)
         self.norms = nnx.List(nnx.GroupNorm(n, num_groups=1, rngs=rngs) for stage in stages for n in stage)
         self.blocks = tuple(config["blocks"])
         self.norm = nnx.LayerNorm(widths[-1], rngs=rngs)

@@ -52,13 +52,13 @@ def train(
     for name, make in _STAGES.items():
         path = out / f"{name}.safetensors"
         if path.exists():
-            parts[name] = unflatten({k: jnp.asarray(v) for k, v in load_file(path).items()})
+            parts[name] = _read(path)
             log(f"{name}: found {path}")
         else:
             log(f"{name}: begins")
             began = time.perf_counter()
             trained, measured = make(shop, parts, name)
-            save_file({k: np.asarray(v, np.float32) for k, v in flatten(trained).items()}, path)
+            _write(path, trained)
             parts[name] = trained
             record.update(name, seconds=time.perf_counter() - began, **measured)
             log(f"{name}: done: {record.values[name]}")
@@ -68,6 +68,14 @@ def train(
     folder = export.export(parts, record.values, out / "world", seed=seed, command=command)
     log(f"exported {folder}")
     return folder
+
+
+def _write(path: pathlib.Path, params: dict) -> None:
+    save_file({k: np.asarray(v, np.float32) for k, v in flatten(params).items()}, path)
+
+
+def _read(path: pathlib.Path) -> dict:
+    return unflatten({k: jnp.asarray(v) for k, v in load_file(path).items()})
 
 
 def _clip(shop, parts, name):
@@ -98,10 +106,16 @@ def _judge(shop, parts, name):
 
 
 def _unet(shop, parts, name):
-    mean, logvar = stages.encode_images(parts["vae"], shop.pool[0])
-    scale = float(1 / np.sqrt(mean.var() + np.exp(logvar).mean()))  # of what the UNet sees: mean + noise
-    text = {"text_model": parts["clip"]["text_model"]}
-    return stages.train_unet(shop, text, mean, logvar, scale), {"scaling_factor": scale}
+    """Rounds of training, each written to DIR/unet.round1.safetensors and so on, and skipped when that exists."""
+    text, params = {"text_model": parts["clip"]["text_model"]}, None
+    scale = stages.encode_pool(parts["vae"], shop.pool).scaling_factor
+    for round in range(len(shop.plan.unet_rounds)):
+        path = shop.folder / f"{name}.round{round + 1}.safetensors"
+        if not path.exists():
+            latents = stages.encode_pool(parts["vae"], shop.pool_of(round), scale)
+            _write(path, stages.train_unet(shop, text, latents, params=params, round=round))
+        params = _read(path)
+    return params, {"scaling_factor": scale, "rounds": list(shop.plan.unet_rounds)}
 
 
 _STAGES = {"clip": _clip, "vae": _vae, "unet": _unet, "judge": _judge, "second_judge": _judge}

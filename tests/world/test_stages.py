@@ -6,7 +6,7 @@ import pytest
 
 from aegis_jax.world import architectures, clip, judge_training, stages, training
 
-PLAN = stages.Plan(pool=192, clip_steps=4, vae_steps=4, judge_steps=4, unet_steps=4, save_every=1000)
+PLAN = stages.Plan(pool=192, clip_steps=4, vae_steps=4, judge_steps=4, unet_rounds=(4, 3), save_every=1000)
 QUIET = {"log": lambda line: None}
 
 
@@ -25,7 +25,8 @@ def _train(name, shop, stop_at=None):
     if name == "unet":
         text = stages.start(stages.clip_model.CLIPTextModel, clip.text_config(), 0).params
         mean, logvar = rng.normal(size=(2, PLAN.pool, 8, 8, 4)).astype(np.float32)
-        return stages.train_unet(shop, text, mean, logvar, 1.0, stop_at=stop_at)
+        latents = stages.Latents(mean, logvar, shop.pool[1], 1.0)
+        return stages.train_unet(shop, text, latents, stop_at=stop_at)
     images, label = shop.pool
     material = dict.fromkeys(("plain", "odd", "empty", "noise"), (images, label))
     return judge_training.train_judge(shop, name, material, stop_at=stop_at)
