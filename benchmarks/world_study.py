@@ -1,6 +1,7 @@
 """Settles method.md's OPEN points, and compares AEGIS with ESD and its own ablations, on the embedded world.
 
   python benchmarks/world_study.py run SET [--out benchmarks/results/world_study.jsonl]   one line per cell, resumable
+  taskset -c 0 python ... run SET --share 0/2 &  taskset -c 1 python ... run SET --share 1/2    two workers, a core each
   python benchmarks/world_study.py table [--out ...]                                      the lines as a Markdown table
 
 A cell is (settings, concept, seed): an erasure from the concept's name alone, then plain prompts, held-out synonyms,
@@ -33,10 +34,13 @@ def cells(name: str) -> list[dict]:
 
     chosen = SETS[name]
     return [
-        {"set": name, "name": label, "overrides": overrides, "concept": concept, "seed": seed, **chosen["measure"]}
+        {"set": name, "name": label, "overrides": overrides, "concept": concept, "seed": seed}
+        | chosen["measure"]
+        | ({"attack": attack} if attack else {})
         for seed in chosen["seeds"]
         for concept in chosen.get("concepts", CONCEPTS)
         for label, overrides in chosen["settings"].items()
+        for attack in chosen.get("attacks", [None])
     ]
 
 
@@ -49,30 +53,56 @@ def config_of(cell: dict):
     return dataclasses.replace(config, concepts=(cell["concept"],))
 
 
-def run_cell(cell: dict, original) -> dict:
+def run_cell(cell: dict) -> dict:
     """Erases (unless the cell's overrides are None: the model as it is), measures and attacks."""
-    import aegis_jax
     from aegis_jax.evaluation import world
 
-    began, pipeline, last = time.perf_counter(), original, {}
-    if cell["overrides"] is not None:
-        result = aegis_jax.erase(original, cell["concept"], config=config_of(cell))
-        pipeline, last = result.pipeline, result.metrics[-1]
-    erased = time.perf_counter()
-    concept = world.find(cell["concept"])
-    figures = world.measure(pipeline, concept, n=cell["images"], seed=cell["evaluation_seed"])
+    began = time.perf_counter()
+    erasure = json.dumps(cell["overrides"]), cell["concept"], cell["seed"]
+    pipeline, last = erased(*erasure)
+    ended, concept = time.perf_counter(), world.find(cell["concept"])
+    figures = dict(measured(erasure, cell["images"], cell["evaluation_seed"]))
     attack = {**ATTACK, **cell.get("attack", {})}
-    per_restart = cell["images"] // attack["restarts"]
-    figures |= world.attacked(pipeline, concept, n=per_restart, seed=cell["evaluation_seed"], **attack)
+    if attack["restarts"]:
+        per_restart = cell["images"] // attack["restarts"]
+        figures |= world.attacked(pipeline, concept, n=per_restart, seed=cell["evaluation_seed"], **attack)
     return cell | {
         "identity": identity(cell),
         "figures": figures,
         "last": {key: last[key] for key in last if key in LOGGED},
-        "erase_seconds": round(erased - began, 1),
-        "measure_seconds": round(time.perf_counter() - erased, 1),
+        "erase_seconds": round(ended - began, 1),
+        "measure_seconds": round(time.perf_counter() - ended, 1),
         "date": datetime.date.today().isoformat(),
         "versions": versions(),
     }
+
+
+@functools.cache
+def original():
+    from aegis_jax.io.pipeline import load_pipeline
+
+    return load_pipeline("world")
+
+
+# The newest few are kept: cells that differ only in the attack share an erasure and its measurement.
+@functools.lru_cache(maxsize=3)
+def erased(overrides: str, concept: str, seed: int):
+    """(pipeline, last step's metrics) of one erasure; `overrides` as JSON, "null" for no erasure."""
+    import aegis_jax
+
+    changes = json.loads(overrides)
+    if changes is None:
+        return original(), {}
+    config = config_of({"overrides": changes, "concept": concept, "seed": seed})
+    result = aegis_jax.erase(original(), concept, config=config)
+    return result.pipeline, result.metrics[-1]
+
+
+@functools.lru_cache(maxsize=3)
+def measured(erasure: tuple, images: int, seed: int) -> dict:
+    from aegis_jax.evaluation import world
+
+    return world.measure(erased(*erasure)[0], world.find(erasure[1]), n=images, seed=seed)
 
 
 def versions() -> dict:
@@ -104,33 +134,33 @@ def read(path: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def run(name: str, path: pathlib.Path) -> None:
-    from aegis_jax.io.pipeline import load_pipeline
-
-    original = load_pipeline("world")
+def run(name: str, path: pathlib.Path, worker: int = 0, workers: int = 1) -> None:
     done = {cell["identity"] for cell in read(path)}
-    todo = [cell for cell in cells(name) if identity(cell) not in done]
+    todo = [cell for cell in cells(name)[worker::workers] if identity(cell) not in done]
     print(f"{len(todo)} cells to run, results in {path}", file=sys.stderr)
     path.parent.mkdir(parents=True, exist_ok=True)
     for count, cell in enumerate(todo, 1):
-        result = run_cell(cell, original)
+        result = run_cell(cell)
         with path.open("a") as file:
             file.write(json.dumps(result) + "\n")
         figures = {key: round(value, 3) for key, value in result["figures"].items() if isinstance(value, float)}
         print(f"{count}/{len(todo)} {cell['name']} {cell['concept']} seed {cell['seed']} {figures}", file=sys.stderr)
 
 
-COLUMNS = ("plain", "held_out", "attacked", "attacked_best", "same", "other")
+COLUMNS = ("plain", "held_out", "attacked", "attacked_best", "same", "other", "agreement")
 
 
 def table(path: pathlib.Path) -> str:
     """Mean over seeds (and the number of seeds) per set, settings and concept."""
     rows: dict = {}
     for cell in read(path):
-        rows.setdefault((cell["set"], cell["concept"], cell["name"]), []).append(cell["figures"])
-    lines = ["| set | concept | settings | seeds | " + " | ".join(COLUMNS) + " |", "|---|---|---|---|" + "---|" * 6]
+        attack = cell.get("attack", {}).items() if cell["set"].startswith("attack") else ()
+        name = " ".join([cell["name"], *(f"{key}={value}" for key, value in attack)])
+        rows.setdefault((cell["set"], cell["concept"], name), []).append(cell["figures"])
+    lines = ["| set | concept | settings | seeds | " + " | ".join(COLUMNS) + " |"]
+    lines.append("|---|---|---|---|" + "---|" * len(COLUMNS))
     for (group, concept, name), figures in sorted(rows.items()):
-        means = [sum(f[column] for f in figures) / len(figures) for column in COLUMNS]
+        means = [sum(f.get(column, float("nan")) for f in figures) / len(figures) for column in COLUMNS]
         lines.append(
             f"| {group} | {concept} | {name} | {len(figures)} | " + " | ".join(f"{m:.1%}" for m in means) + " |"
         )
@@ -142,11 +172,12 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("set", nargs="?")
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
+    parser.add_argument("--share", default="0/1", help="I/N: of N workers this is number I, from 0")
     args = parser.parse_args()
     if args.what == "table":
         print(table(args.out))
     else:
-        run(args.set, args.out)
+        run(args.set, args.out, *map(int, args.share.split("/")))
 
 
 if __name__ == "__main__":

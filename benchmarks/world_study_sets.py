@@ -1,18 +1,25 @@
 """The cells that benchmarks/world_study.py runs: which settings, concepts and seeds, and how many images."""
 
-SCREEN = {"images": 100, "evaluation_seed": 0}
-FINAL = {"images": 200, "evaluation_seed": 1}
+# Judged in batches of 64. Screening sees evaluation seed 0 only; the finalists' seed 1 has informed no choice.
+SCREEN = {"images": 64, "evaluation_seed": 0, "attack": {"restarts": 4, "steps": 60}}
+FINAL = {"images": 256, "evaluation_seed": 1}
 ESD = {"aet.enabled": False, "prompt.enabled": False, "grp.retention": "none"}
 
 SETS = {
-    # ESD's own learning rate first, so that AEGIS is compared with ESD at its best.
-    "rate": {
-        "measure": SCREEN,
+    # How strong can the attack be made against ESD? Fixed before anything of AEGIS is attacked.
+    "attack": {
+        "measure": {"images": 64, "evaluation_seed": 0},
         "seeds": (0,),
-        "settings": {
-            f"{name} lr {rate:g}": overrides | {"learning_rate": rate}
-            for rate in (3e-5, 1e-4, 3e-4)
-            for name, overrides in (("ESD", ESD), ("AEGIS", {}))
-        },
+        "concepts": ("star",),
+        "settings": {"ESD": ESD | {"learning_rate": 1e-4}},
+        "attacks": [
+            {"tokens": tokens, "learning_rate": rate, "restarts": 4, "steps": steps}
+            for tokens, rate, steps in (
+                (4, 1e-2, 100),
+                (4, 3e-2, 100),
+                (2, 1e-2, 100),
+                (4, 3e-3, 100),
+            )
+        ],
     },
 }

@@ -11,6 +11,7 @@ from aegis_jax.errors import AegisError
 TRAINABLE = ("full", "xattn", "noxattn", "kv")
 RETENTION = ("grp", "constant", "none")
 OMEGA_RULES = ("hypergradient", "linear", "fixed")
+SOFT_STARTS = ("random", "mean")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -20,6 +21,7 @@ class AETConfig:
 
     enabled: bool = True  # False: the target is built on the plain concept, c' := c_e ("w/o AET")
     tokens: int = 1  # m', learnable token embeddings
+    init: str = "random"  # where the tokens start: random whole words of the vocabulary | the mean of all its words
     beta: float = 1e-3  # sign step, in units of a token embedding's coordinates
     current_weight: float = 1.0  # of the first term of J; -1 is the repelling reading (diverges)
 
@@ -30,6 +32,7 @@ class PromptConfig:
 
     enabled: bool = True  # False: c* := c_e ("w/o adversarial prompt")
     tokens: int = 1  # k, learnable token embeddings before the concept
+    init: str = "random"  # as aet.init
     gamma: float = 1e-3  # sign step, in units of a token embedding's coordinates
 
 
@@ -88,8 +91,10 @@ def check(config: EraseConfig) -> None:
     need(config.trainable in TRAINABLE, "trainable", config.trainable, " | ".join(TRAINABLE))
     need(config.compute_dtype in COMPUTE_DTYPES, "compute_dtype", config.compute_dtype, " | ".join(COMPUTE_DTYPES))
     need(config.aet.tokens >= 1, "aet.tokens", config.aet.tokens, "at least 1")
+    need(config.aet.init in SOFT_STARTS, "aet.init", config.aet.init, " | ".join(SOFT_STARTS))
     need(config.aet.beta >= 0, "aet.beta", config.aet.beta, "0 or more")
     need(config.prompt.tokens >= 1, "prompt.tokens", config.prompt.tokens, "at least 1")
+    need(config.prompt.init in SOFT_STARTS, "prompt.init", config.prompt.init, " | ".join(SOFT_STARTS))
     need(config.prompt.gamma >= 0, "prompt.gamma", config.prompt.gamma, "0 or more")
     grp = config.grp
     need(grp.retention in RETENTION, "grp.retention", grp.retention, " | ".join(RETENTION))

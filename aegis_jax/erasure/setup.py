@@ -95,7 +95,7 @@ def _check_grid(train_timesteps: int, steps: int) -> None:
 
 
 def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=None) -> tuple[State, Frozen]:
-    """The state at step 0 and the frozen side. The soft tokens start at random rows of the vocabulary.
+    """The state at step 0 and the frozen side.
 
     `placement` (parallel.mesh.Placement) spreads both over a mesh; None keeps them on the default device.
     Raises `AegisError` as `freeze` and `config.check` do.
@@ -116,8 +116,8 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
         step=jnp.int32(0),
         drift=drift,
         opt_state=zeros(jax.eval_shape(optax.scale_by_adam().init, drift)),
-        v=random_tokens(pipeline, key_v, (len(concepts), config.aet.tokens)),
-        p=random_tokens(pipeline, key_p, (len(concepts), config.prompt.tokens)),
+        v=_soft_tokens(pipeline, key_v, (len(concepts), config.aet.tokens), config.aet.init),
+        p=_soft_tokens(pipeline, key_p, (len(concepts), config.prompt.tokens), config.prompt.init),
         omega=jnp.float32(grp.omega),
         previous=zeros(jax.eval_shape(rectify.no_projection, drift))
         if grp.retention == "grp" and grp.omega_rule == "hypergradient"
@@ -140,10 +140,23 @@ def random_tokens(pipeline, key, shape):
 
     Pieces of words are left out: in a small vocabulary most of them were never trained.
     """
+    words = _word_embeddings(pipeline)
+    return words[jax.random.randint(key, (math.prod(shape),), 0, len(words))].reshape(*shape, -1)
+
+
+def _soft_tokens(pipeline, key, shape, init: str):
+    if init == "random":
+        return random_tokens(pipeline, key, shape)
+    # A word that says nothing: in a small vocabulary a random word names something that is to be kept.
+    mean = _word_embeddings(pipeline).mean(0)
+    return jnp.broadcast_to(mean, (*shape, mean.shape[0]))
+
+
+def _word_embeddings(pipeline):
+    """Of every whole word of the vocabulary, float32 (words, d)."""
     text = pipeline.text_encoder
-    words = jnp.asarray(pipeline.tokenizer.word_ids)
-    rows = words[jax.random.randint(key, (1, math.prod(shape)), 0, len(words))]
-    return clip.embed(text.graph, text.params, rows).astype(jnp.float32).reshape(*shape, -1)
+    rows = jnp.asarray(pipeline.tokenizer.word_ids)[None]
+    return clip.embed(text.graph, text.params, rows)[0].astype(jnp.float32)
 
 
 def merged_params(pipeline, drift: dict, trainable_set: str) -> dict:

@@ -6,6 +6,7 @@ For a concept that is one value of one attribute (star of shape), over generated
   held_out    the same for prompts with the value's held-out synonyms
   same        accuracy on the attribute for prompts with its *other* values
   other       accuracy on the two other attributes for those same prompts
+  agreement   share of all these images and attributes on which the second judge says the same as the first
   attacked    share that shows the value under soft prompts, mean over restarts; attacked_best: under the best restart
 
 Evaluation prompts and start noise come from seeds of their own (`EVALUATION_SEED` up), apart from those of training.
@@ -89,12 +90,16 @@ def _rate(answers: dict, concept: Concept) -> float:
     return float(np.mean(answers[concept.attribute] == concept.index))
 
 
-def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0, judge_name: str = "judge") -> dict:
-    """{"plain", "held_out", "same", "other"} as shares in [0, 1], each over n images."""
-    judged = judge.load(judge_name)
+def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
+    """{"plain", "held_out", "same", "other", "agreement"} as shares in [0, 1], the first four over n images each."""
+    judged, second = judge.load("judge"), judge.load("second_judge")
+    agreed = []
 
     def answers(prompts, kind):
-        return judged(sample(pipeline, prompts, seed=_seed(seed, kind), steps=STEPS, guidance=GUIDANCE))
+        images = sample(pipeline, prompts, seed=_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
+        first, other = judged(images), second(images)
+        agreed.extend(np.mean(first[a] == other[a]) for a in concepts.ATTRIBUTES)
+        return first
 
     plain = answers(concept_prompts(concept, n, seed), 0)
     held_out = answers(concept_prompts(concept, n, seed, held_out=True), 1)
@@ -107,6 +112,7 @@ def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0, judge_na
         "held_out": _rate(held_out, concept),
         "same": same,
         "other": float(np.mean(list(right.values()))),
+        "agreement": float(np.mean(agreed)),
     }
 
 

@@ -1,0 +1,33 @@
+"""How soft tokens start."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from aegis_jax.erasure.config import AETConfig, EraseConfig, PromptConfig
+from aegis_jax.erasure.setup import setup
+from aegis_jax.errors import AegisError
+from aegis_jax.io.pipeline import load_pipeline
+
+
+def _words(pipeline):
+    table = pipeline.text_encoder.params["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    return np.asarray(table, np.float32)[pipeline.tokenizer.word_ids]
+
+
+def test_random_tokens_are_words_and_mean_tokens_their_mean(tiny):
+    pipeline = load_pipeline(tiny())
+    config = EraseConfig(aet=AETConfig(tokens=2), prompt=PromptConfig(init="mean", tokens=3))
+    state, _ = setup(pipeline, ["star", "red"], config)
+    words = _words(pipeline)
+    assert state.v.shape == (2, 2, words.shape[1]) and state.p.shape == (2, 3, words.shape[1])
+    for token in np.asarray(state.v).reshape(-1, words.shape[1]):
+        assert np.abs(words - token).max(1).min() == 0
+    np.testing.assert_allclose(state.p, np.broadcast_to(words.mean(0), state.p.shape), atol=1e-6)
+
+
+def test_an_unknown_start_is_refused(tiny):
+    config = dataclasses.replace(EraseConfig(), aet=AETConfig(init="zero"))
+    with pytest.raises(AegisError, match="aet.init='zero'"):
+        setup(load_pipeline(tiny()), "star", config)
