@@ -51,7 +51,8 @@ class LatentsConfig:
 
     steps: int = 50  # DDIM steps of a whole trajectory
     guidance: float = 3.0  # classifier-free guidance of the trajectory
-    # 1: a new trajectory each step (faithful); R > 1: a buffer, redrawn every R of a concept's steps; 0: never redrawn
+    # 1: a new trajectory each step (faithful); R > 1: a buffer, a concept's part redrawn after R batches' worth of its
+    # latents; 0: never redrawn
     refresh_every: int = 1
     trajectories: int = 8  # size of the buffer; unused when refresh_every is 1
 

@@ -96,16 +96,16 @@ def _as_float32(tree):
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
-def _core(frozen: Frozen, theta, concept, z_t, t, v, p, config: EraseConfig):
-    """Steps 2 and 3 and the constants of step 4: (v, p, c_star (1, L, D), erasure goal (B, h, w, C), metrics).
+def _core(frozen: Frozen, theta, concepts, z_t, t, v, p, config: EraseConfig):
+    """Steps 2 and 3 and the constants of step 4: (v, p, c_star (G, L, D), erasure goal (B, h, w, C), metrics).
 
-    concept: index into K; v (m', d) and p (k, d) of that concept.
+    concepts: indices into K of the batch's concepts, (G,), latent i belongs to the one at i mod G; v (G, m', d) and
+    p (G, k, d) of those concepts.
     """
     noise = partial(_predict, frozen.unet_graph)
-    c_e = frozen.concept_emb[concept]
-    batch = z_t.shape[0]
+    c_e = frozen.concept_emb[concepts, 0]
     # The frozen predictions that share z_t and t go through the network together.
-    pair = jnp.repeat(jnp.concatenate([c_e, frozen.empty_emb]), batch, axis=0)
+    pair = jnp.concatenate([networks.per_latent(emb, z_t.shape[0]) for emb in (c_e, frozen.empty_emb)])
     both = noise(frozen.unet, frozen.schedule, jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t]), pair)
     eps_concept, eps_empty = jnp.split(both, 2)
     metrics = {}
@@ -127,7 +127,7 @@ def _core(frozen: Frozen, theta, concept, z_t, t, v, p, config: EraseConfig):
         eps_target = eps_concept
     c_star = c_e
     if config.prompt.enabled:
-        template = frozen.prompt_template[concept]
+        template = frozen.prompt_template[concepts, 0]
         p, metrics["L_adv"] = prompt.update_prompt(
             frozen, theta, template, p, z_t, t, eps_concept, gamma=config.prompt.gamma
         )
@@ -136,26 +136,36 @@ def _core(frozen: Frozen, theta, concept, z_t, t, v, p, config: EraseConfig):
     return v, p, c_star, goal, metrics
 
 
+def _dealt(step, concepts: int, batch: int):
+    """Round-robin (method.md section 7): latent i of step n belongs to concept (n * batch + i) mod K.
+
+    Returns the step's G = min(K, batch) concepts, (G,), of which latent i has the one at i mod G, and how many steps
+    each has had before, (G,).
+    """
+    first = step * batch + jnp.arange(min(concepts, batch))  # each concept's first latent, counted over the run
+    return first % concepts, jnp.minimum(first // concepts, step)
+
+
 def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State, dict]:
     """One training step: (new state, metrics as float32 scalars). The old state's buffers are donated: do not reuse it.
 
-    With several concepts, step n trains concept n mod K.
+    With several concepts, the latents of a batch are dealt to them round-robin. A concept without a latent in this
+    step keeps its soft tokens.
 
-    Metrics: L_aet, L_adv (where enabled), L_e, L_r, conflict_share (of tensors), mean_cosine (of g_e and g_r),
+    Metrics: L_aet, L_adv (where enabled; means over the batch's concepts), L_e, L_r, conflict_share (of tensors),
+    mean_cosine (of g_e and g_r),
     omega, update_dot_gr (<update, g_r>), drift_norm (||theta - theta0||), s (denoising steps done), t (mean).
     """
-    concepts = frozen.concept_emb.shape[0]
-    concept = state.step % concepts
+    concepts, visits = _dealt(state.step, frozen.concept_emb.shape[0], config.batch)
     theta = trainable.add_drift(frozen.unet, state.drift, config.trainable)
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     draw = {"key": key, "batch": config.batch, "config": config.latents}
     if config.latents.refresh_every == 1:
-        z_t, t, s = latents_lib.fresh(frozen, theta, frozen.concept_emb[concept], **draw)
+        z_t, t, s = latents_lib.fresh(frozen, theta, frozen.concept_emb[concepts, 0], **draw)
         buffer = None
     else:
-        visit = state.step // concepts
-        z_t, t, s, buffer = latents_lib.buffered(frozen, theta, state.latents, concept, visit, **draw)
-    v, p, c_star, goal, metrics = _core(frozen, theta, concept, z_t, t, state.v[concept], state.p[concept], config)
+        z_t, t, s, buffer = latents_lib.buffered(frozen, theta, state.latents, concepts, visits, **draw)
+    v, p, c_star, goal, metrics = _core(frozen, theta, concepts, z_t, t, state.v[concepts], state.p[concepts], config)
     drift, opt_state, omega, previous, update_metrics = _erase_update(
         frozen,
         theta,
@@ -176,8 +186,8 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
         step=state.step + 1,
         drift=drift,
         opt_state=opt_state,
-        v=state.v.at[concept].set(v),
-        p=state.p.at[concept].set(p),
+        v=state.v.at[concepts].set(v),
+        p=state.p.at[concepts].set(p),
         omega=omega,
         previous=previous,
         latents=buffer,
@@ -210,13 +220,13 @@ def explicit_step(
     drift = groups.stack(flatten(jax.tree.map(jnp.subtract, theta, frozen.unet)))
     z_t, v, p = (jnp.asarray(x, jnp.float32) for x in (z_t, v, p))
     t = jnp.asarray(t, jnp.int32)
-    v, p, c_star, goal, metrics = _core(frozen, theta, 0, z_t, t, v, p, config)
+    v, p, c_star, goal, metrics = _core(frozen, theta, jnp.array([0]), z_t, t, v[None], p[None], config)
     L_e, gradients = _gradients(frozen, theta, z_t, t, c_star, goal, trainable_set="full")
     g, lambdas, cosines = _retain(gradients, drift, jnp.float32(omega), grp=GRPConfig())
     by_key = partial(_by_diffusers_key, like=flatten(theta))
     return {
-        "v": v,
-        "p": p,
+        "v": v[0],
+        "p": p[0],
         **metrics,
         "L_e": L_e,
         "grads": by_key(gradients),
