@@ -118,7 +118,7 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
         opt_state=zeros(jax.eval_shape(optax.scale_by_adam().init, drift)),
         v=random_tokens(pipeline, key_v, (len(concepts), config.aet.tokens)),
         p=random_tokens(pipeline, key_p, (len(concepts), config.prompt.tokens)),
-        omega=jnp.float32(grp.omega),
+        omega=rectify.first_omega(drift, grp),
         previous=zeros(jax.eval_shape(rectify.no_projection, drift))
         if grp.retention == "grp" and grp.omega_rule == "hypergradient"
         else None,

@@ -71,24 +71,25 @@ def _erase_update(
     if grp.after_adam:
         raw, opt_state = _adam.update(_as_float32(gradients), opt_state)
     if previous is not None:
-        previous = rectify.projection(raw, drift)
+        previous = rectify.projection(raw, drift, grp)
     direction, _, cosines = rectify.retain(raw, drift, omega, grp)
     if not grp.after_adam:
         direction, opt_state = _adam.update(direction, opt_state)
     update = jax.tree.map(lambda u: -learning_rate * u, direction)
-    cosines = jnp.concatenate(list(cosines.values()))
+    cosines = rectify.gather(cosines)
     metrics = {
         "L_e": L_e,
         "L_r": 0.5 * rectify.tree_dot(drift, drift),
         "conflict_share": jnp.mean(cosines < 0),
         "mean_cosine": jnp.mean(cosines),
-        "omega": omega,
+        "omega": jnp.mean(rectify.gather(omega)) if grp.omega_per_tensor else omega,
         "update_dot_gr": rectify.tree_dot(update, drift),
     }
     drift = jax.tree.map(jnp.add, drift, update)
     metrics["drift_norm"] = jnp.sqrt(rectify.tree_dot(drift, drift))
     if frozen.placement is not None:
-        drift, opt_state, previous = frozen.placement.tensors((drift, opt_state, previous))
+        new = drift, opt_state, next_omega, previous
+        drift, opt_state, next_omega, previous = frozen.placement.tensors(new)
     return drift, opt_state, next_omega, previous, metrics
 
 
@@ -153,8 +154,8 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
     step keeps its soft tokens.
 
     Metrics: L_aet, L_adv (where enabled; means over the batch's concepts), L_e, L_r, conflict_share (of tensors),
-    mean_cosine (of g_e and g_r),
-    omega, update_dot_gr (<update, g_r>), drift_norm (||theta - theta0||), s (denoising steps done), t (mean).
+    mean_cosine (of g_e and g_r), omega (mean, where there are several), update_dot_gr (<update, g_r>), drift_norm
+    (||theta - theta0||), s (denoising steps done), t (mean).
     """
     concepts, visits = _dealt(state.step, frozen.concept_emb.shape[0], config.batch)
     theta = trainable.add_drift(frozen.unet, state.drift, config.trainable)

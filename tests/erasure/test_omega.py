@@ -23,7 +23,7 @@ def tensors(tree):
 def test_hypergradient(seed):
     """omega moves against <g_e + g_r, -s' g_r'>, s' = -<g_e', g_r'> / ||g_r'||^2 where they conflicted."""
     old_gradients, old_drift, gradients, drift = trees(seed, 4)
-    previous = rectify.projection(old_gradients, old_drift)
+    previous = rectify.projection(old_gradients, old_drift, GRPConfig())
     slope = 0.0
     for old_g_e, old_g_r, g_e, g_r in zip(*map(tensors, (old_gradients, old_drift, gradients, drift)), strict=True):
         inner = np.sum(old_g_e * old_g_r)

@@ -61,6 +61,18 @@ def test_round_trip_and_retention(saved):
         assert_same(checkpoints.restore(make_state(1)), make_state(12))
 
 
+def test_one_omega_for_each_tensor(tmp_path):
+    state = make_state(3)
+    state = dataclasses.replace(state, omega={name: jnp.full(len(d), 0.7) for name, d in state.drift.items()})
+    with open_in(tmp_path / "c") as checkpoints:
+        checkpoints.save(3, state)
+        checkpoints.wait()
+        like = dataclasses.replace(state, omega=jax.tree.map(jnp.zeros_like, state.omega))
+        assert_same(checkpoints.restore(like), state)
+        with pytest.raises(AegisError, match="omega is missing"):
+            checkpoints.restore(make_state(3))
+
+
 def test_a_later_donation_does_not_reach_the_checkpoint(tmp_path):
     """Saving goes on in the background while the next step reuses the state's buffers."""
     state = {"drift": jnp.arange(2_000_000, dtype=jnp.float32)}
