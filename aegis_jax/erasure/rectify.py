@@ -83,26 +83,20 @@ def first_omega(drift: dict, grp: GRPConfig):
     return jnp.float32(grp.omega)
 
 
-def no_projection(drift: dict) -> dict:
-    """What `next_omega` is told of a previous step at the first one: there was no projection."""
-    return {
-        "drift": jax.tree.map(jnp.zeros_like, drift),
-        "strength": {name: jnp.zeros(len(d), jnp.float32) for name, d in drift.items()},
-    }
-
-
 def projection(gradients: dict, drift: dict, grp: GRPConfig) -> dict:
-    """This step's projection direction, for the next step's `next_omega`: g_r and s = -<g_e, g_r> / ||g_r||^2 per
-    tensor (of the whole tree in that scope) where they conflict, else 0."""
-    return {"drift": drift, "strength": _rectified(gradients, drift, 1.0, grp)[1]}
+    """This step's projection direction, for the next step's `next_omega`: s = -<g_e, g_r> / ||g_r||^2 per tensor (of
+    the whole tree in that scope) where they conflict, else 0; and g_r itself where the next step cannot work it out
+    from Adam's moments (step.drift_before)."""
+    strength = _rectified(gradients, drift, 1.0, grp)[1]
+    return {"strength": strength, "drift": drift} if grp.after_adam else {"strength": strength}
 
 
 def next_omega(omega, gradients: dict, drift: dict, previous: dict | None, grp: GRPConfig):
     """omega for the next step (method.md 3.6), like `omega`.
 
     hypergradient: the derivative of L_e + L_r with respect to the *previous* step's omega is proportional to
-    <g_e + g_r, -s g_r'>, where `previous` holds that step's g_r' and s (`projection`): the sum over all tensors, or
-    each tensor's own for an omega of its own.
+    <g_e + g_r, -s g_r'>, where `previous` holds that step's "drift" g_r' and "strength" s (0 at the first step): the
+    sum over all tensors, or each tensor's own for an omega of its own.
     """
     if grp.omega_rule == "fixed" or grp.retention != "grp":
         return omega

@@ -119,7 +119,7 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
         v=random_tokens(pipeline, key_v, (len(concepts), config.aet.tokens)),
         p=random_tokens(pipeline, key_p, (len(concepts), config.prompt.tokens)),
         omega=rectify.first_omega(drift, grp),
-        previous=zeros(jax.eval_shape(rectify.no_projection, drift))
+        previous=zeros(jax.eval_shape(partial(rectify.projection, grp=grp), drift, drift))
         if grp.retention == "grp" and grp.omega_rule == "hypergradient"
         else None,
         latents=None

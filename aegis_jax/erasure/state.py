@@ -29,7 +29,8 @@ class State:
       v: soft tokens of the AET, (K, m', d).
       p: soft tokens of the adversarial prompt, (K, k, d).
       omega: projection strength in [0, 1], float32: a scalar, or {group: (n,)} with `grp.omega_per_tensor`.
-      previous: last step's projection (rectify.projection), kept for the hypergradient rule only, else None.
+      previous: last step's projection (rectify.projection), kept for the hypergradient rule only, else None; zeros at
+        step 0.
       latents: buffer of trajectories (K, steps, M, h, w, C), or None when z_t is drawn afresh each step.
     """
 

@@ -29,7 +29,8 @@ from aegis_jax.models.model import flatten, unflatten
 
 _predict = jax.jit(networks.predict, static_argnums=0)
 _encode_soft = jax.jit(networks.encode_soft, static_argnums=0)
-_adam = optax.scale_by_adam()
+_B1, _B2, _EPS = 0.9, 0.999, 1e-8
+_adam = optax.scale_by_adam(_B1, _B2, _EPS)
 
 
 def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, trainable_set: str):
@@ -65,6 +66,8 @@ def _erase_update(
 ):
     """Steps 4 to 7: gradient of L_e, GRP, omega, Adam. Returns the new (drift, opt_state, omega, previous), metrics."""
     L_e, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, trainable_set)
+    if previous is not None and not grp.after_adam:
+        previous = previous | {"drift": drift_before(drift, opt_state, learning_rate)}
     next_omega = rectify.next_omega(omega, gradients, drift, previous, grp)
     # What is projected: the gradient that enters Adam, or Adam's own direction.
     raw = gradients
@@ -91,6 +94,21 @@ def _erase_update(
         new = drift, opt_state, next_omega, previous
         drift, opt_state, next_omega, previous = frozen.placement.tensors(new)
     return drift, opt_state, next_omega, previous, metrics
+
+
+def drift_before(drift: dict, opt_state, learning_rate):
+    """The drift that the last step started from, to float32 rounding: `drift` less that step's update.
+
+    The update is Adam's direction, which the moments of after that step still tell, so the hypergradient rule need
+    not keep a copy of the drift. Holds for a constant learning rate, and not where `grp.after_adam` alters the update.
+    """
+    count = jnp.maximum(opt_state.count, 1)  # before any step the moments are 0, and so is the update
+    mean, variance = 1 - _B1**count, 1 - _B2**count  # of the gradients: what corrects the moments' bias
+
+    def undo(d, mu, nu):
+        return d + learning_rate * (mu / mean) / (jnp.sqrt(nu / variance) + _EPS)
+
+    return jax.tree.map(undo, drift, opt_state.mu, opt_state.nu)
 
 
 def _as_float32(tree):

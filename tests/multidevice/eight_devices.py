@@ -107,7 +107,7 @@ def test_second_step_goes_on_from_there(outcomes):
 def test_arrays_lie_where_declared(outcomes, placement):
     """State and frozen weights by the rule by size, before and after the steps; some of each are truly split."""
     end = outcomes[1].end
-    for tree in (end.drift, end.opt_state.mu, end.opt_state.nu, end.previous["drift"]):
+    for tree in (end.drift, end.opt_state.mu, end.opt_state.nu):
         split = 0
         for name, leaf in tree.items():
             declared = placement.sharding(leaf.shape)

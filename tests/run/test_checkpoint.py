@@ -30,7 +30,7 @@ def make_state(seed=0, width=5):
         v=jax.random.normal(next(keys), (1, 1, 4)),
         p=jnp.zeros((1, 0, 4)),
         omega=jnp.float32(0.1),
-        previous={"drift": drift, "strength": {name: jnp.float32(0.3) for name in names}},
+        previous={"strength": {name: jnp.full(3, 0.3) for name in names}},
         latents=None,
     )
 
@@ -119,7 +119,7 @@ def test_missing_and_unknown_arrays_are_refused(saved):
         with pytest.raises(AegisError) as error:
             checkpoints.restore(like)
     assert "latents is missing" in str(error.value)
-    assert "previous/drift/conv_out.bias is unknown" in str(error.value)
+    assert "previous/strength/conv_out.bias is unknown" in str(error.value)
 
 
 def test_a_damaged_checkpoint_says_what_to_do(saved):
