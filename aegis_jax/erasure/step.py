@@ -176,7 +176,7 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
     (||theta - theta0||), s (denoising steps done), t (mean).
     """
     concepts, visits = _dealt(state.step, frozen.concept_emb.shape[0], config.batch)
-    theta = trainable.add_drift(frozen.unet, state.drift, config.trainable)
+    theta = trainable.add_drift(frozen.unet, state.drift, config.trainable, placement=frozen.placement)
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     draw = {"key": key, "batch": config.batch, "config": config.latents}
     if config.latents.refresh_every == 1:
