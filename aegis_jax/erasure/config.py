@@ -10,6 +10,7 @@ from aegis_jax.errors import AegisError
 
 TRAINABLE = ("full", "xattn", "noxattn", "kv")
 RETENTION = ("grp", "constant", "none")
+SCOPES = ("tensor", "tree")
 OMEGA_RULES = ("hypergradient", "linear", "fixed")
 SOFT_STARTS = ("random", "mean")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
@@ -42,8 +43,10 @@ class GRPConfig:
 
     retention: str = "grp"  # grp | constant (no conflict test, "w/o DGR") | none (lambda := 0, "w/o PR")
     weight: float = 0.0  # lambda of retention="constant"
+    scope: str = "tensor"  # tensor (conflict test and lambda for each) | tree (one of both for all trainable tensors)
     omega: float = 0.0  # projection strength at the start, in [0, 1]; the constant value of omega_rule="fixed"
     omega_rule: str = "hypergradient"  # hypergradient | linear (grows by mu a step, up to 1) | fixed
+    omega_per_tensor: bool = False  # one omega for each tensor, moved by its own hypergradient
     mu: float = 1e-2  # change of omega per step
     after_adam: bool = False  # project Adam's update instead of the gradient that enters Adam
 
@@ -54,7 +57,8 @@ class LatentsConfig:
 
     steps: int = 50  # DDIM steps of a whole trajectory
     guidance: float = 3.0  # classifier-free guidance of the trajectory
-    # 1: a new trajectory each step (faithful); R > 1: a buffer, redrawn every R of a concept's steps; 0: never redrawn
+    # 1: a new trajectory each step (faithful); R > 1: a buffer, a concept's part redrawn after R batches' worth of its
+    # latents; 0: never redrawn
     refresh_every: int = 1
     trajectories: int = 8  # size of the buffer; unused when refresh_every is 1
 
@@ -98,6 +102,10 @@ def check(config: EraseConfig) -> None:
     need(config.prompt.gamma >= 0, "prompt.gamma", config.prompt.gamma, "0 or more")
     grp = config.grp
     need(grp.retention in RETENTION, "grp.retention", grp.retention, " | ".join(RETENTION))
+    need(grp.scope in SCOPES, "grp.scope", grp.scope, " | ".join(SCOPES))
+    if grp.scope == "tree":
+        want = 'false with grp.scope="tree", which has one lambda for all tensors'
+        need(not grp.omega_per_tensor, "grp.omega_per_tensor", grp.omega_per_tensor, want)
     need(grp.omega_rule in OMEGA_RULES, "grp.omega_rule", grp.omega_rule, " | ".join(OMEGA_RULES))
     need(0 <= grp.omega <= 1, "grp.omega", grp.omega, "0 to 1")
     need(grp.mu >= 0, "grp.mu", grp.mu, "0 or more")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from aegis_jax.diffusion.sample import sample_latents
 from aegis_jax.diffusion.schedule import guide, output_step
 from aegis_jax.erasure.config import LatentsConfig
+from aegis_jax.erasure.networks import per_latent
 from aegis_jax.erasure.state import Frozen
 from aegis_jax.models import unet
 
@@ -38,13 +39,12 @@ def _draw_t(key, s, batch: int, stride: int, config: LatentsConfig):
 def fresh(frozen: Frozen, theta, concept_emb, key, *, batch: int, config: LatentsConfig):
     """The faithful draw: (z_t (B, h, w, C), t (B,), s): s guided steps with the current theta, s shared by the batch.
 
-    concept_emb: (1, L, D). The loop runs exactly s steps.
+    concept_emb: (G, L, D), latent i is guided by row i mod G. The loop runs exactly s steps.
     """
     stride, grid = _grid(frozen, config)
     key_s, key_z, key_t = jax.random.split(key, 3)
     s = jax.random.randint(key_s, (), 0, config.steps)
-    text = jnp.broadcast_to(concept_emb, (batch, *concept_emb.shape[1:]))
-    empty = jnp.broadcast_to(frozen.empty_emb, text.shape)
+    text, empty = (per_latent(emb, batch) for emb in (concept_emb, frozen.empty_emb))
     z_t = sample_latents(
         frozen.unet_graph,
         theta,
@@ -83,20 +83,38 @@ def fill(frozen: Frozen, theta, key, *, config: LatentsConfig):
 
 
 @partial(jax.jit, static_argnames=("batch", "config"), donate_argnames="buffer")
-def buffered(frozen: Frozen, theta, buffer, concept, visit, key, *, batch: int, config: LatentsConfig):
-    """A draw from the buffer, redrawn with the current theta at every `refresh_every`-th visit of its concept.
+def buffered(frozen: Frozen, theta, buffer, concepts, visits, key, *, batch: int, config: LatentsConfig):
+    """A draw from the buffer: latent i from the trajectories of its concept.
 
-    concept: index into K; visit: how often this concept has had a step before.
+    concepts: indices into K of the batch's G concepts, (G,), latent i belongs to the one at i mod G; visits: how many
+    steps each has had before, (G,).
     Returns (z_t (B, h, w, C), t (B,), s (B,), buffer).
     """
     stride, _ = _grid(frozen, config)
     key_new, key_s, key_m, key_t = jax.random.split(key, 4)
-    mine = buffer[concept]
     if config.refresh_every:
-        due = (visit > 0) & (visit % config.refresh_every == 0)
-        emb = frozen.concept_emb[concept]
-        mine = jax.lax.cond(due, lambda: _trajectories(frozen, theta, emb, key_new, config), lambda: mine)
-        buffer = buffer.at[concept].set(mine)
+        buffer = _refreshed(frozen, theta, buffer, concepts, visits, key_new, config)
     s = jax.random.randint(key_s, (batch,), 0, config.steps)
     m = jax.random.randint(key_m, (batch,), 0, config.trajectories)
-    return _placed(frozen, mine[s, m]), _draw_t(key_t, s, batch, stride, config), s, buffer
+    z_t = buffer[per_latent(concepts, batch), s, m]
+    return _placed(frozen, z_t), _draw_t(key_t, s, batch, stride, config), s, buffer
+
+
+def _refreshed(frozen: Frozen, theta, buffer, concepts, visits, key, config: LatentsConfig):
+    """The buffer with the sets of those `concepts` redrawn with the current theta that are due.
+
+    A concept among G in a batch has a G-th of its latents, so its set serves G times as many steps: as many draws and,
+    over the K concepts, as many network calls a step as if it had whole batches to itself.
+    """
+    count = concepts.shape[0]
+    due = (visits > 0) & (visits % (config.refresh_every * count) == 0)
+    keys = key[None] if count == 1 else jax.random.split(key, count)
+
+    def renew(i, buffer):
+        def draw(buffer):
+            emb = frozen.concept_emb[concepts[i]]
+            return buffer.at[concepts[i]].set(_trajectories(frozen, theta, emb, keys[i], config))
+
+        return jax.lax.cond(due[i], draw, lambda buffer: buffer, buffer)
+
+    return jax.lax.fori_loop(0, count, renew, buffer)  # a loop: the network is compiled once for all concepts

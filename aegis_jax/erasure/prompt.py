@@ -6,10 +6,10 @@ from aegis_jax.erasure.target import sign_step
 
 
 def update_prompt(frozen, theta, template, p, z_t, t, eps_original, *, gamma):
-    """One step of the adversarial prefix: (new p (k, d), A).
+    """One step of the adversarial prefix: (new p (G, k, d), A).
 
-    theta: the current UNet parameters; template: this concept's token embeddings, (1, L, d); eps_original: theta0's
-    prediction for the concept, (B, h, w, C).
+    theta: the current UNet parameters; template: the concepts' token embeddings, (G, L, d); eps_original: theta0's
+    predictions for each latent's concept, (B, h, w, C).
     """
     # Two goals of which the second has no weight: the shape that the AET's program is compiled for.
     return sign_step(

@@ -118,8 +118,8 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
         opt_state=zeros(jax.eval_shape(optax.scale_by_adam().init, drift)),
         v=_soft_tokens(pipeline, key_v, (len(concepts), config.aet.tokens), config.aet.init),
         p=_soft_tokens(pipeline, key_p, (len(concepts), config.prompt.tokens), config.prompt.init),
-        omega=jnp.float32(grp.omega),
-        previous=zeros(jax.eval_shape(rectify.no_projection, drift))
+        omega=rectify.first_omega(drift, grp),
+        previous=zeros(jax.eval_shape(partial(rectify.projection, grp=grp), drift, drift))
         if grp.retention == "grp" and grp.omega_rule == "hypergradient"
         else None,
         latents=None

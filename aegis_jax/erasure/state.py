@@ -28,8 +28,9 @@ class State:
       opt_state: Adam's moments, like `drift`.
       v: soft tokens of the AET, (K, m', d).
       p: soft tokens of the adversarial prompt, (K, k, d).
-      omega: projection strength, float32 scalar in [0, 1].
-      previous: last step's projection (rectify.projection), kept for the hypergradient rule only, else None.
+      omega: projection strength in [0, 1], float32: a scalar, or {group: (n,)} with `grp.omega_per_tensor`.
+      previous: last step's projection (rectify.projection), kept for the hypergradient rule only, else None; zeros at
+        step 0.
       latents: buffer of trajectories (K, steps, M, h, w, C), or None when z_t is drawn afresh each step.
     """
 
@@ -38,7 +39,7 @@ class State:
     opt_state: Any
     v: jax.Array
     p: jax.Array
-    omega: jax.Array
+    omega: jax.Array | dict
     previous: dict | None
     latents: jax.Array | None
 

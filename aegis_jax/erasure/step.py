@@ -29,7 +29,8 @@ from aegis_jax.models.model import flatten, unflatten
 
 _predict = jax.jit(networks.predict, static_argnums=0)
 _encode_soft = jax.jit(networks.encode_soft, static_argnums=0)
-_adam = optax.scale_by_adam()
+_B1, _B2, _EPS = 0.9, 0.999, 1e-8
+_adam = optax.scale_by_adam(_B1, _B2, _EPS)
 
 
 def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, trainable_set: str):
@@ -65,47 +66,65 @@ def _erase_update(
 ):
     """Steps 4 to 7: gradient of L_e, GRP, omega, Adam. Returns the new (drift, opt_state, omega, previous), metrics."""
     L_e, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, trainable_set)
+    if previous is not None and not grp.after_adam:
+        previous = previous | {"drift": drift_before(drift, opt_state, learning_rate)}
     next_omega = rectify.next_omega(omega, gradients, drift, previous, grp)
     # What is projected: the gradient that enters Adam, or Adam's own direction.
     raw = gradients
     if grp.after_adam:
         raw, opt_state = _adam.update(_as_float32(gradients), opt_state)
     if previous is not None:
-        previous = rectify.projection(raw, drift)
+        previous = rectify.projection(raw, drift, grp)
     direction, _, cosines = rectify.retain(raw, drift, omega, grp)
     if not grp.after_adam:
         direction, opt_state = _adam.update(direction, opt_state)
     update = jax.tree.map(lambda u: -learning_rate * u, direction)
-    cosines = jnp.concatenate(list(cosines.values()))
+    cosines = rectify.gather(cosines)
     metrics = {
         "L_e": L_e,
         "L_r": 0.5 * rectify.tree_dot(drift, drift),
         "conflict_share": jnp.mean(cosines < 0),
         "mean_cosine": jnp.mean(cosines),
-        "omega": omega,
+        "omega": jnp.mean(rectify.gather(omega)) if grp.omega_per_tensor else omega,
         "update_dot_gr": rectify.tree_dot(update, drift),
     }
     drift = jax.tree.map(jnp.add, drift, update)
     metrics["drift_norm"] = jnp.sqrt(rectify.tree_dot(drift, drift))
     if frozen.placement is not None:
-        drift, opt_state, previous = frozen.placement.tensors((drift, opt_state, previous))
+        new = drift, opt_state, next_omega, previous
+        drift, opt_state, next_omega, previous = frozen.placement.tensors(new)
     return drift, opt_state, next_omega, previous, metrics
+
+
+def drift_before(drift: dict, opt_state, learning_rate):
+    """The drift that the last step started from, to float32 rounding: `drift` less that step's update.
+
+    The update is Adam's direction, which the moments of after that step still tell, so the hypergradient rule need
+    not keep a copy of the drift. Holds for a constant learning rate, and not where `grp.after_adam` alters the update.
+    """
+    count = jnp.maximum(opt_state.count, 1)  # before any step the moments are 0, and so is the update
+    mean, variance = 1 - _B1**count, 1 - _B2**count  # of the gradients: what corrects the moments' bias
+
+    def undo(d, mu, nu):
+        return d + learning_rate * (mu / mean) / (jnp.sqrt(nu / variance) + _EPS)
+
+    return jax.tree.map(undo, drift, opt_state.mu, opt_state.nu)
 
 
 def _as_float32(tree):
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
-def _core(frozen: Frozen, theta, concept, z_t, t, v, p, config: EraseConfig):
-    """Steps 2 and 3 and the constants of step 4: (v, p, c_star (1, L, D), erasure goal (B, h, w, C), metrics).
+def _core(frozen: Frozen, theta, concepts, z_t, t, v, p, config: EraseConfig):
+    """Steps 2 and 3 and the constants of step 4: (v, p, c_star (G, L, D), erasure goal (B, h, w, C), metrics).
 
-    concept: index into K; v (m', d) and p (k, d) of that concept.
+    concepts: indices into K of the batch's concepts, (G,), latent i belongs to the one at i mod G; v (G, m', d) and
+    p (G, k, d) of those concepts.
     """
     noise = partial(_predict, frozen.unet_graph)
-    c_e = frozen.concept_emb[concept]
-    batch = z_t.shape[0]
+    c_e = frozen.concept_emb[concepts, 0]
     # The frozen predictions that share z_t and t go through the network together.
-    pair = jnp.repeat(jnp.concatenate([c_e, frozen.empty_emb]), batch, axis=0)
+    pair = jnp.concatenate([networks.per_latent(emb, z_t.shape[0]) for emb in (c_e, frozen.empty_emb)])
     both = noise(frozen.unet, frozen.schedule, jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t]), pair)
     eps_concept, eps_empty = jnp.split(both, 2)
     metrics = {}
@@ -127,7 +146,7 @@ def _core(frozen: Frozen, theta, concept, z_t, t, v, p, config: EraseConfig):
         eps_target = eps_concept
     c_star = c_e
     if config.prompt.enabled:
-        template = frozen.prompt_template[concept]
+        template = frozen.prompt_template[concepts, 0]
         p, metrics["L_adv"] = prompt.update_prompt(
             frozen, theta, template, p, z_t, t, eps_concept, gamma=config.prompt.gamma
         )
@@ -136,26 +155,36 @@ def _core(frozen: Frozen, theta, concept, z_t, t, v, p, config: EraseConfig):
     return v, p, c_star, goal, metrics
 
 
+def _dealt(step, concepts: int, batch: int):
+    """Round-robin (method.md section 7): latent i of step n belongs to concept (n * batch + i) mod K.
+
+    Returns the step's G = min(K, batch) concepts, (G,), of which latent i has the one at i mod G, and how many steps
+    each has had before, (G,).
+    """
+    first = step * batch + jnp.arange(min(concepts, batch))  # each concept's first latent, counted over the run
+    return first % concepts, jnp.minimum(first // concepts, step)
+
+
 def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State, dict]:
     """One training step: (new state, metrics as float32 scalars). The old state's buffers are donated: do not reuse it.
 
-    With several concepts, step n trains concept n mod K.
+    With several concepts, the latents of a batch are dealt to them round-robin. A concept without a latent in this
+    step keeps its soft tokens.
 
-    Metrics: L_aet, L_adv (where enabled), L_e, L_r, conflict_share (of tensors), mean_cosine (of g_e and g_r),
-    omega, update_dot_gr (<update, g_r>), drift_norm (||theta - theta0||), s (denoising steps done), t (mean).
+    Metrics: L_aet, L_adv (where enabled; means over the batch's concepts), L_e, L_r, conflict_share (of tensors),
+    mean_cosine (of g_e and g_r), omega (mean, where there are several), update_dot_gr (<update, g_r>), drift_norm
+    (||theta - theta0||), s (denoising steps done), t (mean).
     """
-    concepts = frozen.concept_emb.shape[0]
-    concept = state.step % concepts
-    theta = trainable.add_drift(frozen.unet, state.drift, config.trainable)
+    concepts, visits = _dealt(state.step, frozen.concept_emb.shape[0], config.batch)
+    theta = trainable.add_drift(frozen.unet, state.drift, config.trainable, placement=frozen.placement)
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     draw = {"key": key, "batch": config.batch, "config": config.latents}
     if config.latents.refresh_every == 1:
-        z_t, t, s = latents_lib.fresh(frozen, theta, frozen.concept_emb[concept], **draw)
+        z_t, t, s = latents_lib.fresh(frozen, theta, frozen.concept_emb[concepts, 0], **draw)
         buffer = None
     else:
-        visit = state.step // concepts
-        z_t, t, s, buffer = latents_lib.buffered(frozen, theta, state.latents, concept, visit, **draw)
-    v, p, c_star, goal, metrics = _core(frozen, theta, concept, z_t, t, state.v[concept], state.p[concept], config)
+        z_t, t, s, buffer = latents_lib.buffered(frozen, theta, state.latents, concepts, visits, **draw)
+    v, p, c_star, goal, metrics = _core(frozen, theta, concepts, z_t, t, state.v[concepts], state.p[concepts], config)
     drift, opt_state, omega, previous, update_metrics = _erase_update(
         frozen,
         theta,
@@ -176,8 +205,8 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
         step=state.step + 1,
         drift=drift,
         opt_state=opt_state,
-        v=state.v.at[concept].set(v),
-        p=state.p.at[concept].set(p),
+        v=state.v.at[concepts].set(v),
+        p=state.p.at[concepts].set(p),
         omega=omega,
         previous=previous,
         latents=buffer,
@@ -210,13 +239,13 @@ def explicit_step(
     drift = groups.stack(flatten(jax.tree.map(jnp.subtract, theta, frozen.unet)))
     z_t, v, p = (jnp.asarray(x, jnp.float32) for x in (z_t, v, p))
     t = jnp.asarray(t, jnp.int32)
-    v, p, c_star, goal, metrics = _core(frozen, theta, 0, z_t, t, v, p, config)
+    v, p, c_star, goal, metrics = _core(frozen, theta, jnp.array([0]), z_t, t, v[None], p[None], config)
     L_e, gradients = _gradients(frozen, theta, z_t, t, c_star, goal, trainable_set="full")
     g, lambdas, cosines = _retain(gradients, drift, jnp.float32(omega), grp=GRPConfig())
     by_key = partial(_by_diffusers_key, like=flatten(theta))
     return {
-        "v": v,
-        "p": p,
+        "v": v[0],
+        "p": p[0],
         **metrics,
         "L_e": L_e,
         "grads": by_key(gradients),

@@ -3,7 +3,8 @@
 Both are soft prompts that one sign step moves towards given noise predictions of *some* UNet:
   c': eps(theta0, z_t, t, c'(v)) towards eps(theta, c_e) (weight +1 or -1) and eps(theta0, c_e);
   c*: eps(theta,  z_t, t, c*(p)) towards eps(theta0, c_e)      (prompt.py).
-One compiled program serves both when the number of soft tokens agrees.
+One compiled program serves both when the number of soft tokens agrees. In a batch of G concepts each has soft tokens
+of its own, which answer for its own latents only: every G-th one (networks.py).
 """
 
 from functools import partial
@@ -16,23 +17,27 @@ from aegis_jax.erasure.networks import encode_soft, mean_square, predict
 
 @partial(jax.jit, static_argnames=("unet_graph", "text_graph"))
 def sign_step(unet_graph, unet_params, text_graph, text_params, schedule, template, soft, z_t, t, goals, weights, size):
-    """soft - size * sign(gradient of J), J = sum_i weights_i ||eps(c(soft)) - goals_i||^2.
+    """soft - size * sign(gradient of J), J = sum_i weights_i ||eps(c(soft)) - goals_i||^2, for each concept by itself.
 
-    Args: soft (n, d); template (1, L, d); goals (I, B, h, w, C); weights (I,); size: the step, scalar.
-    Returns (new soft tokens (n, d), J at the old ones, float32 scalar).
+    Args: soft (G, n, d); template (G, L, d); goals (I, B, h, w, C); weights (I,); size: the step, scalar.
+    Returns (new soft tokens (G, n, d), the concepts' mean J at the old ones, float32 scalar).
     """
+    concepts = soft.shape[0]
 
     def distance(soft):
         c = encode_soft(text_graph, text_params, template, soft)
         eps = predict(unet_graph, unet_params, schedule, z_t, t, c)
-        return jnp.sum(weights * jax.vmap(lambda goal: mean_square(eps - goal))(goals))
+        to_goals = jax.vmap(lambda eps, goal: mean_square(eps - goal), in_axes=(None, 0))
+        own = [jnp.sum(weights * to_goals(eps[i::concepts], goals[:, i::concepts])) for i in range(concepts)]
+        # Soft tokens of one concept do not reach another's latents, so the sum's gradient is each one's own.
+        return sum(own), sum(own) / concepts
 
-    value, gradient = jax.value_and_grad(distance)(soft)
+    gradient, value = jax.grad(distance, has_aux=True)(soft)
     return soft - size * jnp.sign(gradient), value
 
 
 def update_target(frozen, v, z_t, t, eps_current, eps_original, *, beta, current_weight):
-    """One step of the AET: (new v (m', d), J).
+    """One step of the AET: (new v (G, m', d), J).
 
     eps_current, eps_original: predictions of theta and theta0 for the concept, (B, h, w, C), not differentiated.
     """
@@ -42,7 +47,8 @@ def update_target(frozen, v, z_t, t, eps_current, eps_original, *, beta, current
         frozen.text_graph,
         frozen.text,
         frozen.schedule,
-        frozen.target_template,
+        # As many as there are prompt templates, so that the prompt's program fits.
+        jnp.broadcast_to(frozen.target_template, (v.shape[0], *frozen.target_template.shape[1:])),
         v,
         z_t,
         t,

@@ -37,16 +37,21 @@ def zero_drift(params: dict, trainable: str) -> dict:
     return groups.stack({path: jnp.zeros(x.shape, jnp.float32) for path, x in select(params, trainable).items()})
 
 
-def add_drift(params: dict, drift: dict, trainable: str, dtype=None) -> dict:
+def add_drift(params: dict, drift: dict, trainable: str, dtype=None, placement=None) -> dict:
     """theta = theta0 + d, summed in float32, in `dtype` (default: each tensor's own).
 
-    Tensors outside the trainable set are the same arrays as in `params`.
+    Tensors outside the trainable set are the same arrays as in `params`. placement: where the tensors of `params` lie
+    on a mesh (state.Frozen), and those of theta shall.
     """
-    return unflatten(flatten(params) | _moved(select(params, trainable), drift, dtype=dtype))
+    moved = _moved(select(params, trainable), drift, dtype=dtype, placement=placement)
+    return unflatten(flatten(params) | moved)
 
 
 # Compiled over the trainable tensors only: what passes through a compiled function comes out as a copy.
-@partial(jax.jit, static_argnames="dtype")
-def _moved(mine: dict, drift: dict, *, dtype) -> dict:
+@partial(jax.jit, static_argnames=("dtype", "placement"))
+def _moved(mine: dict, drift: dict, *, dtype, placement) -> dict:
     drift = groups.unstack(drift, like=mine)
-    return {path: (x.astype(jnp.float32) + drift[path]).astype(dtype or x.dtype) for path, x in mine.items()}
+    moved = {path: (x.astype(jnp.float32) + drift[path]).astype(dtype or x.dtype) for path, x in mine.items()}
+    # Left alone, a tensor would take after the split of the stack that its drift comes from: theta would lie elsewhere
+    # than theta0, and every program that takes either would be compiled twice.
+    return moved if placement is None else placement.tensors(moved)

@@ -15,7 +15,7 @@ import numpy as np
 
 from aegis_jax.errors import AegisError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoints:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -84,11 +85,29 @@ def test_buffer_draws_and_refresh(frozen):
     key = jax.random.key
     buffer = latents.fill(frozen, frozen.unet, key(0), config=config)
     for visit in range(7):
-        before = np.asarray(buffer)
-        z_t, t, s, buffer = latents.buffered(frozen, frozen.unet, buffer, 1, visit, key(visit), batch=3, config=config)
+        before, one = np.asarray(buffer), (jnp.array([1]), jnp.array([visit]))
+        z_t, t, s, buffer = latents.buffered(frozen, frozen.unet, buffer, *one, key(visit), batch=3, config=config)
         after, s, t = np.asarray(buffer), np.asarray(s), np.asarray(t)
         assert after[0].tobytes() == before[0].tobytes()
         assert (after[1].tobytes() != before[1].tobytes()) == (visit in (3, 6))
         for z, step, timestep in zip(np.asarray(z_t), s, t, strict=True):
             assert any(z.tobytes() == entry.tobytes() for entry in after[1, step])
             assert 200 * (4 - step) <= timestep < 200 * (5 - step)
+
+
+def test_buffer_of_a_mixed_batch(frozen):
+    """Latent i comes from its concept's set; with two concepts in a batch a set serves twice as many steps."""
+    config = LatentsConfig(steps=5, refresh_every=3, trajectories=2)
+    key = jax.random.key
+    buffer = latents.fill(frozen, frozen.unet, key(0), config=config)
+    dealt = [1, 0, 1]  # concepts of the latents
+    for visits in [(0, 0), (3, 3), (6, 5), (6, 6)]:
+        before = np.asarray(buffer)
+        two = jnp.array([1, 0]), jnp.array(visits), key(sum(visits))
+        z_t, _, s, buffer = latents.buffered(frozen, frozen.unet, buffer, *two, batch=3, config=config)
+        after = np.asarray(buffer)
+        for concept, visit in zip((1, 0), visits, strict=True):
+            assert (after[concept].tobytes() != before[concept].tobytes()) == (visit == 6)
+        assert not np.array_equal(after[0, 0], after[1, 0])  # noise of its own for each
+        for z, concept, step in zip(np.asarray(z_t), dealt, np.asarray(s), strict=True):
+            assert any(z.tobytes() == entry.tobytes() for entry in after[concept, step])

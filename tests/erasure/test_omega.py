@@ -1,10 +1,13 @@
 """The rules for omega, and what each retention mode makes of a gradient, against float64 numpy."""
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 from aegis_jax.erasure import rectify
 from aegis_jax.erasure.config import GRPConfig
+from aegis_jax.erasure.step import drift_before
 
 SHAPES = {"3x4": (2, 3, 4), "5": (3, 5)}  # stacked: 2 and 3 tensors
 
@@ -23,7 +26,7 @@ def tensors(tree):
 def test_hypergradient(seed):
     """omega moves against <g_e + g_r, -s' g_r'>, s' = -<g_e', g_r'> / ||g_r'||^2 where they conflicted."""
     old_gradients, old_drift, gradients, drift = trees(seed, 4)
-    previous = rectify.projection(old_gradients, old_drift)
+    previous = rectify.projection(old_gradients, old_drift, GRPConfig()) | {"drift": old_drift}
     slope = 0.0
     for old_g_e, old_g_r, g_e, g_r in zip(*map(tensors, (old_gradients, old_drift, gradients, drift)), strict=True):
         inner = np.sum(old_g_e * old_g_r)
@@ -39,8 +42,34 @@ def test_hypergradient(seed):
 
 def test_hypergradient_is_silent_without_a_previous_projection():
     gradients, drift = trees(0, 2)
-    previous = rectify.no_projection(drift)
+    strength = {name: np.zeros(shape[0], np.float32) for name, shape in SHAPES.items()}
+    previous = {"strength": strength, "drift": drift}
     assert rectify.next_omega(np.float32(0.25), gradients, drift, previous, GRPConfig()) == 0.25
+
+
+@pytest.mark.parametrize("rate", [1e-5, 1e-3])
+def test_drift_before_the_last_update(rate):
+    """Adam's moments tell what the last step added: within the rounding of the drift that they are taken from."""
+    adam = optax.scale_by_adam()
+
+    @jax.jit
+    def step(drift, opt_state, gradients):
+        direction, opt_state = adam.update(gradients, opt_state)
+        return jax.tree.map(lambda d, u: d - rate * u, drift, direction), opt_state
+
+    before = drift = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    opt_state = adam.init(drift)
+    undo = jax.jit(drift_before)
+    for seed in range(12):
+        told = undo(drift, opt_state, np.float32(rate))
+        for name in SHAPES:
+            bound = 4 * np.finfo(np.float32).eps * (np.abs(drift[name]) + rate)
+            assert (np.abs(told[name] - before[name]) <= bound).all()
+        # Gradients that go on in one direction, turn and fade, as in a run.
+        gradients = {name: (x + 0.5) * np.float32(10.0 ** -(seed / 3)) for name, x in trees(seed, 1)[0].items()}
+        before = drift
+        drift, opt_state = step(drift, opt_state, gradients)
+    assert all(np.abs(drift[name] - before[name]).max() > 0.1 * rate for name in SHAPES)
 
 
 def test_linear_and_fixed():

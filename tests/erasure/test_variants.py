@@ -41,6 +41,10 @@ VARIANTS = {
         grp=GRPConfig(retention="constant", weight=0.3),
     ),
     "ESD": baselines.variant(AEGIS, "ESD"),
+    "whole tree": dataclasses.replace(AEGIS, grp=dataclasses.replace(FIXED, scope="tree")),
+    "w/o AET, one omega per tensor": dataclasses.replace(
+        baselines.variant(AEGIS, "w/o AET"), grp=GRPConfig(omega_per_tensor=True, mu=0.03)
+    ),
     "projection after Adam": dataclasses.replace(AEGIS, grp=dataclasses.replace(FIXED, after_adam=True)),
 }
 
@@ -83,10 +87,20 @@ def one_step(monkeypatch, pipeline, config, given):
     )
     state, frozen = setup(pipeline, CONCEPT, config)
     state = dataclasses.replace(state, drift=groups.stack(given["drift"]))
-    if state.previous is not None:
+    if state.previous is not None:  # as after a few steps
         rng = np.random.default_rng(6)
         noise = lambda x: jnp.asarray(rng.normal(size=x.shape).astype(np.float32))  # noqa: E731
-        state = dataclasses.replace(state, previous=jax.tree.map(noise, state.previous))
+        mean = jax.tree.map(lambda x: 1e-2 * noise(x), state.opt_state.mu)
+        variance = jax.tree.map(lambda x: 2 * x**2 + 1e-6, mean)
+        state = dataclasses.replace(
+            state,
+            previous=jax.tree.map(noise, state.previous),
+            opt_state=state.opt_state._replace(count=jnp.int32(3), mu=mean, nu=variance),
+        )
+    if config.grp.omega_per_tensor:
+        rng = np.random.default_rng(7)
+        spread = lambda x: jnp.asarray(rng.uniform(0.1, 0.9, x.shape).astype(np.float32))  # noqa: E731
+        state = dataclasses.replace(state, omega=jax.tree.map(spread, state.omega))
     before = jax.device_get(state)
     after, metrics = step_lib.erase_step(state, frozen, config)
     return before, jax.device_get(after), jax.device_get(metrics)
@@ -115,10 +129,22 @@ def retained(g_e, g_r, omega, grp):
     return torch_aegis.rectify(g_e, g_r, omega)[0] if grp.retention == "grp" else g_e
 
 
-def adam_direction(moments):
-    """Adam's first update from its own moments, in float64: bias-corrected mean over root of variance."""
+def omega_of_each(omega, like):
+    """{path: omega}, from one value or stacks of them."""
+    return groups.unstack(omega, like) if isinstance(omega, dict) else dict.fromkeys(like, omega)
+
+
+def rectify_tree(gradients, drift, omega):
+    """(lambda, cosine) of all tensors taken as one vector."""
+    g_e = torch.cat([gradients[torch_key(path)].flatten() for path in drift])
+    g_r = torch.cat([torch.as_tensor(d.T).double().flatten() for d in drift.values()])
+    return torch_aegis.rectify(g_e, g_r, omega)[1:]
+
+
+def adam_direction(moments, count):
+    """Adam's update after `count` gradients from its own moments, in float64: unbiased mean over root of variance."""
     mean, variance = (float64(x) for x in moments)
-    return (mean / (1 - 0.9)) / (np.sqrt(variance / (1 - 0.999)) + 1e-8)
+    return (mean / (1 - 0.9**count)) / (np.sqrt(variance / (1 - 0.999**count)) + 1e-8)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -136,24 +162,30 @@ def test_step_matches_transcription(monkeypatch, pipeline, given, reference, nam
     wanted = torch_aegis.erasure_gradients(reference, v, p, config.eta, 0.0)
     np.testing.assert_allclose(metrics["L_e"], wanted["L_e"], 1e-4)
 
-    like, omega = given["drift"], float(before.omega)
-    assert metrics["omega"] == before.omega
-    mean, variance, new_drift = (
-        groups.unstack(tree, like) for tree in (after.opt_state.mu, after.opt_state.nu, after.drift)
+    like, omega = given["drift"], omega_of_each(before.omega, given["drift"])
+    np.testing.assert_allclose(metrics["omega"], np.mean(list(omega.values())), 1e-6)
+    whole = rectify_tree(wanted["grads"], like, OMEGA) if config.grp.scope == "tree" else None
+    old_mean, mean, variance, new_drift = (
+        groups.unstack(tree, like)
+        for tree in (before.opt_state.mu, after.opt_state.mu, after.opt_state.nu, after.drift)
     )
     cosines, dot = [], 0.0
     for path, d in like.items():
         key, g_r = torch_key(path), torch.as_tensor(d.T).double()
         g_e = wanted["grads"][key]
-        entered = g_e if config.grp.after_adam else retained(g_e, g_r, omega, config.grp)
-        error = np.linalg.norm(float64(mean[path]).T / 0.1 - entered.numpy())
+        if whole:
+            entered = g_e + whole[0] * g_r
+        else:
+            entered = g_e if config.grp.after_adam else retained(g_e, g_r, float(omega[path]), config.grp)
+        new = (float64(mean[path]) - 0.9 * float64(old_mean[path])) / 0.1
+        error = np.linalg.norm(new.T - entered.numpy())
         assert error <= 1e-3 * entered.norm().item(), path
-        direction = adam_direction((mean[path], variance[path]))
+        direction = adam_direction((mean[path], variance[path]), int(after.opt_state.count))
         if config.grp.after_adam:
-            direction = retained(torch.as_tensor(direction.T), g_r, omega, config.grp).numpy().T
+            direction = retained(torch.as_tensor(direction.T), g_r, float(omega[path]), config.grp).numpy().T
             cosines.append(torch_aegis.rectify(torch.as_tensor(direction.T), g_r, 0.0)[2])
         else:
-            cosines.append(wanted["cosines"][key])
+            cosines.append(whole[1] if whole else wanted["cosines"][key])
         moved = float64(new_drift[path]) - d
         np.testing.assert_allclose(moved, -RATE * direction, 1e-3, 1e-4 * RATE, err_msg=path)
         dot += np.sum(moved * d)
@@ -163,22 +195,31 @@ def test_step_matches_transcription(monkeypatch, pipeline, given, reference, nam
     if not config.grp.after_adam:
         np.testing.assert_allclose(metrics["mean_cosine"], np.mean(cosines), 1e-3, 1e-4)
         np.testing.assert_allclose(metrics["conflict_share"], np.mean(np.array(cosines) < 0), 1e-6)
-        assert 0 < metrics["conflict_share"] < 1  # both branches of GRP were taken
-    check_omega(before, float(after.omega), wanted, given, config.grp)
+        assert whole or 0 < metrics["conflict_share"] < 1  # both branches of GRP were taken
+    check_omega(before, after.omega, wanted, given, config.grp)
 
 
 def check_omega(before, omega, wanted, given, grp):
     """omega is held, or moved for the next step, by mu against the hypergradient of the previous projection."""
     if grp.retention != "grp" or grp.omega_rule == "fixed":
-        assert omega == float(before.omega)
+        assert omega == before.omega
         return
     strength = groups.unstack(before.previous["strength"], given["drift"])
-    direction = groups.unstack(before.previous["drift"], given["drift"])
-    slope = sum(
-        np.sum((wanted["grads"][torch_key(path)].numpy().T + d) * -float64(strength[path]) * direction[path])
+    mean, variance = (groups.unstack(tree, given["drift"]) for tree in (before.opt_state.mu, before.opt_state.nu))
+    count = int(before.opt_state.count)
+    # The drift that the last step started from: this one less the update that Adam's moments tell.
+    direction = {
+        path: d + RATE * adam_direction((mean[path], variance[path]), count) for path, d in given["drift"].items()
+    }
+    slope = {
+        path: np.sum((wanted["grads"][torch_key(path)].numpy().T + d) * -float64(strength[path]) * direction[path])
         for path, d in given["drift"].items()
-    )  # fmt: skip
-    np.testing.assert_allclose(omega, OMEGA - grp.mu * np.sign(slope), rtol=1e-6)
+    }
+    if not grp.omega_per_tensor:
+        slope = dict.fromkeys(slope, sum(slope.values()))
+    old, new = (omega_of_each(x, given["drift"]) for x in (before.omega, omega))
+    for path in slope:
+        np.testing.assert_allclose(new[path], old[path] - grp.mu * np.sign(slope[path]), rtol=1e-6, err_msg=path)
 
 
 def test_every_ablation_of_the_paper_is_a_setting():

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 import aegis_jax
+from aegis_jax.erasure import rectify, step, trainable
 from aegis_jax.erasure.config import AETConfig, EraseConfig, GRPConfig, LatentsConfig, PromptConfig
 from aegis_jax.erasure.setup import setup
 from aegis_jax.erasure.step import erase_step
@@ -28,27 +29,39 @@ CONFIG = EraseConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Two steps: state and metrics on the host after each, and the placed arrays at the start and the end."""
+    """Two steps: state and metrics on the host after each, theta in the last, the placed arrays at start and end."""
 
     states: list
     metrics: list
+    theta: dict
     start: tuple
     end: tuple
 
 
+def drifted(state, placement):
+    """The state with a random drift, so that GRP has something to retain."""
+    rng = np.random.default_rng(5)
+    drift = {name: jnp.asarray(0.05 * rng.normal(size=d.shape).astype(np.float32)) for name, d in state.drift.items()}
+    return dataclasses.replace(state, drift=drift if placement is None else placement.place(drift))
+
+
 def two_steps(pipeline, placement) -> Outcome:
     state, frozen = setup(pipeline, "red star", CONFIG, placement)
-    rng = np.random.default_rng(5)  # a drift, so that GRP has something to retain
-    drift = {name: jnp.asarray(0.05 * rng.normal(size=d.shape).astype(np.float32)) for name, d in state.drift.items()}
-    drift = drift if placement is None else placement.place(drift)
-    state = dataclasses.replace(state, drift=drift)
+    state = drifted(state, placement)
     start = jax.tree.map(lambda x: (x.shape, x.sharding), (state, frozen))
-    states, metrics = [], []
-    for _ in range(2):
-        state, measured = erase_step(state, frozen, CONFIG)
-        states.append(jax.device_get(state))
-        metrics.append(jax.device_get(measured))
-    return Outcome(states, metrics, start, state)
+    states, metrics, thetas, core = [], [], [], step._core
+
+    def watched(frozen, theta, *rest):
+        thetas.append(theta)
+        return core(frozen, theta, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "_core", watched)
+        for _ in range(2):
+            state, measured = erase_step(state, frozen, CONFIG)
+            states.append(jax.device_get(state))
+            metrics.append(jax.device_get(measured))
+    return Outcome(states, metrics, jax.tree.map(lambda x: x.sharding, thetas[-1]), start, state)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +120,7 @@ def test_second_step_goes_on_from_there(outcomes):
 def test_arrays_lie_where_declared(outcomes, placement):
     """State and frozen weights by the rule by size, before and after the steps; some of each are truly split."""
     end = outcomes[1].end
-    for tree in (end.drift, end.opt_state.mu, end.opt_state.nu, end.previous["drift"]):
+    for tree in (end.drift, end.opt_state.mu, end.opt_state.nu):
         split = 0
         for name, leaf in tree.items():
             declared = placement.sharding(leaf.shape)
@@ -121,6 +134,59 @@ def test_arrays_lie_where_declared(outcomes, placement):
     assert all(isinstance(s, NamedSharding) for _, s in placed)
     assert all(s.is_equivalent_to(placement.sharding(shape), len(shape)) for shape, s in placed)
     assert sum("fsdp" in s.spec for _, s in placed) >= 10
+
+
+def test_theta_lies_where_theta0_does(outcomes, pipeline, placement):
+    """Tensor by tensor, in the step and with every tensor trained."""
+    _, frozen = outcomes[1].start
+    compare(outcomes[1].theta, jax.tree.map(lambda x: x[1], frozen.unet, is_leaf=lambda x: isinstance(x, tuple)))
+    config = dataclasses.replace(CONFIG, trainable="full")
+    state, frozen = setup(pipeline, "red star", config, placement)
+    state = drifted(state, placement)
+    theta = trainable.add_drift(frozen.unet, state.drift, "full", placement=placement)
+    compare(*(jax.tree.map(lambda x: x.sharding, tree) for tree in (theta, frozen.unet)))
+    alone = trainable.add_drift(jax.device_get(frozen.unet), jax.device_get(state.drift), "full")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(theta), jax.device_get(alone))
+
+
+def test_theta_does_not_inherit_the_split_of_a_stack(placement, monkeypatch):
+    """Five tensors too small to split make a stack that is split along their own last dimension."""
+    monkeypatch.setattr(mesh, "_SMALL", 256)
+    unet = placement.place({"blocks": {i: {"kernel": np.ones((5, 12), np.float32)} for i in range(5)}})
+    drift = placement.place(trainable.zero_drift(jax.device_get(unet), "full"))
+    assert [list(d.sharding.spec) for d in drift.values()] == [[None, None, "fsdp"]]
+    theta = trainable.add_drift(unet, drift, "full", placement=placement)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((unet, theta)))
+
+
+def compare(ours, wanted):
+    """Two trees of shardings are the same."""
+    assert jax.tree.structure(ours) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+        assert a.is_equivalent_to(b, 4), (a, b)
+
+
+@pytest.mark.parametrize(
+    "grp", [GRPConfig(scope="tree", omega=0.5), GRPConfig(omega_per_tensor=True, omega=0.5)], ids=["tree", "per tensor"]
+)
+def test_scopes_of_grp_equal_one_device(outcomes, pipeline, placement, grp):
+    """What is projected and how omega moves, from split stacks; the state starts where the rule says."""
+    state, _ = setup(pipeline, "red star", dataclasses.replace(CONFIG, grp=grp), placement)
+    for leaf in jax.tree.leaves(state.omega):
+        assert leaf.sharding.is_equivalent_to(placement.sharding(leaf.shape), leaf.ndim)
+    state = drifted(state, placement)
+    rng = np.random.default_rng(6)
+    draw = lambda: {name: rng.normal(size=d.shape).astype(np.float32) for name, d in state.drift.items()}  # noqa: E731
+    old, new = draw(), draw()
+
+    @jax.jit
+    def both(old, new, drift, omega):
+        previous = rectify.projection(old, drift, grp) | {"drift": drift}
+        return rectify.retain(new, drift, omega, grp), rectify.next_omega(omega, new, drift, previous, grp)
+
+    many = jax.device_get(both(placement.place(old), placement.place(new), state.drift, state.omega))
+    one = jax.device_get(both(old, new, *jax.device_get((state.drift, state.omega))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), many, one)
 
 
 @pytest.mark.parametrize(

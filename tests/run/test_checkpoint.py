@@ -30,7 +30,7 @@ def make_state(seed=0, width=5):
         v=jax.random.normal(next(keys), (1, 1, 4)),
         p=jnp.zeros((1, 0, 4)),
         omega=jnp.float32(0.1),
-        previous={"drift": drift, "strength": {name: jnp.float32(0.3) for name in names}},
+        previous={"strength": {name: jnp.full(3, 0.3) for name in names}},
         latents=None,
     )
 
@@ -59,6 +59,18 @@ def test_round_trip_and_retention(saved):
     with open_in(saved) as checkpoints:
         assert checkpoints.latest == 12
         assert_same(checkpoints.restore(make_state(1)), make_state(12))
+
+
+def test_one_omega_for_each_tensor(tmp_path):
+    state = make_state(3)
+    state = dataclasses.replace(state, omega={name: jnp.full(len(d), 0.7) for name, d in state.drift.items()})
+    with open_in(tmp_path / "c") as checkpoints:
+        checkpoints.save(3, state)
+        checkpoints.wait()
+        like = dataclasses.replace(state, omega=jax.tree.map(jnp.zeros_like, state.omega))
+        assert_same(checkpoints.restore(like), state)
+        with pytest.raises(AegisError, match="omega is missing"):
+            checkpoints.restore(make_state(3))
 
 
 def test_a_later_donation_does_not_reach_the_checkpoint(tmp_path):
@@ -107,7 +119,7 @@ def test_missing_and_unknown_arrays_are_refused(saved):
         with pytest.raises(AegisError) as error:
             checkpoints.restore(like)
     assert "latents is missing" in str(error.value)
-    assert "previous/drift/conv_out.bias is unknown" in str(error.value)
+    assert "previous/strength/conv_out.bias is unknown" in str(error.value)
 
 
 def test_a_damaged_checkpoint_says_what_to_do(saved):

@@ -91,7 +91,7 @@ def setup(pipeline, concepts, config, placement):
         v=jnp.ones((len(concepts), 1, 16)),
         p=jnp.ones((len(concepts), 1, 16)),
         omega=jnp.float32(0),
-        previous={"drift": jax.tree.map(jnp.zeros_like, drift), "strength": {}},
+        previous={"strength": {name: jnp.zeros(len(d)) for name, d in drift.items()}},
         latents=None,
     )
     return state, None
@@ -113,7 +113,7 @@ def _step(state, seed, learning_rate, poison):
         v=state.v + jnp.sign(gradients[first].ravel()[0]),
         p=state.p,
         omega=state.omega + 0.01,
-        previous={"drift": state.drift, "strength": {}},
+        previous={"strength": {name: x + 1 for name, x in state.previous["strength"].items()}},
         latents=None,
     )
     return new, {"L_e": loss, "drift_norm": optax.tree.norm(drift)}
