@@ -67,6 +67,7 @@ class EraseConfig:
     eta: float = 1.0  # negative guidance of the erasure target
     trainable: str = "full"  # full | xattn | noxattn | kv
     compute_dtype: str = "auto"  # auto (bfloat16 on accelerators, float32 on CPU) | float32 | bfloat16
+    remat: bool = False  # keep only what enters each block for the backward passes: less memory, 10 % more arithmetic
     aet: AETConfig = AETConfig()
     prompt: PromptConfig = PromptConfig()
     grp: GRPConfig = GRPConfig()

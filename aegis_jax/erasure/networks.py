@@ -10,15 +10,15 @@ from aegis_jax.diffusion.schedule import Schedule, to_epsilon
 from aegis_jax.models import clip, unet
 
 
-def predict(graph, params, schedule: Schedule, z_t, t, text_emb):
+def predict(graph, params, schedule: Schedule, z_t, t, text_emb, *, remat: bool = False):
     """Predicted noise, float32 (B, h, w, C), for z_t (B, h, w, C), t (B,), text_emb (B or 1, L, D).
 
     v-predictions are converted, so that every distance is one between noises. The network computes in its
-    parameters' dtype.
+    parameters' dtype; `remat` is `unet.apply`'s.
     """
     dtype = jax.tree.leaves(params)[0].dtype
     text_emb = jnp.broadcast_to(text_emb, (z_t.shape[0], *text_emb.shape[1:]))
-    output = unet.apply(graph, params, z_t.astype(dtype), t, text_emb.astype(dtype))
+    output = unet.apply(graph, params, z_t.astype(dtype), t, text_emb.astype(dtype), remat=remat)
     return to_epsilon(schedule, output.astype(jnp.float32), z_t, t)
 
 

@@ -32,12 +32,13 @@ _encode_soft = jax.jit(networks.encode_soft, static_argnums=0)
 _adam = optax.scale_by_adam()
 
 
-def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, trainable_set: str):
+def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, trainable_set: str, remat: bool):
     """L_e and its gradient with respect to the trainable tensors, stacked by group (method.md 3.4)."""
     flat = flatten(theta)
 
     def loss(tensors):
-        eps = networks.predict(frozen.unet_graph, unflatten(flat | tensors), frozen.schedule, z_t, t, c_star)
+        params = unflatten(flat | tensors)
+        eps = networks.predict(frozen.unet_graph, params, frozen.schedule, z_t, t, c_star, remat=remat)
         return networks.mean_square(eps - goal)
 
     L_e, gradients = jax.value_and_grad(loss)(trainable.select(theta, trainable_set))
@@ -46,7 +47,7 @@ def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, traina
     return L_e, groups.stack(jax.tree.map(jax.lax.optimization_barrier, gradients))
 
 
-@partial(jax.jit, static_argnames=("trainable_set", "grp"), donate_argnames=("drift", "opt_state", "previous"))
+@partial(jax.jit, static_argnames=("trainable_set", "grp", "remat"), donate_argnames=("drift", "opt_state", "previous"))
 def _erase_update(
     frozen,
     theta,
@@ -62,9 +63,10 @@ def _erase_update(
     *,
     trainable_set: str,
     grp: GRPConfig,
+    remat: bool,
 ):
     """Steps 4 to 7: gradient of L_e, GRP, omega, Adam. Returns the new (drift, opt_state, omega, previous), metrics."""
-    L_e, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, trainable_set)
+    L_e, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, trainable_set, remat)
     next_omega = rectify.next_omega(omega, gradients, drift, previous, grp)
     # What is projected: the gradient that enters Adam, or Adam's own direction.
     raw = gradients
@@ -120,6 +122,7 @@ def _core(frozen: Frozen, theta, concept, z_t, t, v, p, config: EraseConfig):
             eps_concept,
             beta=config.aet.beta,
             current_weight=config.aet.current_weight,
+            remat=config.remat,
         )
         c_prime = _encode_soft(frozen.text_graph, frozen.text, frozen.target_template, v)
         eps_target = noise(frozen.unet, frozen.schedule, z_t, t, c_prime)
@@ -129,7 +132,7 @@ def _core(frozen: Frozen, theta, concept, z_t, t, v, p, config: EraseConfig):
     if config.prompt.enabled:
         template = frozen.prompt_template[concept]
         p, metrics["L_adv"] = prompt.update_prompt(
-            frozen, theta, template, p, z_t, t, eps_concept, gamma=config.prompt.gamma
+            frozen, theta, template, p, z_t, t, eps_concept, gamma=config.prompt.gamma, remat=config.remat
         )
         c_star = _encode_soft(frozen.text_graph, frozen.text, template, p)
     goal = eps_empty - config.eta * (eps_target - eps_empty)
@@ -170,6 +173,7 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
         jnp.float32(config.learning_rate),
         trainable_set=config.trainable,
         grp=config.grp,
+        remat=config.remat,
     )
     metrics |= update_metrics | {"s": jnp.mean(s.astype(jnp.float32)), "t": jnp.mean(t.astype(jnp.float32))}
     state = State(
@@ -211,7 +215,7 @@ def explicit_step(
     z_t, v, p = (jnp.asarray(x, jnp.float32) for x in (z_t, v, p))
     t = jnp.asarray(t, jnp.int32)
     v, p, c_star, goal, metrics = _core(frozen, theta, 0, z_t, t, v, p, config)
-    L_e, gradients = _gradients(frozen, theta, z_t, t, c_star, goal, trainable_set="full")
+    L_e, gradients = _gradients(frozen, theta, z_t, t, c_star, goal, trainable_set="full", remat=False)
     g, lambdas, cosines = _retain(gradients, drift, jnp.float32(omega), grp=GRPConfig())
     by_key = partial(_by_diffusers_key, like=flatten(theta))
     return {
@@ -226,7 +230,7 @@ def explicit_step(
     }
 
 
-_gradients = jax.jit(_erasure_gradients, static_argnames="trainable_set")
+_gradients = jax.jit(_erasure_gradients, static_argnames=("trainable_set", "remat"))
 _retain = jax.jit(rectify.retain, static_argnames="grp")
 
 
