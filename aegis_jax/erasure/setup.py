@@ -7,11 +7,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from aegis_jax.diffusion.sample import encode_text
 from aegis_jax.diffusion.schedule import make_schedule
-from aegis_jax.erasure import latents, rectify, trainable
+from aegis_jax.erasure import adam, latents, rectify, trainable
 from aegis_jax.erasure.config import EraseConfig, check
 from aegis_jax.erasure.state import Frozen, State
 from aegis_jax.errors import AegisError
@@ -115,7 +114,7 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
     state = State(
         step=jnp.int32(0),
         drift=drift,
-        opt_state=zeros(jax.eval_shape(optax.scale_by_adam().init, drift)),
+        opt_state=zeros(jax.eval_shape(lambda d: adam.init(d, jnp.dtype(config.moments_dtype)), drift)),
         v=random_tokens(pipeline, key_v, (len(concepts), config.aet.tokens)),
         p=random_tokens(pipeline, key_p, (len(concepts), config.prompt.tokens)),
         omega=jnp.float32(grp.omega),

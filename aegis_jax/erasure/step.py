@@ -17,9 +17,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from aegis_jax.erasure import groups, networks, prompt, rectify, target, trainable
+from aegis_jax.erasure import adam, groups, networks, prompt, rectify, target, trainable
 from aegis_jax.erasure import latents as latents_lib
 from aegis_jax.erasure.config import EraseConfig, GRPConfig
 from aegis_jax.erasure.setup import freeze
@@ -29,7 +28,6 @@ from aegis_jax.models.model import flatten, unflatten
 
 _predict = jax.jit(networks.predict, static_argnums=0)
 _encode_soft = jax.jit(networks.encode_soft, static_argnums=0)
-_adam = optax.scale_by_adam()
 
 
 def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, trainable_set: str, remat: bool):
@@ -71,12 +69,12 @@ def _erase_update(
     # What is projected: the gradient that enters Adam, or Adam's own direction.
     raw = gradients
     if grp.after_adam:
-        raw, opt_state = _adam.update(_as_float32(gradients), opt_state)
+        raw, opt_state = adam.update(_as_float32(gradients), opt_state)
     if previous is not None:
         previous = rectify.projection(raw, drift)
     direction, _, cosines = rectify.retain(raw, drift, omega, grp)
     if not grp.after_adam:
-        direction, opt_state = _adam.update(direction, opt_state)
+        direction, opt_state = adam.update(direction, opt_state)
     update = jax.tree.map(lambda u: -learning_rate * u, direction)
     cosines = jnp.concatenate(list(cosines.values()))
     metrics = {
