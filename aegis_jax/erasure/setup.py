@@ -15,6 +15,7 @@ from aegis_jax.erasure.config import EraseConfig, check
 from aegis_jax.erasure.state import Frozen, State
 from aegis_jax.errors import AegisError
 from aegis_jax.models import clip
+from aegis_jax.models import unet as unet_lib
 
 
 def compute_dtype(config: EraseConfig):
@@ -77,7 +78,7 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
         empty_emb=encode_text(in_float32, [""]),
         target_template=template(config.aet.tokens, []),
         prompt_template=jnp.stack([template(config.prompt.tokens, ids) for ids in tokens]),
-        unet_graph=unet.graph,
+        unet_graph=unet.graph if placement is None else unet_lib.without_flash(unet.graph, unet.params),
         text_graph=text.graph,
         latent_shape=(height, width, channels),
         placement=placement,

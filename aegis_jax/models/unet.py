@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from aegis_jax.models.attention import Transformer2DModel
+from aegis_jax.models.attention import Attention, Transformer2DModel
 from aegis_jax.models.layers import (
     ACTIVATIONS,
     Downsample2D,
@@ -21,7 +21,7 @@ from aegis_jax.models.layers import (
     group_norm,
     sinusoidal,
 )
-from aegis_jax.models.model import bind
+from aegis_jax.models.model import Graph, bind
 from aegis_jax.models.unet_config import check
 
 
@@ -235,6 +235,15 @@ class _Static(dict):
 
     def __hash__(self):
         return hash(repr(sorted(self.items(), key=lambda item: item[0])))
+
+
+def without_flash(graph, params) -> Graph:
+    """The same network for programs that the compiler splits over several devices: see `attend`."""
+    module = bind(graph, params)
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, Attention):
+            part.flash = False
+    return Graph(nnx.split(module)[0])
 
 
 def apply(graph, params, sample, t, encoder_hidden_states, *, remat: bool = False):
