@@ -14,6 +14,7 @@ SCOPES = ("tensor", "tree")
 OMEGA_RULES = ("hypergradient", "linear", "fixed")
 SOFT_STARTS = ("random", "mean")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+MOMENTS_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,8 @@ class EraseConfig:
     eta: float = 1.0  # negative guidance of the erasure target
     trainable: str = "full"  # full | xattn | noxattn | kv
     compute_dtype: str = "auto"  # auto (bfloat16 on accelerators, float32 on CPU) | float32 | bfloat16
+    moments_dtype: str = "float32"  # what Adam's moments are kept in: float32 | bfloat16 (4 bytes a weight less)
+    remat: bool = False  # keep only what enters each block for the backward passes: less memory, 10 % more arithmetic
     aet: AETConfig = AETConfig()
     prompt: PromptConfig = PromptConfig()
     grp: GRPConfig = GRPConfig()
@@ -94,6 +97,7 @@ def check(config: EraseConfig) -> None:
     need(config.learning_rate > 0, "learning_rate", config.learning_rate, "a positive number")
     need(config.trainable in TRAINABLE, "trainable", config.trainable, " | ".join(TRAINABLE))
     need(config.compute_dtype in COMPUTE_DTYPES, "compute_dtype", config.compute_dtype, " | ".join(COMPUTE_DTYPES))
+    need(config.moments_dtype in MOMENTS_DTYPES, "moments_dtype", config.moments_dtype, " | ".join(MOMENTS_DTYPES))
     need(config.aet.tokens >= 1, "aet.tokens", config.aet.tokens, "at least 1")
     need(config.aet.init in SOFT_STARTS, "aet.init", config.aet.init, " | ".join(SOFT_STARTS))
     need(config.aet.beta >= 0, "aet.beta", config.aet.beta, "0 or more")

@@ -18,15 +18,15 @@ def per_latent(rows, batch: int):
     return jnp.tile(rows, (-(-batch // rows.shape[0]), *[1] * (rows.ndim - 1)))[:batch]
 
 
-def predict(graph, params, schedule: Schedule, z_t, t, text_emb):
+def predict(graph, params, schedule: Schedule, z_t, t, text_emb, *, remat: bool = False):
     """Predicted noise, float32 (B, h, w, C), for z_t (B, h, w, C), t (B,), text_emb (G, L, D).
 
     v-predictions are converted, so that every distance is one between noises. The network computes in its
-    parameters' dtype.
+    parameters' dtype; `remat` is `unet.apply`'s.
     """
     dtype = jax.tree.leaves(params)[0].dtype
     text_emb = per_latent(text_emb, z_t.shape[0])
-    output = unet.apply(graph, params, z_t.astype(dtype), t, text_emb.astype(dtype))
+    output = unet.apply(graph, params, z_t.astype(dtype), t, text_emb.astype(dtype), remat=remat)
     return to_epsilon(schedule, output.astype(jnp.float32), z_t, t)
 
 

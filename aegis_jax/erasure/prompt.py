@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from aegis_jax.erasure.target import sign_step
 
 
-def update_prompt(frozen, theta, template, p, z_t, t, eps_original, *, gamma):
+def update_prompt(frozen, theta, template, p, z_t, t, eps_original, *, gamma, remat: bool):
     """One step of the adversarial prefix: (new p (G, k, d), A).
 
     theta: the current UNet parameters; template: the concepts' token embeddings, (G, L, d); eps_original: theta0's
@@ -25,4 +25,5 @@ def update_prompt(frozen, theta, template, p, z_t, t, eps_original, *, gamma):
         jnp.stack([eps_original, eps_original]),
         jnp.array([1.0, 0.0], jnp.float32),
         jnp.float32(gamma),
+        remat=remat,
     )

@@ -86,7 +86,7 @@ def first_omega(drift: dict, grp: GRPConfig):
 def projection(gradients: dict, drift: dict, grp: GRPConfig) -> dict:
     """This step's projection direction, for the next step's `next_omega`: s = -<g_e, g_r> / ||g_r||^2 per tensor (of
     the whole tree in that scope) where they conflict, else 0; and g_r itself where the next step cannot work it out
-    from Adam's moments (step.drift_before)."""
+    from Adam's moments (adam.drift_before)."""
     strength = _rectified(gradients, drift, 1.0, grp)[1]
     return {"strength": strength, "drift": drift} if grp.after_adam else {"strength": strength}
 

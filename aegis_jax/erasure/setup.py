@@ -7,15 +7,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from aegis_jax.diffusion.sample import encode_text
 from aegis_jax.diffusion.schedule import make_schedule
-from aegis_jax.erasure import latents, rectify, trainable
+from aegis_jax.erasure import adam, latents, rectify, trainable
 from aegis_jax.erasure.config import EraseConfig, check
 from aegis_jax.erasure.state import Frozen, State
 from aegis_jax.errors import AegisError
 from aegis_jax.models import clip
+from aegis_jax.models import unet as unet_lib
 
 
 def compute_dtype(config: EraseConfig):
@@ -78,7 +78,7 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
         empty_emb=encode_text(in_float32, [""]),
         target_template=template(config.aet.tokens, []),
         prompt_template=jnp.stack([template(config.prompt.tokens, ids) for ids in tokens]),
-        unet_graph=unet.graph,
+        unet_graph=unet.graph if placement is None else unet_lib.without_flash(unet.graph, unet.params),
         text_graph=text.graph,
         latent_shape=(height, width, channels),
         placement=placement,
@@ -115,7 +115,7 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
     state = State(
         step=jnp.int32(0),
         drift=drift,
-        opt_state=zeros(jax.eval_shape(optax.scale_by_adam().init, drift)),
+        opt_state=zeros(jax.eval_shape(lambda d: adam.init(d, jnp.dtype(config.moments_dtype)), drift)),
         v=_soft_tokens(pipeline, key_v, (len(concepts), config.aet.tokens), config.aet.init),
         p=_soft_tokens(pipeline, key_p, (len(concepts), config.prompt.tokens), config.prompt.init),
         omega=rectify.first_omega(drift, grp),

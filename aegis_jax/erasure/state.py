@@ -25,7 +25,7 @@ class State:
     Attributes:
       step: int32 scalar, steps done.
       drift: theta - theta0 of the trainable tensors, float32, stacked {group: (n, *shape)} (groups.py); 0 at step 0.
-      opt_state: Adam's moments, like `drift`.
+      opt_state: Adam's moments, like `drift`, in the config's `moments_dtype`.
       v: soft tokens of the AET, (K, m', d).
       p: soft tokens of the adversarial prompt, (K, k, d).
       omega: projection strength in [0, 1], float32: a scalar, or {group: (n,)} with `grp.omega_per_tensor`.

@@ -17,9 +17,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from aegis_jax.erasure import groups, networks, prompt, rectify, target, trainable
+from aegis_jax.erasure import adam, groups, networks, prompt, rectify, target, trainable
 from aegis_jax.erasure import latents as latents_lib
 from aegis_jax.erasure.config import EraseConfig, GRPConfig
 from aegis_jax.erasure.setup import freeze
@@ -29,16 +28,15 @@ from aegis_jax.models.model import flatten, unflatten
 
 _predict = jax.jit(networks.predict, static_argnums=0)
 _encode_soft = jax.jit(networks.encode_soft, static_argnums=0)
-_B1, _B2, _EPS = 0.9, 0.999, 1e-8
-_adam = optax.scale_by_adam(_B1, _B2, _EPS)
 
 
-def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, trainable_set: str):
+def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, trainable_set: str, remat: bool):
     """L_e and its gradient with respect to the trainable tensors, stacked by group (method.md 3.4)."""
     flat = flatten(theta)
 
     def loss(tensors):
-        eps = networks.predict(frozen.unet_graph, unflatten(flat | tensors), frozen.schedule, z_t, t, c_star)
+        params = unflatten(flat | tensors)
+        eps = networks.predict(frozen.unet_graph, params, frozen.schedule, z_t, t, c_star, remat=remat)
         return networks.mean_square(eps - goal)
 
     L_e, gradients = jax.value_and_grad(loss)(trainable.select(theta, trainable_set))
@@ -47,7 +45,7 @@ def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, traina
     return L_e, groups.stack(jax.tree.map(jax.lax.optimization_barrier, gradients))
 
 
-@partial(jax.jit, static_argnames=("trainable_set", "grp"), donate_argnames=("drift", "opt_state", "previous"))
+@partial(jax.jit, static_argnames=("trainable_set", "grp", "remat"), donate_argnames=("drift", "opt_state", "previous"))
 def _erase_update(
     frozen,
     theta,
@@ -63,21 +61,22 @@ def _erase_update(
     *,
     trainable_set: str,
     grp: GRPConfig,
+    remat: bool,
 ):
     """Steps 4 to 7: gradient of L_e, GRP, omega, Adam. Returns the new (drift, opt_state, omega, previous), metrics."""
-    L_e, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, trainable_set)
+    L_e, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, trainable_set, remat)
     if previous is not None and not grp.after_adam:
-        previous = previous | {"drift": drift_before(drift, opt_state, learning_rate)}
+        previous = previous | {"drift": adam.drift_before(drift, opt_state, learning_rate)}
     next_omega = rectify.next_omega(omega, gradients, drift, previous, grp)
     # What is projected: the gradient that enters Adam, or Adam's own direction.
     raw = gradients
     if grp.after_adam:
-        raw, opt_state = _adam.update(_as_float32(gradients), opt_state)
+        raw, opt_state = adam.update(_as_float32(gradients), opt_state)
     if previous is not None:
         previous = rectify.projection(raw, drift, grp)
     direction, _, cosines = rectify.retain(raw, drift, omega, grp)
     if not grp.after_adam:
-        direction, opt_state = _adam.update(direction, opt_state)
+        direction, opt_state = adam.update(direction, opt_state)
     update = jax.tree.map(lambda u: -learning_rate * u, direction)
     cosines = rectify.gather(cosines)
     metrics = {
@@ -94,21 +93,6 @@ def _erase_update(
         new = drift, opt_state, next_omega, previous
         drift, opt_state, next_omega, previous = frozen.placement.tensors(new)
     return drift, opt_state, next_omega, previous, metrics
-
-
-def drift_before(drift: dict, opt_state, learning_rate):
-    """The drift that the last step started from, to float32 rounding: `drift` less that step's update.
-
-    The update is Adam's direction, which the moments of after that step still tell, so the hypergradient rule need
-    not keep a copy of the drift. Holds for a constant learning rate, and not where `grp.after_adam` alters the update.
-    """
-    count = jnp.maximum(opt_state.count, 1)  # before any step the moments are 0, and so is the update
-    mean, variance = 1 - _B1**count, 1 - _B2**count  # of the gradients: what corrects the moments' bias
-
-    def undo(d, mu, nu):
-        return d + learning_rate * (mu / mean) / (jnp.sqrt(nu / variance) + _EPS)
-
-    return jax.tree.map(undo, drift, opt_state.mu, opt_state.nu)
 
 
 def _as_float32(tree):
@@ -139,6 +123,7 @@ def _core(frozen: Frozen, theta, concepts, z_t, t, v, p, config: EraseConfig):
             eps_concept,
             beta=config.aet.beta,
             current_weight=config.aet.current_weight,
+            remat=config.remat,
         )
         c_prime = _encode_soft(frozen.text_graph, frozen.text, frozen.target_template, v)
         eps_target = noise(frozen.unet, frozen.schedule, z_t, t, c_prime)
@@ -148,7 +133,7 @@ def _core(frozen: Frozen, theta, concepts, z_t, t, v, p, config: EraseConfig):
     if config.prompt.enabled:
         template = frozen.prompt_template[concepts, 0]
         p, metrics["L_adv"] = prompt.update_prompt(
-            frozen, theta, template, p, z_t, t, eps_concept, gamma=config.prompt.gamma
+            frozen, theta, template, p, z_t, t, eps_concept, gamma=config.prompt.gamma, remat=config.remat
         )
         c_star = _encode_soft(frozen.text_graph, frozen.text, template, p)
     goal = eps_empty - config.eta * (eps_target - eps_empty)
@@ -199,6 +184,7 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
         jnp.float32(config.learning_rate),
         trainable_set=config.trainable,
         grp=config.grp,
+        remat=config.remat,
     )
     metrics |= update_metrics | {"s": jnp.mean(s.astype(jnp.float32)), "t": jnp.mean(t.astype(jnp.float32))}
     state = State(
@@ -240,7 +226,7 @@ def explicit_step(
     z_t, v, p = (jnp.asarray(x, jnp.float32) for x in (z_t, v, p))
     t = jnp.asarray(t, jnp.int32)
     v, p, c_star, goal, metrics = _core(frozen, theta, jnp.array([0]), z_t, t, v[None], p[None], config)
-    L_e, gradients = _gradients(frozen, theta, z_t, t, c_star, goal, trainable_set="full")
+    L_e, gradients = _gradients(frozen, theta, z_t, t, c_star, goal, trainable_set="full", remat=False)
     g, lambdas, cosines = _retain(gradients, drift, jnp.float32(omega), grp=GRPConfig())
     by_key = partial(_by_diffusers_key, like=flatten(theta))
     return {
@@ -255,7 +241,7 @@ def explicit_step(
     }
 
 
-_gradients = jax.jit(_erasure_gradients, static_argnames="trainable_set")
+_gradients = jax.jit(_erasure_gradients, static_argnames=("trainable_set", "remat"))
 _retain = jax.jit(rectify.retain, static_argnames="grp")
 
 

@@ -15,8 +15,23 @@ import jax.numpy as jnp
 from aegis_jax.erasure.networks import encode_soft, mean_square, predict
 
 
-@partial(jax.jit, static_argnames=("unet_graph", "text_graph"))
-def sign_step(unet_graph, unet_params, text_graph, text_params, schedule, template, soft, z_t, t, goals, weights, size):
+@partial(jax.jit, static_argnames=("unet_graph", "text_graph", "remat"))
+def sign_step(
+    unet_graph,
+    unet_params,
+    text_graph,
+    text_params,
+    schedule,
+    template,
+    soft,
+    z_t,
+    t,
+    goals,
+    weights,
+    size,
+    *,
+    remat: bool = False,
+):
     """soft - size * sign(gradient of J), J = sum_i weights_i ||eps(c(soft)) - goals_i||^2, for each concept by itself.
 
     Args: soft (G, n, d); template (G, L, d); goals (I, B, h, w, C); weights (I,); size: the step, scalar.
@@ -26,7 +41,7 @@ def sign_step(unet_graph, unet_params, text_graph, text_params, schedule, templa
 
     def distance(soft):
         c = encode_soft(text_graph, text_params, template, soft)
-        eps = predict(unet_graph, unet_params, schedule, z_t, t, c)
+        eps = predict(unet_graph, unet_params, schedule, z_t, t, c, remat=remat)
         to_goals = jax.vmap(lambda eps, goal: mean_square(eps - goal), in_axes=(None, 0))
         own = [jnp.sum(weights * to_goals(eps[i::concepts], goals[:, i::concepts])) for i in range(concepts)]
         # Soft tokens of one concept do not reach another's latents, so the sum's gradient is each one's own.
@@ -36,7 +51,7 @@ def sign_step(unet_graph, unet_params, text_graph, text_params, schedule, templa
     return soft - size * jnp.sign(gradient), value
 
 
-def update_target(frozen, v, z_t, t, eps_current, eps_original, *, beta, current_weight):
+def update_target(frozen, v, z_t, t, eps_current, eps_original, *, beta, current_weight, remat: bool):
     """One step of the AET: (new v (G, m', d), J).
 
     eps_current, eps_original: predictions of theta and theta0 for the concept, (B, h, w, C), not differentiated.
@@ -55,4 +70,5 @@ def update_target(frozen, v, z_t, t, eps_current, eps_original, *, beta, current
         jnp.stack([eps_current, eps_original]),
         jnp.array([current_weight, 1.0], jnp.float32),
         jnp.float32(beta),
+        remat=remat,
     )

@@ -1,4 +1,4 @@
-"""The one attention entry, and the transformer blocks built on it.
+"""Multi-head attention, and the transformer blocks built on it.
 
 Shapes: B batch, L query tokens, S key tokens, N heads, d head width, D model width.
 """
@@ -7,12 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aegis_jax.models.attend import attend
 from aegis_jax.models.convolution import Conv
-
-
-def attend(q_BLNd, k_BSNd, v_BSNd, *, causal: bool = False):
-    """Scaled dot-product attention, softmax in float32. (B, L, N, d), (B, S, N, d) x 2 -> (B, L, N, d)."""
-    return jax.nn.dot_product_attention(q_BLNd, k_BSNd, v_BSNd, is_causal=causal)
 
 
 class Attention(nnx.Module):
@@ -21,6 +17,7 @@ class Attention(nnx.Module):
     def __init__(self, width, context_width, heads, head_dim, *, qkv_bias=False, rngs):
         inner = heads * head_dim
         self.heads = heads
+        self.flash = True
         self.to_q = nnx.Linear(width, inner, use_bias=qkv_bias, rngs=rngs)
         self.to_k = nnx.Linear(context_width, inner, use_bias=qkv_bias, rngs=rngs)
         self.to_v = nnx.Linear(context_width, inner, use_bias=qkv_bias, rngs=rngs)
@@ -28,7 +25,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BLD, context_BSD):
         split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)  # noqa: E731
-        out = attend(split(self.to_q(x_BLD)), split(self.to_k(context_BSD)), split(self.to_v(context_BSD)))
+        q, k, v = split(self.to_q(x_BLD)), split(self.to_k(context_BSD)), split(self.to_v(context_BSD))
+        out = attend(q, k, v, flash=self.flash)
         return self.to_out[0](out.reshape(*out.shape[:2], -1))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from aegis_jax.models.attention import attend
+from aegis_jax.models.attend import attend
 from aegis_jax.models.layers import refuse
 from aegis_jax.models.model import bind
 

@@ -6,10 +6,11 @@ Unusual points, all of them diffusers':
 - latents whose sides are no multiple of the total downsampling are upsampled to their skip connection's size.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from aegis_jax.models.attention import Transformer2DModel
+from aegis_jax.models.attention import Attention, Transformer2DModel
 from aegis_jax.models.layers import (
     ACTIVATIONS,
     Downsample2D,
@@ -20,8 +21,17 @@ from aegis_jax.models.layers import (
     group_norm,
     sinusoidal,
 )
-from aegis_jax.models.model import bind
+from aegis_jax.models.model import Graph, bind
 from aegis_jax.models.unet_config import check
+
+
+def _keep(part, *inputs):
+    return part(*inputs)
+
+
+def _recompute(part, *inputs):
+    """Keeps nothing of a part but its inputs for the backward pass, which computes the part once more."""
+    return jax.checkpoint(lambda *inputs: part(*inputs))(*inputs)
 
 
 class Stage(nnx.Module):
@@ -74,12 +84,12 @@ class DownBlock(Stage):
         if downsample:
             self.downsamplers = nnx.List([Downsample2D(n_out, padding=c["downsample_padding"], rngs=rngs)])
 
-    def __call__(self, x, temb, context):
+    def __call__(self, x, temb, context, run):
         skips = []
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, temb)
+            x = run(resnet, x, temb)
             if self.has_attention:
-                x = self.attentions[i](x, context)
+                x = run(self.attentions[i], x, context)
             skips.append(x)
         if self.has_downsampler:
             x = self.downsamplers[0](x)
@@ -94,11 +104,13 @@ class UpBlock(Stage):
         if upsample:
             self.upsamplers = nnx.List([Upsample2D(n_out, rngs=rngs)])
 
-    def __call__(self, x, skips, temb, context, size):
+    def __call__(self, x, skips, temb, context, size, run):
         for i, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)
+            # Joined inside the part: the skip connection is kept already, and joined it would be kept once more.
+            joined = lambda x, skip, temb, resnet=resnet: resnet(jnp.concatenate([x, skip], axis=-1), temb)  # noqa: E731
+            x = run(joined, x, skips.pop(), temb)
             if self.has_attention:
-                x = self.attentions[i](x, context)
+                x = run(self.attentions[i], x, context)
         return self.upsamplers[0](x, size) if self.has_upsampler else x
 
 
@@ -138,10 +150,10 @@ class MidBlock(nnx.Module):
             else []
         )
 
-    def __call__(self, x, temb, context):
-        x = self.resnets[0](x, temb)
+    def __call__(self, x, temb, context, run):
+        x = run(self.resnets[0], x, temb)
         for attention, resnet in zip(self.attentions, self.resnets[1:]):
-            x = resnet(attention(x, context), temb)
+            x = run(resnet, run(attention, x, context), temb)
         return x
 
 
@@ -192,8 +204,8 @@ class UNet2DConditionModel(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, sample, t, context):
-        c = self.c
+    def __call__(self, sample, t, context, *, remat=False):
+        c, run = self.c, _recompute if remat else _keep
         if c["center_input_sample"]:
             sample = 2 * sample - 1.0
         t = jnp.broadcast_to(jnp.asarray(t), (sample.shape[0],))
@@ -206,15 +218,15 @@ class UNet2DConditionModel(nnx.Module):
         x = self.conv_in(sample)
         skips = [x]
         for block in self.down_blocks:
-            x, block_skips = block(x, temb, context)
+            x, block_skips = block(x, temb, context, run)
             skips += block_skips
         if c["mid_block_type"] is not None:
-            x = self.mid_block(x, temb, context)
+            x = self.mid_block(x, temb, context, run)
         for block in self.up_blocks:
             # Where this block upsamples, the next block's first skip connection says to what size.
             remaining = skips[: -len(block.resnets)]
             size = remaining[-1].shape[1:3] if remaining else None
-            x = block(x, skips, temb, context, size)
+            x = block(x, skips, temb, context, size, run)
         return self.conv_out(ACTIVATIONS[c["act_fn"]](self.conv_norm_out(x)))
 
 
@@ -225,10 +237,21 @@ class _Static(dict):
         return hash(repr(sorted(self.items(), key=lambda item: item[0])))
 
 
-def apply(graph, params, sample, t, encoder_hidden_states):
+def without_flash(graph, params) -> Graph:
+    """The same network for programs that the compiler splits over several devices: see `attend`."""
+    module = bind(graph, params)
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, Attention):
+            part.flash = False
+    return Graph(nnx.split(module)[0])
+
+
+def apply(graph, params, sample, t, encoder_hidden_states, *, remat: bool = False):
     """The network's raw output (noise or v, as the scheduler's prediction type says).
 
     Args: sample (B, h, w, C); t (B,) or scalar, training timesteps; encoder_hidden_states (B, L, D).
+    remat: a backward pass computes each resnet and transformer once more instead of keeping what is inside them: the
+    same numbers for less memory and one more forward pass.
     Returns (B, h, w, C_out) in the dtype of `sample`.
     """
-    return bind(graph, params)(sample, t, encoder_hidden_states)
+    return bind(graph, params)(sample, t, encoder_hidden_states, remat=remat)

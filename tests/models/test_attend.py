@@ -1,0 +1,100 @@
+"""Which attention runs where, and that the TPU's kernel computes the same."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from aegis_jax.models import attend as lib
+from aegis_jax.models import model, unet
+
+
+def tokens(length, head_dim, dtype=jnp.bfloat16, heads=2):
+    rng = np.random.default_rng(length + head_dim)
+    return [jnp.asarray(rng.normal(size=(1, length, heads, head_dim)), dtype) for _ in range(3)]
+
+
+def test_flash_is_attention():
+    """Output and gradients in the interpreter, a head of 40 padded to 128 lanes."""
+    q, k, v = tokens(256, 40)
+    weight = tokens(256, 40)[0].astype(jnp.float32) + 0.5
+
+    def value_and_gradients(attention):
+        f = lambda q, k, v: jnp.sum(weight * attention(q, k, v).astype(jnp.float32))  # noqa: E731
+        return attention(q, k, v), *jax.grad(f, argnums=(0, 1, 2))(q, k, v)
+
+    with pltpu.force_tpu_interpret_mode():
+        found = value_and_gradients(lib._flash)
+    for a, b in zip(found, value_and_gradients(jax.nn.dot_product_attention), strict=True):
+        a, b = (np.asarray(x, np.float32) for x in (a, b))
+        assert a.shape == b.shape
+        assert np.linalg.norm(a - b) < 0.02 * np.linalg.norm(b)
+
+
+def test_cpu_runs_xla_bit_for_bit():
+    q, k, v = tokens(1024, 8, heads=1)
+    gradients = lambda f: jax.grad(lambda *x: f(*x).astype(jnp.float32).std(), argnums=(0, 1, 2))  # noqa: E731
+    for wrap in (lambda f: f, gradients):
+        found, wanted = (jax.jit(wrap(f))(q, k, v) for f in (lib.attend, jax.nn.dot_product_attention))
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize(
+    "query, keys, dtype, options, kernel",
+    [
+        (1024, 1024, jnp.bfloat16, {}, True),
+        (2304, 2304, jnp.bfloat16, {}, True),  # 48 x 48: in tiles of 256
+        (256, 256, jnp.bfloat16, {}, False),  # short
+        (1024, 77, jnp.bfloat16, {}, False),  # cross-attention
+        (1100, 1100, jnp.bfloat16, {}, False),  # no tile divides it
+        (1024, 1024, jnp.float32, {}, False),
+        (1024, 1024, jnp.bfloat16, {"flash": False}, False),
+        (1024, 1024, jnp.bfloat16, {"causal": True}, False),
+    ],
+)
+def test_choice_for_a_tpu(query, keys, dtype, options, kernel):
+    q, k = (jax.ShapeDtypeStruct((1, n, 8, 40), dtype) for n in (query, keys))
+    program = str(jax.make_jaxpr(lambda q, k: lib.attend(q, k, k, **options))(q, k))
+    assert ("pallas_call" in program) == kernel
+
+
+def test_without_a_gpu_there_is_no_cudnn_and_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not lib._cudnn_works("bfloat16", 40)
+
+
+def test_a_failing_cudnn_is_told_once(monkeypatch):
+    lib._cudnn_works.cache_clear()
+    monkeypatch.setattr(lib.jax, "devices", lambda kind: [jax.local_devices()[0]])
+    with pytest.warns(UserWarning, match="cuDNN attention does not work here"):
+        assert not lib._cudnn_works("bfloat16", 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not lib._cudnn_works("bfloat16", 40)
+    lib._cudnn_works.cache_clear()
+
+
+def test_a_network_for_several_devices_has_no_flash():
+    config = {
+        "sample_size": 32,
+        "block_out_channels": [16],
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+        "attention_head_dim": 2,
+        "cross_attention_dim": 16,
+    }
+    network = model.abstract(unet.UNet2DConditionModel, config)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), network.params)
+    sample, text = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((1, 32, 32, 4), (1, 77, 16)))
+
+    def has_flash(graph):
+        return "pallas_call" in str(jax.make_jaxpr(lambda *x: unet.apply(graph, *x))(params, sample, 1, text))
+
+    assert has_flash(network.graph)
+    assert not has_flash(unet.without_flash(network.graph, network.params))
