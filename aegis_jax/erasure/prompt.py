@@ -12,7 +12,7 @@ def update_prompt(frozen, theta, template, p, z_t, t, eps_original, *, gamma):
     prediction for the concept, (B, h, w, C).
     """
     # Two goals of which the second has no weight: the shape that the AET's program is compiled for.
-    return sign_step(
+    p, value, _ = sign_step(
         frozen.unet_graph,
         theta,
         frozen.text_graph,
@@ -26,3 +26,4 @@ def update_prompt(frozen, theta, template, p, z_t, t, eps_original, *, gamma):
         jnp.array([1.0, 0.0], jnp.float32),
         jnp.float32(gamma),
     )
+    return p, value

@@ -19,7 +19,7 @@ def sign_step(unet_graph, unet_params, text_graph, text_params, schedule, templa
     """soft - size * sign(gradient of J), J = sum_i weights_i ||eps(c(soft)) - goals_i||^2.
 
     Args: soft (n, d); template (1, L, d); goals (I, B, h, w, C); weights (I,); size: the step, scalar.
-    Returns (new soft tokens (n, d), J at the old ones, float32 scalar).
+    Returns (new soft tokens (n, d), J at the old ones, float32 scalar, gradient (n, d)).
     """
 
     def distance(soft):
@@ -28,7 +28,7 @@ def sign_step(unet_graph, unet_params, text_graph, text_params, schedule, templa
         return jnp.sum(weights * jax.vmap(lambda goal: mean_square(eps - goal))(goals))
 
     value, gradient = jax.value_and_grad(distance)(soft)
-    return soft - size * jnp.sign(gradient), value
+    return soft - size * jnp.sign(gradient), value, gradient
 
 
 def update_target(frozen, v, z_t, t, eps_current, eps_original, *, beta, current_weight):
@@ -36,7 +36,7 @@ def update_target(frozen, v, z_t, t, eps_current, eps_original, *, beta, current
 
     eps_current, eps_original: predictions of theta and theta0 for the concept, (B, h, w, C), not differentiated.
     """
-    return sign_step(
+    v, value, _ = sign_step(
         frozen.unet_graph,
         frozen.unet,
         frozen.text_graph,
@@ -50,3 +50,4 @@ def update_target(frozen, v, z_t, t, eps_current, eps_original, *, beta, current
         jnp.array([current_weight, 1.0], jnp.float32),
         jnp.float32(beta),
     )
+    return v, value
