@@ -41,22 +41,19 @@ def fresh(frozen: Frozen, theta, concept_emb, key, *, batch: int, config: Latent
 
     concept_emb: (G, L, D), latent i is guided by row i mod G. The loop runs exactly s steps.
     """
-    stride, grid = _grid(frozen, config)
+    stride, _ = _grid(frozen, config)
     key_s, key_z, key_t = jax.random.split(key, 3)
     s = jax.random.randint(key_s, (), 0, config.steps)
-    text, empty = (per_latent(emb, batch) for emb in (concept_emb, frozen.empty_emb))
-    z_t = sample_latents(
-        frozen.unet_graph,
-        theta,
-        frozen.schedule,
-        text,
-        empty,
-        _noise(frozen, key_z, batch),
-        grid,
-        config.guidance,
-        last=s,
-    )
+    z_t = partial_trajectory(frozen, theta, concept_emb, _noise(frozen, key_z, batch), s, config=config)
     return z_t, _draw_t(key_t, s, batch, stride, config), s
+
+
+@partial(jax.jit, static_argnames="config")
+def partial_trajectory(frozen: Frozen, theta, concept_emb, z_T, s, *, config: LatentsConfig):
+    """z_T (B, h, w, C) after s guided steps with theta; concept_emb (G, L, D) as in `fresh`, s a traced scalar."""
+    _, grid = _grid(frozen, config)
+    text, empty = (per_latent(emb, z_T.shape[0]) for emb in (concept_emb, frozen.empty_emb))
+    return sample_latents(frozen.unet_graph, theta, frozen.schedule, text, empty, z_T, grid, config.guidance, last=s)
 
 
 def _trajectories(frozen: Frozen, theta, concept_emb, key, config: LatentsConfig):

@@ -12,7 +12,7 @@ def update_prompt(frozen, theta, template, p, z_t, t, eps_original, *, gamma, re
     predictions for each latent's concept, (B, h, w, C).
     """
     # Two goals of which the second has no weight: the shape that the AET's program is compiled for.
-    return sign_step(
+    p, value, _ = sign_step(
         frozen.unet_graph,
         theta,
         frozen.text_graph,
@@ -27,3 +27,4 @@ def update_prompt(frozen, theta, template, p, z_t, t, eps_original, *, gamma, re
         jnp.float32(gamma),
         remat=remat,
     )
+    return p, value

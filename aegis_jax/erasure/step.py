@@ -1,8 +1,8 @@
 """One training step of AEGIS (method.md section 3), as a pure function made of a few compiled programs.
 
-Read from the bottom: `erase_step` is the step that training runs, `explicit_step` the same step with every random
-draw given, for checks from outside, and `_core` what the two share. The programs take their weights as arguments, so
-frozen and current UNet share one compilation:
+Read from the bottom: `erase_step` is the step that training runs (`step_at` from the latents on), `explicit_step` the
+same step with every random draw given, for checks from outside, and `_core` what the two share. The programs take
+their weights as arguments, so frozen and current UNet share one compilation:
 
   latents.fresh / buffered     z_t and t, by guided sampling with the current weights
   _predict                     noise of theta0 for {c_e, c_0} stacked, of theta for c_e, of theta0 for c'
@@ -169,6 +169,16 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
         buffer = None
     else:
         z_t, t, s, buffer = latents_lib.buffered(frozen, theta, state.latents, concepts, visits, **draw)
+    state, metrics = step_at(state, frozen, theta, concepts, z_t, t, config)
+    metrics |= {"s": jnp.mean(s.astype(jnp.float32)), "t": jnp.mean(t.astype(jnp.float32))}
+    return dataclasses.replace(state, latents=buffer), metrics
+
+
+def step_at(state: State, frozen: Frozen, theta, concepts, z_t, t, config: EraseConfig) -> tuple[State, dict]:
+    """`erase_step` from given latents z_t (B, h, w, C) and timesteps t (B,) on; theta = theta0 + drift.
+
+    concepts: indices (G,), as in `_core`. The state's buffer of latents is passed through.
+    """
     v, p, c_star, goal, metrics = _core(frozen, theta, concepts, z_t, t, state.v[concepts], state.p[concepts], config)
     drift, opt_state, omega, previous, update_metrics = _erase_update(
         frozen,
@@ -186,7 +196,6 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
         grp=config.grp,
         remat=config.remat,
     )
-    metrics |= update_metrics | {"s": jnp.mean(s.astype(jnp.float32)), "t": jnp.mean(t.astype(jnp.float32))}
     state = State(
         step=state.step + 1,
         drift=drift,
@@ -195,9 +204,9 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
         p=state.p.at[concepts].set(p),
         omega=omega,
         previous=previous,
-        latents=buffer,
+        latents=state.latents,
     )
-    return state, metrics
+    return state, metrics | update_metrics
 
 
 def explicit_step(

@@ -35,7 +35,7 @@ def sign_step(
     """soft - size * sign(gradient of J), J = sum_i weights_i ||eps(c(soft)) - goals_i||^2, for each concept by itself.
 
     Args: soft (G, n, d); template (G, L, d); goals (I, B, h, w, C); weights (I,); size: the step, scalar.
-    Returns (new soft tokens (G, n, d), the concepts' mean J at the old ones, float32 scalar).
+    Returns (new soft tokens (G, n, d), the concepts' mean J at the old ones, float32 scalar, the gradient of the sum (G, n, d)).
     """
     concepts = soft.shape[0]
 
@@ -48,7 +48,7 @@ def sign_step(
         return sum(own), sum(own) / concepts
 
     gradient, value = jax.grad(distance, has_aux=True)(soft)
-    return soft - size * jnp.sign(gradient), value
+    return soft - size * jnp.sign(gradient), value, gradient
 
 
 def update_target(frozen, v, z_t, t, eps_current, eps_original, *, beta, current_weight, remat: bool):
@@ -56,7 +56,7 @@ def update_target(frozen, v, z_t, t, eps_current, eps_original, *, beta, current
 
     eps_current, eps_original: predictions of theta and theta0 for the concept, (B, h, w, C), not differentiated.
     """
-    return sign_step(
+    v, value, _ = sign_step(
         frozen.unet_graph,
         frozen.unet,
         frozen.text_graph,
@@ -72,3 +72,4 @@ def update_target(frozen, v, z_t, t, eps_current, eps_original, *, beta, current
         jnp.float32(beta),
         remat=remat,
     )
+    return v, value
