@@ -98,7 +98,8 @@ class JaxStep:
     def step(self, draw):
         """One training step; returns L_e on the device."""
         theta, z_t = self._sample(draw)
-        self.state, metrics = step_lib.step_at(self.state, self.frozen, theta, jnp.array([0]), z_t, jnp.asarray(draw.t), self.config)
+        first, t = jnp.array([0]), jnp.asarray(draw.t)
+        self.state, metrics = step_lib.step_at(self.state, self.frozen, theta, first, z_t, t, self.config)
         return metrics["L_e"]
 
     def _sign_step(self, unet, template, soft, z_t, t, goals, weights, size):

@@ -35,7 +35,7 @@ def sign_step(
     """soft - size * sign(gradient of J), J = sum_i weights_i ||eps(c(soft)) - goals_i||^2, for each concept by itself.
 
     Args: soft (G, n, d); template (G, L, d); goals (I, B, h, w, C); weights (I,); size: the step, scalar.
-    Returns (new soft tokens (G, n, d), the concepts' mean J at the old ones, float32 scalar, the gradient of the sum (G, n, d)).
+    Returns (new soft tokens (G, n, d), the concepts' mean J at the old ones, float32 scalar, J's gradients (G, n, d)).
     """
     concepts = soft.shape[0]
 

@@ -6,8 +6,8 @@ import optax
 import pytest
 
 from aegis_jax.erasure import rectify
-from aegis_jax.erasure.config import GRPConfig
 from aegis_jax.erasure.adam import drift_before
+from aegis_jax.erasure.config import GRPConfig
 
 SHAPES = {"3x4": (2, 3, 4), "5": (3, 5)}  # stacked: 2 and 3 tensors
 
