@@ -3,150 +3,57 @@
   python benchmarks/world_study.py run SET [--out benchmarks/results/world_study.jsonl]   one line per cell, resumable
   python benchmarks/world_study.py table [--out ...]                                      the lines as a Markdown table
 
-A cell is (settings, concept, seed): an erasure from the concept's name alone, then plain prompts, held-out synonyms,
-other values, other attributes (evaluation.world.measure) and the soft-prompt attack (evaluation.world.attacked), all
-judged. A cell whose line is in the file is not run again. Evaluation prompts and noise have seeds of their own:
-screening uses evaluation seed 0, the finalists' figures use evaluation seed 1, which no choice has seen.
+A cell (see cells.py) is an erasure from the concept's name alone, then plain prompts, held-out synonyms, other values,
+other attributes (evaluation.world.measure) and the soft-prompt attack (evaluation.world.attacked), all judged. The
+sets are in world_study_sets.py.
 """
 
 import argparse
-import dataclasses
-import datetime
-import functools
-import hashlib
-import json
 import pathlib
-import platform
-import sys
-import time
 
-CONCEPTS = ("star", "red", "striped")  # a shape, a colour, a texture
-# A set named "attack" tries other settings of it against ESD.
-ATTACK = {"tokens": 4, "restarts": 5, "steps": 100, "batch": 8, "learning_rate": 1e-2}
-LOGGED = ("L_e", "drift_norm", "omega", "conflict_share", "mean_cosine")
-OUT = pathlib.Path(__file__).parent / "results" / "world_study.jsonl"
+import cells
+from trials import table as markdown
+
+OUT = cells.RESULTS / "world_study.jsonl"
 
 
-def cells(name: str) -> list[dict]:
+def chosen(name: str) -> list[dict]:
     """The cells of a set: what to change in the world's config, for which concepts and seeds."""
     from world_study_sets import SETS
 
-    chosen = SETS[name]
+    found = SETS[name]
     return [
-        {"set": name, "name": label, "overrides": overrides, "concept": concept, "seed": seed, **chosen["measure"]}
-        for seed in chosen["seeds"]
-        for concept in chosen.get("concepts", CONCEPTS)
-        for label, overrides in chosen["settings"].items()
+        {"set": name, "name": label, "overrides": overrides, "concept": concept, "seed": seed, **found["measure"]}
+        for seed in found["seeds"]
+        for concept in found.get("concepts", cells.CONCEPTS)
+        for label, overrides in found["settings"].items()
     ]
-
-
-def config_of(cell: dict):
-    """The world's config with the cell's changes."""
-    from aegis_jax.run import config as run_config
-
-    overrides = [(key, str(value)) for key, value in (cell["overrides"] or {}).items()]
-    config = run_config.load("world_star", [*overrides, ("seed", str(cell["seed"]))])
-    return dataclasses.replace(config, concepts=(cell["concept"],))
-
-
-def run_cell(cell: dict, original) -> dict:
-    """Erases (unless the cell's overrides are None: the model as it is), measures and attacks."""
-    import aegis_jax
-    from aegis_jax.evaluation import world
-
-    began, pipeline, last = time.perf_counter(), original, {}
-    if cell["overrides"] is not None:
-        result = aegis_jax.erase(original, cell["concept"], config=config_of(cell))
-        pipeline, last = result.pipeline, result.metrics[-1]
-    erased = time.perf_counter()
-    concept = world.find(cell["concept"])
-    figures = world.measure(pipeline, concept, n=cell["images"], seed=cell["evaluation_seed"])
-    attack = {**ATTACK, **cell.get("attack", {})}
-    per_restart = cell["images"] // attack["restarts"]
-    figures |= world.attacked(pipeline, concept, n=per_restart, seed=cell["evaluation_seed"], **attack)
-    return cell | {
-        "identity": identity(cell),
-        "figures": figures,
-        "last": {key: last[key] for key in last if key in LOGGED},
-        "erase_seconds": round(erased - began, 1),
-        "measure_seconds": round(time.perf_counter() - erased, 1),
-        "date": datetime.date.today().isoformat(),
-        "versions": versions(),
-    }
-
-
-def versions() -> dict:
-    import flax
-    import jax
-
-    return {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__}
-
-
-@functools.cache
-def world_hash() -> str:
-    from aegis_jax.world import WEIGHTS
-
-    weights = WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-
-
-def identity(cell: dict) -> str:
-    """All that a cell's figures depend on: every setting, the attack, the world's weights."""
-    from aegis_jax.run import config as run_config
-
-    settings = None if cell["overrides"] is None else run_config.values(config_of(cell))
-    attack = {**ATTACK, **cell.get("attack", {})}
-    parts = [settings, cell["concept"], cell["images"], cell["evaluation_seed"], attack, world_hash()]
-    return json.dumps(parts, sort_keys=True, default=str)
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def run(name: str, path: pathlib.Path) -> None:
-    from aegis_jax.io.pipeline import load_pipeline
-
-    original = load_pipeline("world")
-    done = {cell["identity"] for cell in read(path)}
-    todo = [cell for cell in cells(name) if identity(cell) not in done]
-    print(f"{len(todo)} cells to run, results in {path}", file=sys.stderr)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for count, cell in enumerate(todo, 1):
-        result = run_cell(cell, original)
-        with path.open("a") as file:
-            file.write(json.dumps(result) + "\n")
-        figures = {key: round(value, 3) for key, value in result["figures"].items() if isinstance(value, float)}
-        print(f"{count}/{len(todo)} {cell['name']} {cell['concept']} seed {cell['seed']} {figures}", file=sys.stderr)
-
-
-COLUMNS = ("plain", "held_out", "attacked", "attacked_best", "same", "other")
 
 
 def table(path: pathlib.Path) -> str:
     """Mean over seeds (and the number of seeds) per set, settings and concept."""
     rows: dict = {}
-    for cell in read(path):
+    for cell in cells.read(path):
         rows.setdefault((cell["set"], cell["concept"], cell["name"]), []).append(cell["figures"])
-    lines = ["| set | concept | settings | seeds | " + " | ".join(COLUMNS) + " |", "|---|---|---|---|" + "---|" * 6]
-    for (group, concept, name), figures in sorted(rows.items()):
-        means = [sum(f[column] for f in figures) / len(figures) for column in COLUMNS]
-        lines.append(
-            f"| {group} | {concept} | {name} | {len(figures)} | " + " | ".join(f"{m:.1%}" for m in means) + " |"
-        )
-    return "\n".join(lines)
+    return markdown(
+        ["set", "concept", "settings", "seeds", *cells.COLUMNS],
+        [
+            [*key, len(figures), *(f"{mean:.1%}" for mean in cells.means(figures))]
+            for key, figures in sorted(rows.items())
+        ],
+    )
 
 
-def main() -> None:
+def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("set", nargs="?")
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.what == "table":
         print(table(args.out))
     else:
-        run(args.set, args.out)
+        cells.run(chosen(args.set), args.out)
 
 
 if __name__ == "__main__":
