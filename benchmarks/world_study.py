@@ -4,180 +4,64 @@
   taskset -c 0 python ... run SET --share 0/2 &  taskset -c 1 python ... run SET --share 1/2    two workers, a core each
   python benchmarks/world_study.py table [--out ...]                                      the lines as a Markdown table
 
-A cell is (settings, concept, seed): an erasure from the concept's name alone, then plain prompts, held-out synonyms,
-other values, other attributes (evaluation.world.measure) and the soft-prompt attack (evaluation.world.attacked), all
-judged. A cell whose line is in the file is not run again. Evaluation prompts and noise have seeds of their own:
-screening uses evaluation seed 0, the finalists' figures use evaluation seed 1, which no choice has seen.
+A cell (see cells.py) is an erasure from the concept's name alone, then plain prompts, held-out synonyms, other values,
+other attributes (evaluation.world.measure) and the soft-prompt attack (evaluation.world.attacked), all judged. The
+sets are in world_study_sets.py.
 """
 
 import argparse
-import dataclasses
-import datetime
-import functools
-import hashlib
-import json
 import pathlib
-import platform
-import sys
-import time
 
-CONCEPTS = ("star", "red", "striped")  # a shape, a colour, a texture
-# A set named "attack" tries other settings of it against ESD.
-ATTACK = {"tokens": 4, "restarts": 5, "steps": 100, "batch": 8, "learning_rate": 1e-2}
-LOGGED = ("L_e", "drift_norm", "omega", "conflict_share", "mean_cosine")
-OUT = pathlib.Path(__file__).parent / "results" / "world_study.jsonl"
+import cells
+from trials import table as markdown
+
+OUT = cells.RESULTS / "world_study.jsonl"
 
 
-def cells(name: str) -> list[dict]:
+def chosen(name: str) -> list[dict]:
     """The cells of a set: what to change in the world's config, for which concepts and seeds."""
     from world_study_sets import SETS
 
-    chosen = SETS[name]
+    found = SETS[name]
     return [
         {"set": name, "name": label, "overrides": overrides, "concept": concept, "seed": seed}
-        | chosen["measure"]
+        | found["measure"]
         | ({"attack": attack} if attack else {})
-        for seed in chosen["seeds"]
-        for concept in chosen.get("concepts", CONCEPTS)
-        for label, overrides in chosen["settings"].items()
-        for attack in chosen.get("attacks", [None])
+        for seed in found["seeds"]
+        for concept in found.get("concepts", cells.CONCEPTS)
+        for label, overrides in found["settings"].items()
+        for attack in found.get("attacks", [None])
     ]
-
-
-def config_of(cell: dict):
-    """The world's config with the cell's changes."""
-    from aegis_jax.run import config as run_config
-
-    overrides = [(key, str(value)) for key, value in (cell["overrides"] or {}).items()]
-    config = run_config.load("world_star", [*overrides, ("seed", str(cell["seed"]))])
-    return dataclasses.replace(config, concepts=(cell["concept"],))
-
-
-def run_cell(cell: dict) -> dict:
-    """Erases (unless the cell's overrides are None: the model as it is), measures and attacks."""
-    from aegis_jax.evaluation import world
-
-    began = time.perf_counter()
-    erasure = json.dumps(cell["overrides"]), cell["concept"], cell["seed"]
-    pipeline, last = erased(*erasure)
-    ended, concept = time.perf_counter(), world.find(cell["concept"])
-    figures = dict(measured(erasure, cell["images"], cell["evaluation_seed"]))
-    attack = {**ATTACK, **cell.get("attack", {})}
-    if attack["restarts"]:
-        per_restart = cell["images"] // attack["restarts"]
-        figures |= world.attacked(pipeline, concept, n=per_restart, seed=cell["evaluation_seed"], **attack)
-    return cell | {
-        "identity": identity(cell),
-        "figures": figures,
-        "last": {key: last[key] for key in last if key in LOGGED},
-        "erase_seconds": round(ended - began, 1),
-        "measure_seconds": round(time.perf_counter() - ended, 1),
-        "date": datetime.date.today().isoformat(),
-        "versions": versions(),
-    }
-
-
-@functools.cache
-def original():
-    from aegis_jax.io.pipeline import load_pipeline
-
-    return load_pipeline("world")
-
-
-# The newest few are kept: cells that differ only in the attack share an erasure and its measurement.
-@functools.lru_cache(maxsize=3)
-def erased(overrides: str, concept: str, seed: int):
-    """(pipeline, last step's metrics) of one erasure; `overrides` as JSON, "null" for no erasure."""
-    import aegis_jax
-
-    changes = json.loads(overrides)
-    if changes is None:
-        return original(), {}
-    config = config_of({"overrides": changes, "concept": concept, "seed": seed})
-    result = aegis_jax.erase(original(), concept, config=config)
-    return result.pipeline, result.metrics[-1]
-
-
-@functools.lru_cache(maxsize=3)
-def measured(erasure: tuple, images: int, seed: int) -> dict:
-    from aegis_jax.evaluation import world
-
-    return world.measure(erased(*erasure)[0], world.find(erasure[1]), n=images, seed=seed)
-
-
-def versions() -> dict:
-    import flax
-    import jax
-
-    return {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__}
-
-
-@functools.cache
-def world_hash() -> str:
-    from aegis_jax.world import WEIGHTS
-
-    weights = WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-
-
-def identity(cell: dict) -> str:
-    """All that a cell's figures depend on: every setting, the attack, the world's weights."""
-    from aegis_jax.run import config as run_config
-
-    settings = None if cell["overrides"] is None else run_config.values(config_of(cell))
-    attack = {**ATTACK, **cell.get("attack", {})}
-    parts = [settings, cell["concept"], cell["images"], cell["evaluation_seed"], attack, world_hash()]
-    return json.dumps(parts, sort_keys=True, default=str)
-
-
-def read(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def run(name: str, path: pathlib.Path, worker: int = 0, workers: int = 1) -> None:
-    done = {cell["identity"] for cell in read(path)}
-    todo = [cell for cell in cells(name)[worker::workers] if identity(cell) not in done]
-    print(f"{len(todo)} cells to run, results in {path}", file=sys.stderr)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for count, cell in enumerate(todo, 1):
-        result = run_cell(cell)
-        with path.open("a") as file:
-            file.write(json.dumps(result) + "\n")
-        figures = {key: round(value, 3) for key, value in result["figures"].items() if isinstance(value, float)}
-        print(f"{count}/{len(todo)} {cell['name']} {cell['concept']} seed {cell['seed']} {figures}", file=sys.stderr)
-
-
-COLUMNS = ("plain", "held_out", "attacked", "attacked_best", "same", "other", "agreement")
 
 
 def table(path: pathlib.Path) -> str:
     """Mean over seeds (and the number of seeds) per set, settings and concept."""
     rows: dict = {}
-    for cell in read(path):
+    for cell in cells.read(path):
         attack = cell.get("attack", {}).items() if cell["set"].startswith("attack") else ()
         name = " ".join([cell["name"], *(f"{key}={value}" for key, value in attack)])
         rows.setdefault((cell["set"], cell["concept"], name), []).append(cell["figures"])
-    lines = ["| set | concept | settings | seeds | " + " | ".join(COLUMNS) + " |"]
-    lines.append("|---|---|---|---|" + "---|" * len(COLUMNS))
-    for (group, concept, name), figures in sorted(rows.items()):
-        means = [sum(f.get(column, float("nan")) for f in figures) / len(figures) for column in COLUMNS]
-        lines.append(
-            f"| {group} | {concept} | {name} | {len(figures)} | " + " | ".join(f"{m:.1%}" for m in means) + " |"
-        )
-    return "\n".join(lines)
+    return markdown(
+        ["set", "concept", "settings", "seeds", *cells.COLUMNS],
+        [
+            [*key, len(figures), *(f"{mean:.1%}" for mean in cells.means(figures))]
+            for key, figures in sorted(rows.items())
+        ],
+    )
 
 
-def main() -> None:
+def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("set", nargs="?")
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
     parser.add_argument("--share", default="0/1", help="I/N: of N workers this is number I, from 0")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.what == "table":
         print(table(args.out))
     else:
-        run(args.set, args.out, *map(int, args.share.split("/")))
+        worker, workers = map(int, args.share.split("/"))
+        cells.run(chosen(args.set)[worker::workers], args.out)
 
 
 if __name__ == "__main__":

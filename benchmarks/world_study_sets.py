@@ -1,8 +1,7 @@
 """The cells that benchmarks/world_study.py runs: which settings, concepts and seeds, and how many images."""
 
-# Judged in batches of 64. Screening sees evaluation seed 0 only; the finalists' seed 1 has informed no choice.
-SCREEN = {"images": 64, "evaluation_seed": 0, "attack": {"restarts": 4, "steps": 60}}
-FINAL = {"images": 256, "evaluation_seed": 1}
+from cells import FINAL, SCREEN  # noqa: F401
+
 ESD = {"aet.enabled": False, "prompt.enabled": False, "grp.retention": "none"}
 
 SETS = {

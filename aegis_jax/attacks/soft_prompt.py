@@ -118,8 +118,23 @@ def _chunk(
     return soft, opt_state, history
 
 
-def soft_prompt(pipeline, concept: str, images, config: SoftPromptConfig, progress=None) -> AttackResult:
-    """Runs the attack; see `attacks.attack`. Raises `AegisError` if concept and soft tokens do not fit the encoder."""
+def starts(pipeline, config: SoftPromptConfig) -> jax.Array:
+    """The soft tokens (R, k, d) that the restarts of an attack begin with."""
+    key_start, _ = _keys(config)
+    return random_tokens(pipeline, key_start, (config.restarts, config.tokens))
+
+
+def _keys(config: SoftPromptConfig):
+    """(key of the starts, key of the steps)."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), _ATTACK))
+
+
+def soft_prompt(pipeline, concept: str, images, config: SoftPromptConfig, progress=None, *, start=None) -> AttackResult:
+    """Runs the attack; see `attacks.attack`. Raises `AegisError` if concept and soft tokens do not fit the encoder.
+
+    start: soft tokens (R, k, d) to begin with, by default `starts`. A restart's result depends on its own start and
+    the seed alone, so that restarts may be run one by one.
+    """
     for name in ("tokens", "restarts", "steps", "batch", "learning_rate"):
         if not getattr(config, name) > 0:
             raise AegisError(f"attack soft_prompt: {name}={getattr(config, name)!r}, wanted more than 0")
@@ -134,8 +149,9 @@ def soft_prompt(pipeline, concept: str, images, config: SoftPromptConfig, progre
     row = [tokenizer.bos_token_id] + [tokenizer.eos_token_id] * config.tokens + ids + [tokenizer.eos_token_id]
     row += [tokenizer.pad_token_id] * (length - len(row))
     template = clip.embed(text.graph, text.params, jnp.array([row], jnp.int32))
-    key_start, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), _ATTACK))
-    soft = random_tokens(pipeline, key_start, (config.restarts, config.tokens))
+    key = _keys(config)[1]
+    # A copy, because the first step takes the buffer over.
+    soft = starts(pipeline, config) if start is None else jnp.array(start, jnp.float32)
     opt_state = _adam.init(soft)
     schedule = make_schedule(pipeline.scheduler)
     z_0 = encode_images(pipeline, images)

@@ -7,13 +7,14 @@ parameter tree, never guessed from the file.
 """
 
 import dataclasses
+import math
 import re
 
 import jax
 import numpy as np
 
 from aegis_jax.errors import AegisError
-from aegis_jax.io import safetensors
+from aegis_jax.io import safetensors, tiles
 from aegis_jax.models.layout import from_torch, torch_key, torch_shape
 from aegis_jax.models.model import Model, flatten, unflatten
 
@@ -102,23 +103,30 @@ def read(
         paths = [path for path, origin in origins.items() if origin.file == index]
         with safetensors.open_unchanged(header) as file:
             for path in sorted(paths, key=lambda path: header.entries[origins[path].key].start):
-                tensor = safetensors.read_tensor(file, header, origins[path].key, buffer)
-                tensor = from_torch(path, tensor.reshape(torch_shape(path, shapes[path])))
-                leaves[path] = _placed(tensor, dtype)
+                array = _read_leaf(file, header, origins[path].key, path, shapes[path], dtype, buffer)
+                leaves[path] = jax.device_put(array).block_until_ready()
     return Model(model.config, model.graph, unflatten({path: leaves[path] for path in shapes}))
 
 
-def _placed(tensor: np.ndarray, dtype: np.dtype):
-    """A jax array with the tensor's values."""
+def _read_leaf(file, header, key: str, path: str, shape, dtype: np.dtype, buffer: np.ndarray) -> np.ndarray:
+    """A leaf in our layout and `dtype`, in memory of its own; `buffer` is used on the way."""
+    memory = _aligned(math.prod(shape) * dtype.itemsize)
+    if header.entries[key].numpy_dtype == dtype and not path.endswith(".kernel"):
+        return safetensors.read_tensor(file, header, key, memory).reshape(shape)  # only kernels are laid out anew
+    array = memory.view(dtype).reshape(shape)
+    tensor = safetensors.read_tensor(file, header, key, buffer).reshape(torch_shape(path, shape))
+    with np.errstate(over="ignore"):
+        tiles.copy(array, from_torch(path, tensor))
+    return array
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Fresh memory, uint8."""
     # On the CPU device_put (but not jnp.asarray) takes over memory that is aligned to 64 bytes
     # without a copy; elsewhere waiting for it keeps the host from holding two tensors.
-    size = tensor.size * dtype.itemsize
     memory = np.empty(size + 63, np.uint8)
     first = -memory.ctypes.data % 64
-    array = memory[first : first + size].view(dtype).reshape(tensor.shape)
-    with np.errstate(over="ignore"):
-        array[...] = tensor
-    return jax.device_put(array).block_until_ready()
+    return memory[first : first + size]
 
 
 def _names(component: str, key: str) -> list[str]:

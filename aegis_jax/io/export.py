@@ -16,12 +16,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from aegis_jax.errors import AegisError
-from aegis_jax.io import convert, safetensors
+from aegis_jax.io import convert, safetensors, tiles
 from aegis_jax.io.folder import CONFIGS, File, Weights, read_json
 from aegis_jax.io.pipeline import MODELS, Pipeline
 from aegis_jax.models import layout
 from aegis_jax.models.model import Model, flatten
 
+_PART = 1 << 18  # elements that are compared at a time
 _CARD = """---
 library_name: diffusers
 tags:
@@ -218,19 +219,22 @@ def _write_file(
 ) -> tuple[int, list[safetensors.Entry]]:
     """Writes one weight file like `header`; `here` = {key: (path, leaf)} of its parameters."""
     changed = set()
+    # Memory for one tensor of each kind, used again and again: fresh pages cost as much time as the copying.
+    source_buffer = _buffer(entry.nbytes for entry in header.entries.values())
+    leaf_buffer = _buffer(leaf.nbytes for _, leaf in here.values())
     with safetensors.open_unchanged(header) as file:
         types = {entry.key: entry.dtype for entry in header.entries.values()}
         if dtype is not None:  # the header comes first and has to know which tensors change type
             for key in (key for key in here if types[key] != dtype):
-                source = safetensors.read_tensor(file, header, key)
-                if not _is_same(source, _torch_leaf(*here[key], source.shape)):
+                source = safetensors.read_tensor(file, header, key, source_buffer)
+                if not _is_same(source, _torch_leaf(*here[key], source.shape, leaf_buffer)):
                     types[key] = dtype
 
         def tensor(key):
-            source = safetensors.read_tensor(file, header, key)
+            source = safetensors.read_tensor(file, header, key, source_buffer)
             if key not in here:
                 return source
-            leaf = _torch_leaf(*here[key], source.shape)
+            leaf = _torch_leaf(*here[key], source.shape, leaf_buffer)
             if _is_same(source, leaf):
                 return source
             changed.add(key)
@@ -250,16 +254,30 @@ def _write_file(
     return len(changed), entries
 
 
-def _torch_leaf(path: str, leaf, shape: tuple[int, ...]) -> np.ndarray:
-    return layout.to_torch(path, np.asarray(leaf)).reshape(shape)
+def _buffer(sizes) -> np.ndarray:
+    return np.empty(max(sizes, default=0), np.uint8)
+
+
+def _torch_leaf(path: str, leaf, shape: tuple[int, ...], buffer: np.ndarray) -> np.ndarray:
+    """A leaf laid out as in the file, in `buffer`: valid until that is used again."""
+    leaf = layout.to_torch(path, np.asarray(leaf))
+    array = buffer[: leaf.nbytes].view(leaf.dtype).reshape(leaf.shape)
+    tiles.copy(array, leaf)
+    return array.reshape(shape)
 
 
 def _is_same(source: np.ndarray, leaf: np.ndarray) -> bool:
     """Whether a leaf has the bits that loading the source tensor in the leaf's dtype gives."""
-    with np.errstate(over="ignore"):
-        cast = source.astype(leaf.dtype, copy=False)
     bits = f"u{leaf.dtype.itemsize}"
-    return np.array_equal(cast.view(bits), leaf.view(bits))
+    source, leaf = source.reshape(-1), leaf.reshape(-1)
+    # Part by part: of a tensor that was trained the first part differs, and the rest need not be looked at.
+    for start in range(0, leaf.size, _PART):
+        part = slice(start, start + _PART)
+        with np.errstate(over="ignore"):
+            cast = source[part].astype(leaf.dtype, copy=False)
+        if not np.array_equal(cast.view(bits), leaf[part].view(bits)):
+            return False
+    return True
 
 
 def _cast(leaf: np.ndarray, dtype: np.dtype, key: str) -> np.ndarray:
@@ -329,9 +347,12 @@ def _write_whole(model: Model, path: pathlib.Path, dtype: str) -> int:
         for key, (name, leaf) in sorted(leaves.items())
     ]
 
+    buffer = _buffer(leaf.nbytes for _, leaf in leaves.values())
+
     def tensor(key):
         name, leaf = leaves[key]
-        return _cast(layout.to_torch(name, np.asarray(leaf)), safetensors.DTYPES[dtype], key)
+        leaf = _torch_leaf(name, leaf, layout.torch_shape(name, leaf.shape), buffer)
+        return _cast(leaf, safetensors.DTYPES[dtype], key)
 
     # transformers refuses files that do not say which framework's layout they have.
     safetensors.write(path, entries, tensor, metadata={"format": "pt"})

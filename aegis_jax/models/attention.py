@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aegis_jax.models import initial
 from aegis_jax.models.attend import attend
 from aegis_jax.models.convolution import Conv
 
@@ -18,10 +19,10 @@ class Attention(nnx.Module):
         inner = heads * head_dim
         self.heads = heads
         self.flash = True
-        self.to_q = nnx.Linear(width, inner, use_bias=qkv_bias, rngs=rngs)
-        self.to_k = nnx.Linear(context_width, inner, use_bias=qkv_bias, rngs=rngs)
-        self.to_v = nnx.Linear(context_width, inner, use_bias=qkv_bias, rngs=rngs)
-        self.to_out = nnx.List([nnx.Linear(inner, width, rngs=rngs)])
+        self.to_q = initial.Linear(width, inner, use_bias=qkv_bias, rngs=rngs)
+        self.to_k = initial.Linear(context_width, inner, use_bias=qkv_bias, rngs=rngs)
+        self.to_v = initial.Linear(context_width, inner, use_bias=qkv_bias, rngs=rngs)
+        self.to_out = nnx.List([initial.Linear(inner, width, rngs=rngs)])
 
     def __call__(self, x_BLD, context_BSD):
         split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)  # noqa: E731
@@ -32,7 +33,7 @@ class Attention(nnx.Module):
 
 class GEGLU(nnx.Module):
     def __init__(self, width, inner, *, rngs):
-        self.proj = nnx.Linear(width, 2 * inner, rngs=rngs)
+        self.proj = initial.Linear(width, 2 * inner, rngs=rngs)
 
     def __call__(self, x):
         hidden, gate = jnp.split(self.proj(x), 2, axis=-1)
@@ -43,7 +44,7 @@ class FeedForward(nnx.Module):
     def __init__(self, width, *, rngs):
         # Position 1 is diffusers' dropout: it holds no parameters and does nothing at inference.
         self.net = nnx.List(
-            [GEGLU(width, 4 * width, rngs=rngs), nnx.List([]), nnx.Linear(4 * width, width, rngs=rngs)]
+            [GEGLU(width, 4 * width, rngs=rngs), nnx.List([]), initial.Linear(4 * width, width, rngs=rngs)]
         )
 
     def __call__(self, x):
@@ -55,7 +56,7 @@ class BasicTransformerBlock(nnx.Module):
 
     def __init__(self, width, context_width, heads, head_dim, *, only_cross_attention, rngs):
         self.only_cross_attention = only_cross_attention
-        norm = lambda: nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, rngs=rngs)  # noqa: E731
+        norm = lambda: initial.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, rngs=rngs)  # noqa: E731
         self_width = context_width if only_cross_attention else width
         self.norm1 = norm()
         self.attn1 = Attention(width, self_width, heads, head_dim, rngs=rngs)
@@ -82,11 +83,11 @@ class Transformer2DModel(nnx.Module):
         self, channels, context_width, heads, head_dim, *, layers, groups, linear_projection, only_cross_attention, rngs
     ):
         inner = heads * head_dim
-        self.norm = nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
+        self.norm = initial.GroupNorm(channels, num_groups=groups, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
 
         def projection(n_in, n_out):
             if linear_projection:
-                return nnx.Linear(n_in, n_out, rngs=rngs)
+                return initial.Linear(n_in, n_out, rngs=rngs)
             return Conv(n_in, n_out, (1, 1), rngs=rngs)
 
         self.proj_in = projection(channels, inner)

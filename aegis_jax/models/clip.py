@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aegis_jax.models import initial
 from aegis_jax.models.attend import attend
 from aegis_jax.models.layers import refuse
 from aegis_jax.models.model import bind
@@ -25,10 +26,10 @@ ACTIVATIONS = {
 class CLIPAttention(nnx.Module):
     def __init__(self, width, heads, *, rngs):
         self.heads = heads
-        self.q_proj = nnx.Linear(width, width, rngs=rngs)
-        self.k_proj = nnx.Linear(width, width, rngs=rngs)
-        self.v_proj = nnx.Linear(width, width, rngs=rngs)
-        self.out_proj = nnx.Linear(width, width, rngs=rngs)
+        self.q_proj = initial.Linear(width, width, rngs=rngs)
+        self.k_proj = initial.Linear(width, width, rngs=rngs)
+        self.v_proj = initial.Linear(width, width, rngs=rngs)
+        self.out_proj = initial.Linear(width, width, rngs=rngs)
 
     def __call__(self, x_BLD, *, causal):
         split = lambda y: y.reshape(*y.shape[:2], self.heads, -1)  # noqa: E731
@@ -39,15 +40,15 @@ class CLIPAttention(nnx.Module):
 class CLIPMLP(nnx.Module):
     def __init__(self, width, inner, act, *, rngs):
         self.act = act
-        self.fc1 = nnx.Linear(width, inner, rngs=rngs)
-        self.fc2 = nnx.Linear(inner, width, rngs=rngs)
+        self.fc1 = initial.Linear(width, inner, rngs=rngs)
+        self.fc2 = initial.Linear(inner, width, rngs=rngs)
 
     def __call__(self, x):
         return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
 
 
 def layer_norm(width, eps, rngs):
-    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
+    return initial.LayerNorm(width, epsilon=eps, use_fast_variance=False, rngs=rngs)
 
 
 class CLIPEncoderLayer(nnx.Module):
@@ -78,8 +79,8 @@ class CLIPEncoder(nnx.Module):
 class CLIPTextEmbeddings(nnx.Module):
     def __init__(self, config, *, rngs):
         width = config["hidden_size"]
-        self.token_embedding = nnx.Embed(config["vocab_size"], width, rngs=rngs)
-        self.position_embedding = nnx.Embed(config["max_position_embeddings"], width, rngs=rngs)
+        self.token_embedding = initial.Embed(config["vocab_size"], width, rngs=rngs)
+        self.position_embedding = initial.Embed(config["max_position_embeddings"], width, rngs=rngs)
 
 
 class CLIPTextTransformer(nnx.Module):

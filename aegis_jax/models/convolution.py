@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aegis_jax.models import initial
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -63,7 +65,7 @@ _convolve.defvjp(_forward, _backward)
 
 def Conv(n_in: int, n_out: int, kernel: tuple[int, int], *, strides=1, padding=((0, 0), (0, 0)), rngs) -> nnx.Conv:
     """`nnx.Conv` that computes with `convolve`; `padding` in pixels, ((top, bottom), (left, right))."""
-    return nnx.Conv(
+    return initial.Conv(
         n_in, n_out, kernel, strides=strides, padding=padding, conv_general_dilated=_as_nnx_calls_it, rngs=rngs
     )
 

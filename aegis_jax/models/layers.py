@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from aegis_jax.errors import AegisError
+from aegis_jax.models import initial
 from aegis_jax.models.convolution import Conv
 
 ACTIVATIONS = {
@@ -19,7 +20,7 @@ ACTIVATIONS = {
 
 def group_norm(channels, groups, eps, rngs):
     # Two-pass variance: the one-pass formula loses digits where the mean is large, and parity with it.
-    return nnx.GroupNorm(channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
+    return initial.GroupNorm(channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
 
 
 def conv(n_in, n_out, kernel, rngs):
@@ -51,7 +52,7 @@ class ResnetBlock2D(nnx.Module):
         self.norm1 = group_norm(n_in, groups, eps, rngs)
         self.conv1 = conv(n_in, n_out, 3, rngs)
         if time_width is not None:
-            self.time_emb_proj = nnx.Linear(time_width, 2 * n_out if scale_shift else n_out, rngs=rngs)
+            self.time_emb_proj = initial.Linear(time_width, 2 * n_out if scale_shift else n_out, rngs=rngs)
         self.norm2 = group_norm(n_out, groups_out or groups, eps, rngs)
         self.conv2 = conv(n_out, n_out, 3, rngs)
         self.has_shortcut = n_in != n_out
@@ -105,8 +106,8 @@ class Upsample2D(nnx.Module):
 class TimestepEmbedding(nnx.Module):
     def __init__(self, n_in, n_out, *, act, post_act=None, rngs):
         self.act, self.post_act = act, post_act
-        self.linear_1 = nnx.Linear(n_in, n_out, rngs=rngs)
-        self.linear_2 = nnx.Linear(n_out, n_out, rngs=rngs)
+        self.linear_1 = initial.Linear(n_in, n_out, rngs=rngs)
+        self.linear_2 = initial.Linear(n_out, n_out, rngs=rngs)
 
     def __call__(self, x):
         x = self.linear_2(ACTIVATIONS[self.act](self.linear_1(x)))

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from aegis_jax.models.initial import NoKeys
+
 
 class Graph:
     """A network's structure: an NNX graph definition that is cheap to hash and compare.
@@ -47,21 +49,6 @@ class Model:
     params: dict
 
 
-class Keys:
-    """A fresh key at each call, in place of `nnx.Rngs`.
-
-    Rngs counts in an NNX variable, which under tracing costs seconds for each hundred layers (11 s of abstract() for
-    the layout of SD 1.4); a Python integer counts for free.
-    """
-
-    def __init__(self, key: jax.Array):
-        self._key, self._used = key, 0
-
-    def params(self) -> jax.Array:
-        self._used += 1
-        return jax.random.fold_in(self._key, self._used)
-
-
 def _split(module: nnx.Module, config: dict) -> Model:
     graph, state = nnx.split(module, nnx.Param)
     return Model(config, Graph(graph), nnx.to_pure_dict(state))
@@ -72,7 +59,9 @@ def abstract(module_class, config: dict) -> Model:
 
     Raises `AegisError` if the config asks for something that `module_class` does not support.
     """
-    return _split(nnx.eval_shape(lambda: module_class(config, rngs=Keys(jax.random.key(0)))), config)
+    hollow = _split(module_class(config, rngs=NoKeys()), config)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), hollow.params)
+    return dataclasses.replace(hollow, params=shapes)
 
 
 def initialise(module_class, config: dict, key: jax.Array) -> Model:

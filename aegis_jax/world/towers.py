@@ -7,6 +7,7 @@ Images are (B, 32, 32, 3) in [-1, 1], features (B, width).
 import jax
 from flax import nnx
 
+from aegis_jax.models import initial
 from aegis_jax.models.convolution import Conv
 
 
@@ -19,8 +20,8 @@ class ConvTower(nnx.Module):
             Conv(n_in, n_out, (3, 3), strides=stride, padding=pad, rngs=rngs)
             for n_in, n_out, stride in zip([3, *widths[:-1]], widths, config["strides"], strict=True)
         )
-        self.norms = nnx.List(nnx.GroupNorm(n, num_groups=8, rngs=rngs) for n in widths)
-        self.dense = nnx.Linear(4 * 4 * widths[-1], config["features"], rngs=rngs)
+        self.norms = nnx.List(initial.GroupNorm(n, num_groups=8, rngs=rngs) for n in widths)
+        self.dense = initial.Linear(4 * 4 * widths[-1], config["features"], rngs=rngs)
 
     def __call__(self, x_BHWC):
         for conv, norm in zip(self.convs, self.norms, strict=True):
@@ -35,14 +36,14 @@ class ResidualTower(nnx.Module):
         widths, same = config["widths"], ((1, 1), (1, 1))
         inputs = [3, *widths[:-1]]
         self.merges = nnx.List(
-            nnx.Conv(n_in, n_out, (size, size), strides=2, padding="SAME", rngs=rngs)
+            initial.Conv(n_in, n_out, (size, size), strides=2, padding="SAME", rngs=rngs)
             for n_in, n_out, size in zip(inputs, widths, [4] + [2] * (len(widths) - 1), strict=True)
         )
         stages = [[width] * blocks for width, blocks in zip(widths, config["blocks"], strict=True)]
         self.convs = nnx.List(Conv(n, n, (3, 3), padding=same, rngs=rngs) for stage in stages for n in stage)
-        self.norms = nnx.List(nnx.GroupNorm(n, num_groups=1, rngs=rngs) for stage in stages for n in stage)
+        self.norms = nnx.List(initial.GroupNorm(n, num_groups=1, rngs=rngs) for stage in stages for n in stage)
         self.blocks = tuple(config["blocks"])
-        self.norm = nnx.LayerNorm(widths[-1], rngs=rngs)
+        self.norm = initial.LayerNorm(widths[-1], rngs=rngs)
 
     def __call__(self, x_BHWC):
         layers = iter(zip(self.convs, self.norms, strict=True))
@@ -64,7 +65,7 @@ class Headed(nnx.Module):
 
     def __init__(self, config, *, rngs):
         self.tower = TOWERS[config["architecture"]](config, rngs=rngs)
-        self.head = nnx.Linear(config["features"], config["outputs"], rngs=rngs)
+        self.head = initial.Linear(config["features"], config["outputs"], rngs=rngs)
 
     def __call__(self, x_BHWC):
         features = self.tower(x_BHWC)

@@ -1,0 +1,391 @@
+"""Loading and saving a Stable Diffusion folder: aegis_jax against PyTorch diffusers, time and peak memory.
+
+  python benchmarks/pipeline_io.py [--small] [--dtype float16] [--rounds 5] [--folder DIR] [--out FILE.json]
+
+The folder has the shapes of SD 1.4 (UNet of 859,520,964 parameters, VAE, CLIP, a vocabulary of its size) and random
+weights. Both sides load and save in the files' own dtype, from a warm page cache: every trial first reads the files
+once. safetensors maps files, so that diffusers may return before the weights are read; therefore `load` is given as
+returned and, comparably, with one value of every page read. Every UNet tensor is then multiplied by 1.5, and the
+pipeline is saved as returned and, comparably, with all files on the disk (our own save always ends there).
+Memory is the process's resident high-water mark, mapped pages included, above what the imports left, in units of the
+weights' size. Both sides must report the same bits of the loaded and of the saved weights.
+
+diffusers loads by another, quicker way if accelerate is installed; whether it was is in the result.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import string
+import sys
+import tempfile
+import time
+
+import trials
+
+# Keys of the UNet whose bits both sides must agree on: a convolution, a dense layer, an attention key, a bias.
+CHECKED = (
+    "conv_in.weight",
+    "down_blocks.0.resnets.0.conv1.weight",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+    "up_blocks.1.resnets.0.time_emb_proj.weight",
+    "conv_out.bias",
+)
+FACTOR = 1.5  # exact to 1 ulp in any order, so both sides give the same bits
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "num_train_timesteps": 1000,
+}
+UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 64,
+    "layers_per_block": 2,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "sample_size": 512,
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+TEXT = {
+    "architectures": ["CLIPTextModel"],
+    "model_type": "clip_text_model",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "vocab_size": 49408,
+    "hidden_act": "quick_gelu",
+    "bos_token_id": 0,  # as in the folder of SD 1.4, though the tokenizer says otherwise
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+SMALL = {  # about 108 million parameters in the UNet, 130 in all
+    "unet": {"block_out_channels": [128, 256, 448, 448], "cross_attention_dim": 256},
+    "vae": {"block_out_channels": [64, 128, 128, 128]},
+    "text_encoder": {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4},
+}
+TINY = {  # for the tests
+    "unet": {"block_out_channels": [32, 32, 32, 32], "cross_attention_dim": 32, "layers_per_block": 1},
+    "vae": {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1},
+    "text_encoder": {
+        "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 640,
+    },
+}  # fmt: skip
+SIZES = {"full": {}, "small": SMALL, "tiny": TINY}
+
+
+def make(folder: pathlib.Path, size: str, dtype: str, seed: int = 0) -> dict[str, int]:
+    """Writes the folder; returns the number of parameters of each model."""
+    import jax
+    import numpy as np
+
+    from aegis_jax.io.export import save_pipeline
+    from aegis_jax.io.pipeline import MODELS, Pipeline
+    from aegis_jax.io.tokenizer import Tokenizer
+    from aegis_jax.models import model
+
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        weights = rng.standard_normal(leaf.shape, np.float32)
+        weights *= 0.02
+        return weights.astype(dtype)
+
+    models, counts = {}, {}
+    for name, config in (("unet", UNET), ("vae", VAE), ("text_encoder", TEXT)):
+        abstract = model.abstract(MODELS[name], config | SIZES[size].get(name, {}))
+        counts[name] = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+        models[name] = model.Model(abstract.config, abstract.graph, jax.tree.map(draw, abstract.params))
+    with tempfile.TemporaryDirectory() as scratch:
+        letters = "ab" if size == "tiny" else string.ascii_lowercase + string.digits
+        tokenizer = _tokenizer(pathlib.Path(scratch), letters)
+        pipeline = Pipeline(**models, tokenizer=Tokenizer(tokenizer), scheduler=SCHEDULER)
+        save_pipeline(pipeline, folder, dtype=dtype)
+    return counts
+
+
+def _tokenizer(folder: pathlib.Path, letters: str) -> pathlib.Path:
+    """A CLIP tokenizer of all words of three letters: with 36 letters 48,466 tokens, near CLIP's 49,408."""
+    from aegis_jax.world import tokenizer
+
+    tokenizer.write(folder, [a + b + c for a in letters for b in letters for c in letters])
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 77}))
+    return folder
+
+
+class Ours:
+    """aegis_jax behind the calls that a trial makes."""
+
+    def __init__(self):
+        import jax
+        import jax.numpy as jnp
+        from transformers import CLIPTokenizer  # noqa: F401  imported lazily, this would else be counted as loading
+
+        from aegis_jax.io import export, pipeline
+
+        jax.block_until_ready(jnp.zeros(3) + 1)  # the backend is up
+        self.jax, self.export, self.io = jax, export, pipeline
+
+    def load(self, folder, dtype):
+        pipeline = self.io.load_pipeline(folder, dtype=dtype)
+        pipeline.tokenizer.tokens("a")  # read at first use; diffusers reads it at once
+        return pipeline
+
+    def arrays(self, pipeline):
+        import numpy as np
+
+        models = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+        return [np.asarray(leaf) for model in models for leaf in self.jax.tree.leaves(model.params)]
+
+    def scale_unet(self, pipeline):
+        """In place of the old tree, tensor by tensor, as memory allows one tensor only."""
+        import numpy as np
+
+        def walk(node):
+            for name, child in node.items():
+                if isinstance(child, dict):
+                    walk(child)
+                else:
+                    scaled = np.asarray(child) * np.asarray(FACTOR, child.dtype)
+                    node[name] = self.jax.device_put(scaled).block_until_ready()
+
+        walk(pipeline.unet.params)
+
+    def save(self, pipeline, folder):
+        self.export.save_pipeline(pipeline, folder)
+
+    def checked(self, pipeline):
+        import numpy as np
+
+        from aegis_jax.models import layout, model
+
+        leaves = {layout.torch_key(p): (p, leaf) for p, leaf in model.flatten(pipeline.unet.params).items()}
+        return [layout.to_torch(p, np.asarray(leaf)) for p, leaf in (leaves[key] for key in CHECKED)]
+
+
+class Diffusers:
+    """PyTorch diffusers behind the same calls."""
+
+    def __init__(self):
+        import diffusers
+        import torch
+        import transformers
+        from diffusers import StableDiffusionPipeline
+
+        # Bars cost time and say nothing here.
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        diffusers.utils.logging.set_verbosity_error()
+        # Imported lazily, these would else be counted as loading.
+        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # noqa: F401
+        from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+
+        self.torch, self.kind = torch, StableDiffusionPipeline
+
+    def load(self, folder, dtype):
+        return self.kind.from_pretrained(folder, dtype=getattr(self.torch, dtype), local_files_only=True)
+
+    def arrays(self, pipeline):
+        models = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+        return [parameter.detach().numpy() for model in models for parameter in model.parameters()]
+
+    def scale_unet(self, pipeline):
+        with self.torch.no_grad():
+            for parameter in pipeline.unet.parameters():
+                parameter.mul_(FACTOR)
+
+    def save(self, pipeline, folder):
+        pipeline.save_pretrained(folder)
+
+    def checked(self, pipeline):
+        parameters = dict(pipeline.unet.named_parameters())
+        return [parameters[key].detach().numpy() for key in CHECKED]
+
+
+SIDES = {"aegis_jax": Ours, "diffusers": Diffusers}
+
+
+def one(side: str, folder: pathlib.Path, scratch: pathlib.Path, dtype: str) -> dict:
+    """One trial, in this process: load, read, change, save, save to the disk."""
+    for file in sorted(folder.rglob("*.safetensors")):  # the page cache is warm
+        with open(file, "rb") as handle:
+            while handle.read(1 << 24):
+                pass
+    library, destination = SIDES[side](), scratch / "saved"
+    memory = HighWater()
+    began = time.perf_counter()
+    pipeline = library.load(folder, dtype)
+    loaded = time.perf_counter()
+    arrays = library.arrays(pipeline)
+    touched = sum(float(array.reshape(-1, copy=False)[:: 4096 // array.itemsize].sum()) for array in arrays)
+    read = time.perf_counter()
+    size = sum(array.nbytes for array in arrays)
+    del arrays
+    load_peak = memory.above()
+    bits = _digest(library.checked(pipeline))
+    library.scale_unet(pipeline)
+    memory.restart()
+    ready = time.perf_counter()
+    library.save(pipeline, destination)
+    saved = time.perf_counter()
+    sync(destination)
+    synced = time.perf_counter()
+    save_peak = memory.above()
+    result = {
+        "load_s": loaded - began,
+        "load_and_read_s": read - began,
+        "save_s": saved - ready,
+        "save_to_disk_s": synced - ready,
+        "load_peak": load_peak / size,
+        "save_peak": save_peak / size,
+        "weights_bytes": size,
+        "touched": str(touched),
+        "bits": [bits, _saved_digest(destination)],
+    }
+    shutil.rmtree(destination)
+    return result
+
+
+class HighWater:
+    """The resident high-water mark above what this process had at the start."""
+
+    def __init__(self):
+        self.start = _status("VmRSS")
+        self.restart()
+
+    def restart(self):
+        try:
+            pathlib.Path("/proc/self/clear_refs").write_text("5")  # sets the mark to what is resident now
+        except OSError:
+            pass  # the mark then stays that of the whole process: too high rather than too low
+
+    def above(self) -> int:
+        return (_status("VmHWM") - self.start) * 1024
+
+
+def _status(name: str) -> int:
+    # Not getrusage: its mark starts at what the parent process had when it forked.
+    return int(pathlib.Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
+
+
+def sync(folder: pathlib.Path) -> None:
+    """All files of a folder on the disk."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _digest(tensors) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
+
+
+def _saved_digest(folder: pathlib.Path) -> str:
+    from safetensors import safe_open
+
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    with safe_open(path, "np") as file:
+        return _digest(file.get_tensor(key) for key in CHECKED)
+
+
+ROWS = {
+    "load_s": "load, as returned (s)",
+    "load_and_read_s": "load, every page read (s)",
+    "save_s": "save, as returned (s)",
+    "save_to_disk_s": "save, files on the disk (s)",
+    "load_peak": "peak memory of load (x weights)",
+    "save_peak": "peak memory of save (x weights)",
+}
+
+
+def compare(folder: pathlib.Path, scratch: pathlib.Path, dtype: str, rounds: int) -> dict:
+    """Alternating trials of both sides; raises SystemExit if their bits differ."""
+    script = pathlib.Path(__file__)
+    commands = {
+        side: [sys.executable, script, "trial", "--side", side, "--folder", folder, "--scratch", scratch]
+        + ["--dtype", dtype]
+        for side in SIDES
+    }
+    results = trials.alternate(commands, rounds)
+    if len({json.dumps(result["bits"]) for results in results.values() for result in results}) > 1:
+        raise SystemExit("the two sides do not hold the same weights: no times are given")
+    return {
+        "figures": {side: trials.figures(found) for side, found in results.items()},
+        "ratios": {key: trials.ratio(results["aegis_jax"], results["diffusers"], key) for key in ROWS},
+        "trials": results,
+    }
+
+
+def text(result: dict) -> str:
+    ours, theirs = (result["figures"][side] for side in SIDES)
+    rows = [
+        [label, trials.shown(ours[key]), trials.shown(theirs[key]), trials.shown(result["ratios"][key])]
+        for key, label in ROWS.items()
+    ]
+    accelerate = result["about"]["versions"]["accelerate"]
+    note = f"accelerate {accelerate}" if accelerate else "WITHOUT accelerate: install it for diffusers' quick way"
+    weights = ours["weights_bytes"]["median"] / 1e9
+    return (
+        trials.table(["median (10-90 %)", "aegis_jax", "diffusers", "aegis_jax / diffusers"], rows)
+        + f"\n\n{weights:.2f} GB of weights ({result['dtype']}), warm page cache, diffusers {note}"
+    )
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="?", choices=("compare", "make", "trial"), default="compare")
+    parser.add_argument("--small", dest="size", action="store_const", const="small", default="full")
+    parser.add_argument("--size", choices=SIZES, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=pathlib.Path, help="keep the model here, and use it if it is there")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the result")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=pathlib.Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.what == "make":
+        trials.report(parameters=make(args.folder, args.size, args.dtype))
+        return
+    if args.what == "trial":
+        trials.report(**one(args.side, args.folder, args.scratch, args.dtype))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = pathlib.Path(scratch)
+        folder = args.folder or scratch / "model"
+        about = trials.about()
+        if not folder.exists():  # by a process of its own, whose memory goes with it
+            command = [sys.executable, __file__, "make", "--folder", folder, "--size", args.size, "--dtype", args.dtype]
+            print(f"made {folder}: {trials.trial(command)['parameters']}", file=sys.stderr)
+        result = {"about": about, "dtype": args.dtype, "size": args.size}
+        result |= compare(folder, scratch, args.dtype, args.rounds)
+    print(text(result))
+    trials.write(args.out, result)
+
+
+if __name__ == "__main__":
+    main()
