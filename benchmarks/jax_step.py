@@ -188,8 +188,9 @@ class JaxStep:
         return found
 
     def weights(self) -> dict[str, np.ndarray]:
-        """theta0 by diffusers key, PyTorch's layout."""
-        return {_key(path): np.asarray(to_torch(path, x)) for path, x in model_lib.flatten(self.frozen.unet).items()}
+        """theta0 by diffusers key, float32 in PyTorch's layout."""
+        flat = model_lib.flatten(self.frozen.unet)
+        return {_key(path): np.asarray(to_torch(path, x), np.float32) for path, x in flat.items()}
 
     def evaluations(self, draw) -> int:
         """UNet evaluations (latents) of one step, counted where aegis_jax calls the network while it is traced."""

@@ -129,7 +129,8 @@ class _Step:
 
     def _keep(self, **values):
         if self.kept is not None:
-            self.kept |= {name: x.detach().float().cpu().numpy() for name, x in values.items()}
+            # Copies: a tensor on the CPU shares its memory with numpy, and gradients are projected in place.
+            self.kept |= {name: np.array(x.detach().float().cpu()) for name, x in values.items()}
 
 
 class Published(_Step):
