@@ -4,6 +4,8 @@ from cells import FINAL, SCREEN  # noqa: F401
 
 ESD = {"aet.enabled": False, "prompt.enabled": False, "grp.retention": "none"}
 MEAN = {"aet.init": "mean", "prompt.init": "mean"}
+FAST = {"learning_rate": 1e-4}
+FREE = {"grp.retention": "none"}
 
 
 def screen(settings: dict, concepts=("star",)) -> dict:
@@ -30,15 +32,28 @@ SETS = {
             for tensors, rate in (("full", 3e-5), ("full", 1e-4), ("xattn", 1e-4), ("xattn", 3e-4))
         }
     ),
-    # Where soft tokens start, where the latents come from, how strong the adversary is.
-    "start": screen(
+    # Where soft tokens start, where the latents come from, how strong the adversary is. At ESD's lower rate the
+    # projection leaves so small a drift that the concept stays.
+    "start": screen({"random lr 3e-05": {}}),
+    "rate": screen(
         {
-            "random": {},
-            "mean": MEAN,
-            "mean, latents of theta0": MEAN | {"latents.refresh_every": 0},
-            "mean, k=4": MEAN | {"prompt.tokens": 4},
-            "mean, k=4, gamma 1e-2": MEAN | {"prompt.tokens": 4, "prompt.gamma": 1e-2},
-            "mean, lr 1.5e-5, 500 steps": MEAN | {"learning_rate": 1.5e-5, "steps": 500},
+            "mean lr 1e-4": MEAN | FAST,
+            "mean lr 1e-4, k=4": MEAN | FAST | {"prompt.tokens": 4},
+            "random lr 1e-4": FAST,
+            "mean lr 1e-4, latents of theta0": MEAN | FAST | {"latents.refresh_every": 0},
+            "mean lr 2e-4": MEAN | {"learning_rate": 2e-4},
+            "mean lr 1e-4, omega linear": MEAN | FAST | {"grp.omega_rule": "linear", "grp.omega": 0.0},
+        }
+    ),
+    # With less projection, or none: the adversarial prompt and target by themselves.
+    "free": screen(
+        {
+            "w/o PR lr 3e-5": MEAN | FREE,
+            "w/o PR lr 3e-5, k=4, gamma 1e-2": MEAN | FREE | {"prompt.tokens": 4, "prompt.gamma": 1e-2},
+            "hypergradient lr 3e-5": MEAN | {"grp.omega_rule": "hypergradient", "grp.omega": 0.0},
+            "omega 0.5 lr 5e-5": MEAN | {"grp.omega": 0.5, "learning_rate": 5e-5},
+            "w/o PR lr 3e-5, k=4": MEAN | FREE | {"prompt.tokens": 4},
+            "after Adam lr 1e-4": MEAN | FAST | {"grp.after_adam": True},
         }
     ),
 }

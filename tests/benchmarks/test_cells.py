@@ -7,14 +7,14 @@ import quality_vs_cost
 import world_study
 
 
-def stand_in(cell, original):
+def stand_in(cell):
     figures = {column: 0.5 for column in cells.COLUMNS} | {"attacked_each": [0.5]}
     return cell | {"identity": cells.identity(cell), "figures": figures}
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(cells, "run_cell", lambda *a: (ran.append(a[0]["name"]), stand_in(*a))[1])
+    monkeypatch.setattr(cells, "run_cell", lambda cell: (ran.append(cell["name"]), stand_in(cell))[1])
     path = tmp_path / "deep" / "cells.jsonl"
     todo = quality_vs_cost.chosen("screen")
     assert len(todo) == 6 * 3 and len({cells.identity(cell) for cell in todo}) == len(todo)
@@ -22,7 +22,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     cells.run(todo[:6], path)
     assert ran == [cell["name"] for cell in todo[:6]]  # none twice
     text = quality_vs_cost.table(path)
-    assert "| screen | each step |" in text and "| never |" in text and text.count("50.0%") == 6 * 7
+    assert "| screen | each step |" in text and "| never |" in text and text.count("50.0%") == 6 * (1 + len(cells.COLUMNS))
     assert len(quality_vs_cost.chosen("final", (1, 50))) == 2 * 3 * 3
     quality_vs_cost.main(["table", "--out", str(path), "--json", str(tmp_path / "r.json")])
     assert json.loads((tmp_path / "r.json").read_text())["evaluations"]["never"]["total"] > 0
@@ -34,7 +34,7 @@ def test_world_study_tables_its_cells(tmp_path, monkeypatch):
     monkeypatch.setattr(cells, "run_cell", stand_in)
     path = tmp_path / "cells.jsonl"
     world_study.main(["run", "s", "--out", str(path)])
-    assert "| s | star | as it is | 2 | 50.0% |" in world_study.table(path).splitlines()[-1] + ""
+    assert "| s | star | as it is | 2 | 50.0% |" in world_study.table(path).splitlines()[-1]
 
 
 def test_identity_depends_on_all_settings():
