@@ -21,8 +21,8 @@ def pipeline():
 def test_generations_of_every_combination_are_judged_right(pipeline):
     result = quality.measure(pipeline, repeats=1, seed=77)
     assert result["prompts"] == 192
-    # Floors of the shipped weights, not the goal: that is 0.95 for the judge and 0.98 for agreement (README, Limits).
-    for row, least in (("judge", 0.90), ("agreement", 0.92), ("clip", 0.93)):
+    # A standard error or two below what 576 prompts show (README): there are 192 here.
+    for row, least in (("judge", 0.94), ("agreement", 0.95), ("clip", 0.97)):
         assert min(result[row].values()) >= least, result[row]
     assert set(result["by_value"]["shape"]) == {v.name for v in ATTRIBUTES["shape"]}
     assert "192 prompts" in quality.table(result)
