@@ -54,9 +54,7 @@ def tiny_tokenizer(folder, *, pad="<|endoftext|>", max_length=77, form="slow"):
     if form in ("fast", "both"):
         from transformers import CLIPTokenizer
 
-        CLIPTokenizer(
-            vocab=vocab, merges=merges, pad_token=pad, model_max_length=max_length
-        ).save_pretrained(folder)
+        CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=max_length).save_pretrained(folder)
     if form in ("slow", "both"):
         (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
         lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
@@ -88,9 +86,7 @@ def tiny_tokenizer(folder, *, pad="<|endoftext|>", max_length=77, form="slow"):
     return folder
 
 
-def tiny_models(
-    *, v_prediction=False, linear_projection=False, seed=0, unet=None, vae=None, text=None
-):
+def tiny_models(*, v_prediction=False, linear_projection=False, seed=0, unet=None, vae=None, text=None):
     """Random torch modules (unet, vae, text_encoder); the dicts override single config entries."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -135,9 +131,7 @@ def tiny_models(
         AutoencoderKL(**{**vae_config, **(vae or {})}),
         CLIPTextModel(CLIPTextConfig(**{**text_config, **(text or {})})),
     )
-    with (
-        torch.no_grad()
-    ):  # norms and biases start at 1 and 0, where a swap of two tensors would not show
+    with torch.no_grad():  # norms and biases start at 1 and 0, where a swap of two tensors would not show
         for model in models:
             for parameter in model.parameters():
                 if parameter.ndim == 1:
@@ -188,9 +182,7 @@ def tiny_pipeline(
         vae=vae,
         text=text,
     )
-    unet_model, vae_model, text_model = (
-        torch.nn.Module.to(model, getattr(torch, dtype)) for model in models
-    )
+    unet_model, vae_model, text_model = (torch.nn.Module.to(model, getattr(torch, dtype)) for model in models)
     scheduler_config = {
         "beta_schedule": "scaled_linear",
         "beta_start": 0.00085,
@@ -200,9 +192,7 @@ def tiny_pipeline(
         "steps_offset": 1,
         "prediction_type": "v_prediction" if v_prediction else "epsilon",
     }
-    tokenizer_folder = tiny_tokenizer(
-        folder / "tokenizer", pad="!" if v_prediction else EOS, form=tokenizer
-    )
+    tokenizer_folder = tiny_tokenizer(folder / "tokenizer", pad="!" if v_prediction else EOS, form=tokenizer)
     from transformers import CLIPTokenizer
 
     written = {path.name: path.read_bytes() for path in tokenizer_folder.iterdir()}
@@ -217,9 +207,7 @@ def tiny_pipeline(
         feature_extractor=extractor,
         requires_safety_checker=safety_checker,
     ).save_pretrained(folder, max_shard_size="400kB" if sharded else "10GB", variant=variant)
-    for path in (
-        tokenizer_folder.iterdir()
-    ):  # save_pretrained rewrites them; keep the form that was asked for
+    for path in tokenizer_folder.iterdir():  # save_pretrained rewrites them; keep the form that was asked for
         path.unlink()
     for name, content in written.items():
         (tokenizer_folder / name).write_bytes(content)
@@ -271,9 +259,7 @@ def rename_tensors(folder, rename):
     for path in sorted(pathlib.Path(folder).glob("*.safetensors")):
         tensors = load_file(path)
         if any(rename(key) != key for key in tensors):
-            save_file(
-                {rename(key): value for key, value in tensors.items()}, path, {"format": "pt"}
-            )
+            save_file({rename(key): value for key, value in tensors.items()}, path, {"format": "pt"})
     for path in pathlib.Path(folder).glob("*.index*.json"):
         index = json.loads(path.read_text())
         index["weight_map"] = {rename(key): name for key, name in index["weight_map"].items()}

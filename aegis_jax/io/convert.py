@@ -32,9 +32,7 @@ class Origin:
     key: str
 
 
-def match(
-    component: str, model: Model, headers: tuple[safetensors.Header, ...]
-) -> tuple[dict[str, Origin], list[str]]:
+def match(component: str, model: Model, headers: tuple[safetensors.Header, ...]) -> tuple[dict[str, Origin], list[str]]:
     """Finds the tensor of every leaf of an abstract model, from the headers alone.
 
     Returns ({leaf path: Origin}, problems). The problems are missing leaves, wrong shapes and
@@ -62,9 +60,7 @@ def match(
         if entry.shape not in {wanted, _old_shape(key, wanted)}:
             problems.append(f"{key!r} has shape {entry.shape}, wanted {wanted}")
         if entry.dtype not in _PARAMETER_TYPES:
-            problems.append(
-                f"{key!r} has type {entry.dtype}, wanted one of {', '.join(_PARAMETER_TYPES)}"
-            )
+            problems.append(f"{key!r} has type {entry.dtype}, wanted one of {', '.join(_PARAMETER_TYPES)}")
     problems += [
         f"unused {key!r} {headers[origin.file].entries[key].shape}"
         for key, origin in where.items()
@@ -86,9 +82,7 @@ def refuse(problems: list[str], where) -> None:
         )
 
 
-def read(
-    model: Model, origins: dict[str, Origin], headers: tuple[safetensors.Header, ...], dtype
-) -> Model:
+def read(model: Model, origins: dict[str, Origin], headers: tuple[safetensors.Header, ...], dtype) -> Model:
     """The model with the parameters of `headers`, cast to `dtype`.
 
     Tensors are read one at a time into one buffer and laid out straight into their final memory:
@@ -147,6 +141,4 @@ def _old_shape(key: str, wanted: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _is_constant(component: str, key: str) -> bool:
-    return (
-        component == "text_encoder" and key.removeprefix("text_model.") == "embeddings.position_ids"
-    )
+    return component == "text_encoder" and key.removeprefix("text_model.") == "embeddings.position_ids"

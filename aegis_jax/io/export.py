@@ -82,12 +82,8 @@ def _checked_destination(folder: str | os.PathLike, overwrite: bool) -> pathlib.
     if not overwrite:
         raise AegisError(f"{destination} exists: choose another folder or allow overwriting it")
     # An unlucky argument must not cost a home directory.
-    if not destination.is_dir() or (
-        any(destination.iterdir()) and not (destination / "model_index.json").is_file()
-    ):
-        raise AegisError(
-            f"{destination} is no pipeline folder, so it is not overwritten: choose another"
-        )
+    if not destination.is_dir() or (any(destination.iterdir()) and not (destination / "model_index.json").is_file()):
+        raise AegisError(f"{destination} is no pipeline folder, so it is not overwritten: choose another")
     return destination
 
 
@@ -186,11 +182,7 @@ def _write_model(
     _check_leaves(leaves, origins, weights, target.name)
     changed, sizes = 0, []
     for index, (header, name) in enumerate(zip(weights.headers, weights.names, strict=True)):
-        here = {
-            origin.key: (path, leaves[path])
-            for path, origin in origins.items()
-            if origin.file == index
-        }
+        here = {origin.key: (path, leaves[path]) for path, origin in origins.items() if origin.file == index}
         count, entries = _write_file(header, here, target / name, dtype)
         changed += count
         sizes += [(entry.key, name, entry.nbytes) for entry in entries]
@@ -240,9 +232,7 @@ def _write_file(
             changed.add(key)
             return _cast(leaf, safetensors.DTYPES[types[key]], key)
 
-        entries = [
-            dataclasses.replace(entry, dtype=types[entry.key]) for entry in header.entries.values()
-        ]
+        entries = [dataclasses.replace(entry, dtype=types[entry.key]) for entry in header.entries.values()]
         as_before = entries == list(header.entries.values())
         safetensors.write(
             path,

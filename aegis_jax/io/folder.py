@@ -87,12 +87,8 @@ def examine(path: pathlib.Path, variant: str | None = None) -> Folder:
     if variant is not None and variant not in found:
         others = f"variants there: {', '.join(sorted(found))}" if found else "it has no variants"
         raise AegisError(f"{path} has no weights of variant {variant!r}: {others}")
-    components = {
-        name: _component(path, name, class_name, variant) for name, class_name in classes.items()
-    }
-    licences = sorted(
-        p for p in path.iterdir() if p.is_file() and p.name.upper().startswith("LICENSE")
-    )
+    components = {name: _component(path, name, class_name, variant) for name, class_name in classes.items()}
+    licences = sorted(p for p in path.iterdir() if p.is_file() and p.name.upper().startswith("LICENSE"))
     files = (
         _file(path / "model_index.json"),
         *(_file(p) for p in licences if p.suffix in {"", ".txt", ".md"}),
@@ -105,20 +101,14 @@ def read_json(path: pathlib.Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise AegisError(
-            f"{path} is missing: the folder is incomplete, download or copy it again"
-        ) from None
+        raise AegisError(f"{path} is missing: the folder is incomplete, download or copy it again") from None
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise AegisError(
-            f"{path} is not valid JSON ({reason}): mend it or download it again"
-        ) from None
+        raise AegisError(f"{path} is not valid JSON ({reason}): mend it or download it again") from None
     except OSError as error:
         raise AegisError(f"cannot read {path}: {error.strerror or error}") from error
     if not isinstance(value, dict):
-        raise AegisError(
-            f"{path} holds a JSON {type(value).__name__}, wanted an object: download it again"
-        )
+        raise AegisError(f"{path} holds a JSON {type(value).__name__}, wanted an object: download it again")
     return value
 
 
@@ -127,8 +117,7 @@ def _refuse_other_folder(path: pathlib.Path) -> None:
         raise AegisError(f"{path} is not a folder")
     if (path / "config.json").is_file():
         raise AegisError(
-            f"{path} has a config.json but no model_index.json: "
-            "it looks like one component, give the folder above it"
+            f"{path} has a config.json but no model_index.json: it looks like one component, give the folder above it"
         )
     for file in sorted(path.iterdir()):
         if file.suffix in {*hub.PICKLES, ".safetensors"}:
@@ -147,9 +136,7 @@ def _check_classes(path: pathlib.Path, index: dict) -> dict[str, str]:
         if not isinstance(value, list):
             continue
         if len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
-            raise AegisError(
-                f"{where}: {name} should be [library, class], found {json.dumps(value)[:100]}"
-            )
+            raise AegisError(f"{where}: {name} should be [library, class], found {json.dumps(value)[:100]}")
         if name != pathlib.Path(name).name:
             raise AegisError(f"{where}: {name!r} is not the name of a component")
         if value[1] is not None:
@@ -161,9 +148,7 @@ def _check_classes(path: pathlib.Path, index: dict) -> dict[str, str]:
         elif allowed and classes[name] not in allowed:
             problems.append(f"{name} is a {classes[name]}, wanted {allowed[0]}")
     others = [
-        f"{name} ({classes[name]})"
-        for name in ("transformer", "prior", "text_encoder_2", "unet_2")
-        if name in classes
+        f"{name} ({classes[name]})" for name in ("transformer", "prior", "text_encoder_2", "unet_2") if name in classes
     ]
     if others:
         problems.append(f"{', '.join(others)} belongs to another architecture")
@@ -175,17 +160,9 @@ def _check_classes(path: pathlib.Path, index: dict) -> dict[str, str]:
 def _component(root: pathlib.Path, name: str, class_name: str, variant: str | None) -> Component:
     path = root / name
     if not path.is_dir():
-        raise AegisError(
-            f"{root}: model_index.json names the component {name} "
-            "but there is no folder of that name"
-        )
+        raise AegisError(f"{root}: model_index.json names the component {name} but there is no folder of that name")
     config = read_json(path / CONFIGS[name]) if name in CONFIGS else None
-    if (
-        name in REQUIRED
-        and REQUIRED[name]
-        and config
-        and config.get("_class_name", class_name) != class_name
-    ):
+    if name in REQUIRED and REQUIRED[name] and config and config.get("_class_name", class_name) != class_name:
         raise AegisError(
             f"{path / CONFIGS[name]}: _class_name is {config['_class_name']}, "
             f"model_index.json says {class_name}: they must agree"
@@ -193,9 +170,7 @@ def _component(root: pathlib.Path, name: str, class_name: str, variant: str | No
     files = tuple(
         _file(file)
         for file in sorted(path.iterdir())
-        if file.suffix in {".json", ".txt", ".model"}
-        and ".index." not in file.name
-        and file.is_file()
+        if file.suffix in {".json", ".txt", ".model"} and ".index." not in file.name and file.is_file()
     )
     weights = _weights(path, name, variant)
     if weights is None and name in {"unet", "vae", "text_encoder"}:
@@ -231,9 +206,7 @@ def _weights(path: pathlib.Path, component: str, variant: str | None) -> Weights
     _refuse_pickles(path)
     found = sorted(_variants(path.parent, {path.name: component}))
     if found:
-        raise AegisError(
-            f"{path} has weights of variant {', '.join(found)} only: give variant={found[0]!r}"
-        )
+        raise AegisError(f"{path} has weights of variant {', '.join(found)} only: give variant={found[0]!r}")
     return None
 
 
@@ -248,34 +221,21 @@ def _refuse_pickles(path: pathlib.Path) -> None:
 
 def _shards(path: pathlib.Path, stem: str, index: pathlib.Path, middle: str) -> Weights:
     table = read_json(index).get("weight_map")
-    if (
-        not isinstance(table, dict)
-        or not table
-        or not all(isinstance(name, str) for name in table.values())
-    ):
-        raise AegisError(
-            f"{index}: weight_map should give every tensor its file; download it again"
-        )
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise AegisError(f"{index}: weight_map should give every tensor its file; download it again")
     names = sorted(set(table.values()))
     for name in names:
         if name != pathlib.Path(name).name or not name.endswith(".safetensors"):
-            raise AegisError(
-                f"{index}: {name!r} is not the name of a safetensors file in the same folder"
-            )
+            raise AegisError(f"{index}: {name!r} is not the name of a safetensors file in the same folder")
         if not (path / name).is_file():
-            raise AegisError(
-                f"{path / name} is missing, {index.name} names it: "
-                "download or copy the folder again"
-            )
+            raise AegisError(f"{path / name} is missing, {index.name} names it: download or copy the folder again")
     headers = tuple(safetensors.read_header(path / name) for name in names)
     held = {(key, header.path.name) for header in headers for key in header.entries}
     wrong = sorted(held.symmetric_difference(table.items()))
     if wrong:
         key, name = wrong[0]
         which = "holds it, the index does not say so" if wrong[0] in held else "does not hold it"
-        raise AegisError(
-            f"{index} and its files disagree on {len(wrong)} tensors; first {key!r}: {name} {which}"
-        )
+        raise AegisError(f"{index} and its files disagree on {len(wrong)} tensors; first {key!r}: {name} {which}")
     plain = tuple(name.replace(middle, "", 1) if middle else name for name in names)
     return Weights(headers, plain, _file(index, f"{stem}.safetensors.index.json"))
 

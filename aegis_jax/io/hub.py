@@ -25,14 +25,11 @@ def locate(source, *, revision: str | None = None, variant: str | None = None) -
     is_local = path.exists() or str(source) == "world"
     if revision is not None and is_local:
         raise AegisError(
-            f"revision {revision!r} was given but {source} is a local folder: "
-            "revisions are for hub ids only"
+            f"revision {revision!r} was given but {source} is a local folder: revisions are for hub ids only"
         )
     if str(source) == "world":
         if not (WORLD / "model_index.json").is_file():
-            raise AegisError(
-                f"the embedded world has no weights in {WORLD}: install aegis_jax again"
-            )
+            raise AegisError(f"the embedded world has no weights in {WORLD}: install aegis_jax again")
         return WORLD
     if path.is_file():
         refuse_file(path)
@@ -46,23 +43,17 @@ def locate(source, *, revision: str | None = None, variant: str | None = None) -
                 "if a hub id is meant, start from another directory"
             )
         return _download(str(source), revision, variant)
-    raise AegisError(
-        f"{source} does not exist: give a diffusers folder, a hub id like name/name, or world"
-    )
+    raise AegisError(f"{source} does not exist: give a diffusers folder, a hub id like name/name, or world")
 
 
 def refuse_file(path: pathlib.Path) -> None:
     """Raises the `AegisError` for a single file where a diffusers folder is wanted."""
     advice = _CONVERT.format(load="from_single_file", source=str(path))
     if path.suffix in PICKLES:
-        raise AegisError(
-            f"{path} is a pickle, which can run code when it is read, so it is refused; {advice}"
-        )
+        raise AegisError(f"{path} is a pickle, which can run code when it is read, so it is refused; {advice}")
     if path.suffix == ".safetensors":
         raise AegisError(f"{path} is a single file, not a diffusers folder; {advice}")
-    raise AegisError(
-        f"{path} is a file: give a diffusers folder, a hub id like name/name, or world"
-    )
+    raise AegisError(f"{path} is a file: give a diffusers folder, a hub id like name/name, or world")
 
 
 def how_to_convert(folder: pathlib.Path) -> str:
@@ -77,15 +68,9 @@ def _download(repository: str, revision: str | None, variant: str | None) -> pat
     try:
         fields = json.loads(index.read_text(encoding="utf-8"))
         # Values are [library, class] for components, plain settings otherwise.
-        names = [
-            name
-            for name, value in fields.items()
-            if isinstance(value, list) and value[0] is not None
-        ]
+        names = [name for name, value in fields.items() if isinstance(value, list) and value[0] is not None]
     except FileNotFoundError:
-        raise AegisError(
-            f"{repository} on the hub has no model_index.json: it is no diffusers pipeline"
-        ) from None
+        raise AegisError(f"{repository} on the hub has no model_index.json: it is no diffusers pipeline") from None
     except (ValueError, AttributeError, IndexError):
         names = []  # reported with the folder's other faults when it is read
     texts = [f"{name}/{pattern}" for name in names for pattern in ("*.json", "*.txt", "*.model")]
@@ -113,15 +98,9 @@ def _fetch(repository: str, revision: str | None, patterns: list[str]) -> pathli
 
     named = repository + (f" at revision {revision!r}" if revision else "")
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=patterns
-            )
-        )
+        return pathlib.Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except errors.GatedRepoError:
-        raise AegisError(
-            f"{named} is gated: accept its licence on the hub and log in with `hf auth login`"
-        ) from None
+        raise AegisError(f"{named} is gated: accept its licence on the hub and log in with `hf auth login`") from None
     except errors.RevisionNotFoundError:
         raise AegisError(
             f"{repository} has no revision {revision!r} on the hub: give a branch, tag or commit"

@@ -56,9 +56,7 @@ def _abstract(module_class, config: str) -> Model:
     return model.abstract(module_class, json.loads(config))
 
 
-def load_pipeline(
-    source, *, revision: str | None = None, variant: str | None = None, dtype=jnp.float32
-) -> Pipeline:
+def load_pipeline(source, *, revision: str | None = None, variant: str | None = None, dtype=jnp.float32) -> Pipeline:
     """Loads a Stable Diffusion 1.x or 2.x from safetensors.
 
     source: a diffusers folder, a hub id "name/name", or "world" (the embedded model).
@@ -76,9 +74,7 @@ def load_pipeline(
         component = found.components[name]
         # A copy: that of the source must stay what the file says, whatever becomes of ours.
         config = copy.deepcopy(component.config)
-        abstract[name] = dataclasses.replace(
-            _abstract(module_class, json.dumps(config)), config=config
-        )
+        abstract[name] = dataclasses.replace(_abstract(module_class, json.dumps(config)), config=config)
         origins[name], faults = convert.match(name, abstract[name], component.weights.headers)
         problems += faults
     convert.refuse(problems, found.path)
@@ -87,9 +83,7 @@ def load_pipeline(
         limit=abstract["text_encoder"].config.get("max_position_embeddings", 77),
     )
     models = {
-        name: convert.read(
-            abstract[name], origins[name], found.components[name].weights.headers, dtype
-        )
+        name: convert.read(abstract[name], origins[name], found.components[name].weights.headers, dtype)
         for name in MODELS
     }
     return Pipeline(

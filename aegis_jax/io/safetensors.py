@@ -114,18 +114,14 @@ def read_header(path: str | os.PathLike) -> Header:
                 "the file is damaged or not safetensors: download or copy it again"
             )
         if 8 + length > size:
-            raise AegisError(
-                f"{path}: the header claims {length} bytes but the file has {size}; {AGAIN}"
-            )
+            raise AegisError(f"{path}: the header claims {length} bytes but the file has {size}; {AGAIN}")
         raw = file.read(length)
     entries, metadata = _parse(path, raw)
     _check_layout(path, entries, first=8 + length, size=size)
     return Header(path, entries, metadata, raw, size, status.st_mtime_ns)
 
 
-def read_tensor(
-    file: BinaryIO, header: Header, key: str, buffer: np.ndarray | None = None
-) -> np.ndarray:
+def read_tensor(file: BinaryIO, header: Header, key: str, buffer: np.ndarray | None = None) -> np.ndarray:
     """One tensor, in the file's own dtype and shape.
 
     buffer: uint8 array of at least the tensor's size to read into, so that many tensors need memory
@@ -138,9 +134,7 @@ def read_tensor(
     file.seek(entry.start)
     read = file.readinto(memoryview(target)) if entry.nbytes else 0
     if read != entry.nbytes:
-        raise AegisError(
-            f"{header.path}: tensor {key!r} ends after {read} of {entry.nbytes} bytes; {AGAIN}"
-        )
+        raise AegisError(f"{header.path}: tensor {key!r} ends after {read} of {entry.nbytes} bytes; {AGAIN}")
     return target.view(entry.numpy_dtype).reshape(entry.shape)
 
 
@@ -151,8 +145,7 @@ def open_unchanged(header: Header) -> Iterator[BinaryIO]:
         status = os.fstat(file.fileno())
         if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
             raise AegisError(
-                f"{header.path} has changed since it was loaded: "
-                "load the pipeline again before exporting it"
+                f"{header.path} has changed since it was loaded: load the pipeline again before exporting it"
             )
         yield file
 
@@ -203,15 +196,12 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             raise AegisError(
-                f"no space left while writing {path}: nothing was kept of it; "
-                "free some space or choose another folder"
+                f"no space left while writing {path}: nothing was kept of it; free some space or choose another folder"
             ) from error
         raise AegisError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _make_header(
-    entries: list[Entry], metadata: dict[str, str] | None
-) -> tuple[bytes, list[Entry]]:
+def _make_header(entries: list[Entry], metadata: dict[str, str] | None) -> tuple[bytes, list[Entry]]:
     """The header's bytes, and the entries in the order in which their bytes follow it."""
     order = sorted(entries, key=lambda entry: -entry.numpy_dtype.itemsize)
     offsets, end = {}, 0
@@ -251,9 +241,7 @@ def _opened(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def _refuse_other_formats(path: pathlib.Path, start: bytes) -> None:
-    if start.startswith(b"PK\x03\x04") or (
-        start[:1] == b"\x80" and start[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
-    ):
+    if start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}):
         # A pickle begins with its protocol number; as a header length it would be absurd anyway.
         if start.startswith(b"PK") or start[2:3] in {b"}", b"]", b"c", b"\x8a", b"\x95"}:
             raise AegisError(
@@ -261,18 +249,14 @@ def _refuse_other_formats(path: pathlib.Path, start: bytes) -> None:
                 "and are not read: save the model again in PyTorch with safe_serialization=True"
             )
     if start == b"version ":
-        raise AegisError(
-            f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder"
-        )
+        raise AegisError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder")
 
 
 def _parse(path: pathlib.Path, raw: bytes) -> tuple[dict[str, Entry], dict[str, str] | None]:
     if raw[:1] != b"{":
         raise AegisError(f"{path}: the header is not a JSON object; {AGAIN}")
     try:
-        fields = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
-        )
+        fields = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except RecursionError:
         raise AegisError(f"{path}: the header's JSON is nested too deeply; {AGAIN}") from None
     except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
@@ -290,9 +274,7 @@ def _unique(pairs: list[tuple]) -> dict:
     table = dict(pairs)
     if len(table) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(
-            f"key {_short(next(key for key in keys if keys.count(key) > 1))} appears twice"
-        )
+        raise ValueError(f"key {_short(next(key for key in keys if keys.count(key) > 1))} appears twice")
     return table
 
 
@@ -308,24 +290,18 @@ def _short(key: str) -> str:
 def _entry(path: pathlib.Path, key: str, fields, first: int) -> Entry:
     where = f"{path}: tensor {_short(key)}"
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
-        raise AegisError(
-            f"{where}: its header entry needs exactly dtype, shape and data_offsets; {AGAIN}"
-        )
+        raise AegisError(f"{where}: its header entry needs exactly dtype, shape and data_offsets; {AGAIN}")
     try:
         key.encode()
     except UnicodeEncodeError:
         raise AegisError(f"{where}: the name is not valid Unicode; {AGAIN}") from None
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise AegisError(
-            f"{where}: dtype {_short(str(dtype))} is unknown; known are {', '.join(DTYPES)}"
-        )
+        raise AegisError(f"{where}: dtype {_short(str(dtype))} is unknown; known are {', '.join(DTYPES)}")
     if not _is_sizes(shape):
         raise AegisError(f"{where}: shape {_short(str(shape))} is not a list of sizes; {AGAIN}")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise AegisError(
-            f"{where}: data_offsets {_short(str(offsets))} is not a [start, end] pair; {AGAIN}"
-        )
+        raise AegisError(f"{where}: data_offsets {_short(str(offsets))} is not a [start, end] pair; {AGAIN}")
     entry = Entry(key, dtype, tuple(shape), first + offsets[0], first + offsets[1])
     if entry.nbytes != offsets[1] - offsets[0]:
         raise AegisError(
@@ -339,9 +315,7 @@ def _entry(path: pathlib.Path, key: str, fields, first: int) -> Entry:
 def _is_sizes(value) -> bool:
     # Few and below 2**63: larger numbers are no tensor, only slow to multiply and to print.
     return (
-        isinstance(value, list)
-        and len(value) <= 64
-        and all(type(size) is int and 0 <= size < 2**63 for size in value)
+        isinstance(value, list) and len(value) <= 64 and all(type(size) is int and 0 <= size < 2**63 for size in value)
     )
 
 
@@ -351,14 +325,11 @@ def _check_layout(path: pathlib.Path, entries: dict[str, Entry], *, first: int, 
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.stop)):
         where = f"{path}: tensor {_short(entry.key)}"
         if entry.stop > size:
-            raise AegisError(
-                f"{where} should end at byte {entry.stop} but the file has {size}; {AGAIN}"
-            )
+            raise AegisError(f"{where} should end at byte {entry.stop} but the file has {size}; {AGAIN}")
         if entry.start != end:
             kind = "overlaps with" if entry.start < end else "leaves a gap after"
             raise AegisError(
-                f"{where} begins at byte {entry.start} and {kind} {previous}, "
-                f"which ends at {end}; {AGAIN}"
+                f"{where} begins at byte {entry.start} and {kind} {previous}, which ends at {end}; {AGAIN}"
             )
         end, previous = entry.stop, _short(entry.key)
     if end != size:

@@ -35,12 +35,9 @@ class Tokenizer:
             raise AegisError(f"{self.folder} is not a folder: {_NEEDED}")
         names = {file.name for file in self.folder.iterdir()}
         if not ({"vocab.json", "merges.txt"} <= names or "tokenizer.json" in names):
-            raise AegisError(
-                f"{self.folder} holds no tokenizer: {_NEEDED}; download or copy the folder again"
-            )
+            raise AegisError(f"{self.folder} holds no tokenizer: {_NEEDED}; download or copy the folder again")
         for name in sorted(
-            names
-            & {"vocab.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+            names & {"vocab.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
         ):
             read_json(self.folder / name)
 
@@ -52,23 +49,16 @@ class Tokenizer:
 
             try:
                 return CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
-            except (
-                Exception
-            ) as error:  # transformers and tokenizers raise bare Exception for broken files
+            except Exception as error:  # transformers and tokenizers raise bare Exception for broken files
                 reason = " ".join(str(error).split())[:200]
-                raise AegisError(
-                    f"cannot read the tokenizer in {self.folder} ({reason}): {_NEEDED}"
-                ) from error
+                raise AegisError(f"cannot read the tokenizer in {self.folder} ({reason}): {_NEEDED}") from error
 
     @property
     def model_max_length(self) -> int:
         """Tokens per prompt, with BOS and EOS."""
         length = self._clip.model_max_length  # about 1e30 where the files do not say
         if self.limit is None and length > 2**20:
-            raise AegisError(
-                f"{self.folder}: tokenizer_config.json does not state model_max_length: "
-                "add it, e.g. 77"
-            )
+            raise AegisError(f"{self.folder}: tokenizer_config.json does not state model_max_length: add it, e.g. 77")
         return length if self.limit is None else min(length, self.limit)
 
     @property
@@ -102,9 +92,7 @@ class Tokenizer:
         warning, once per prompt.
         """
         length = self.model_max_length
-        rows = self._clip(list(prompts), padding="max_length", max_length=length, truncation=True)[
-            "input_ids"
-        ]
+        rows = self._clip(list(prompts), padding="max_length", max_length=length, truncation=True)["input_ids"]
         for prompt in prompts:
             # A token has at least one character (or byte), so shorter prompts cannot be cut.
             if len(prompt.encode("utf-8", "replace")) > length - 2 and prompt not in self._warned:
@@ -118,8 +106,7 @@ class Tokenizer:
         self._warned.add(prompt)
         lost = self._clip.decode(tokens[length - 2 :]).strip()
         warnings.warn(
-            f"the prompt has {len(tokens)} tokens and the text encoder sees {length - 2}; "
-            f"cut off: {lost!r}",
+            f"the prompt has {len(tokens)} tokens and the text encoder sees {length - 2}; cut off: {lost!r}",
             stacklevel=3,
         )
 

@@ -8,7 +8,6 @@ The path of a leaf is the PyTorch module path, so only the last part of the name
   bias                     <->  bias
 """
 
-
 import numpy as np
 
 

@@ -22,7 +22,9 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     cells.run(todo[:6], path)
     assert ran == [cell["name"] for cell in todo[:6]]  # none twice
     text = quality_vs_cost.table(path)
-    assert "| screen | each step |" in text and "| never |" in text and text.count("50.0%") == 6 * (1 + len(cells.COLUMNS))
+    assert (
+        "| screen | each step |" in text and "| never |" in text and text.count("50.0%") == 6 * (1 + len(cells.COLUMNS))
+    )
     assert len(quality_vs_cost.chosen("final", (1, 50))) == 2 * 3 * 3
     quality_vs_cost.main(["table", "--out", str(path), "--json", str(tmp_path / "r.json")])
     assert json.loads((tmp_path / "r.json").read_text())["evaluations"]["never"]["total"] > 0

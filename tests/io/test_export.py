@@ -24,9 +24,7 @@ from tests.io.test_pipeline import VARIETIES
 
 
 def files(folder):
-    return {
-        str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def changed_unet(loaded, changes):
@@ -76,18 +74,14 @@ def test_diffusers_loads_an_export_strictly(tiny, tmp_path):
     edited = changed_unet(loaded, {"conv_in.kernel": jnp.asarray(value)})
     save_pipeline(edited, tmp_path / "out")
     result = StableDiffusionPipeline.from_pretrained(tmp_path / "out", torch_dtype=torch.float16)
-    wanted = StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=torch.float16, variant="fp16"
-    )
+    wanted = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float16, variant="fp16")
     for component in ("unet", "vae", "text_encoder"):
         ours = getattr(result, component).state_dict()
         theirs = getattr(wanted, component).state_dict()
         assert list(ours) == list(theirs)
         for key in theirs:
             if (component, key) == ("unet", "conv_in.weight"):
-                np.testing.assert_array_equal(
-                    ours[key].numpy(), value.transpose(3, 2, 0, 1).astype(np.float16)
-                )
+                np.testing.assert_array_equal(ours[key].numpy(), value.transpose(3, 2, 0, 1).astype(np.float16))
             else:
                 assert as_bytes(ours[key]) == as_bytes(theirs[key]), key
     assert type(result.scheduler) is type(wanted.scheduler)
@@ -113,9 +107,7 @@ def test_changed_tensors_in_the_chosen_type(stored, chosen, tiny, tmp_path):
     assert as_bytes(after[key]) == as_bytes(rounded)
     assert "1 in unet" in (tmp_path / "out/README.md").read_text()
     # Header order and metadata stay; the index tells the true size.
-    index = json.loads(
-        (tmp_path / "out/unet/diffusion_pytorch_model.safetensors.index.json").read_text()
-    )
+    index = json.loads((tmp_path / "out/unet/diffusion_pytorch_model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in after.values())
     for source in (folder / "unet").glob("*.safetensors"):
         ours = safetensors.read_header(tmp_path / "out/unet" / source.name)
@@ -328,9 +320,7 @@ def test_full_size_round_trip(tiny, tmp_path):
     shutil.copytree(text / "text_encoder", folder / "text_encoder")
     leaves = flatten(pipeline.model.abstract(MODELS["unet"], config).params)
     assert sum(leaf.size for leaf in leaves.values()) == 859_520_964
-    shapes = {
-        layout.torch_key(p): layout.torch_shape(p, leaf.shape) for p, leaf in leaves.items()
-    }
+    shapes = {layout.torch_key(p): layout.torch_shape(p, leaf.shape) for p, leaf in leaves.items()}
     entries = [safetensors.Entry(key, "F16", shape) for key, shape in sorted(shapes.items())]
     rng = np.random.default_rng(0)
     path = folder / "unet/diffusion_pytorch_model.safetensors"

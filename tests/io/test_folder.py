@@ -46,9 +46,7 @@ def test_a_single_pickle(name, tmp_path):
 
 
 def test_a_single_safetensors_file(tiny, tmp_path):
-    path = shutil.copy(
-        tiny() / "unet/diffusion_pytorch_model.safetensors", tmp_path / "sd.safetensors"
-    )
+    path = shutil.copy(tiny() / "unet/diffusion_pytorch_model.safetensors", tmp_path / "sd.safetensors")
     refused(path, "sd.safetensors is a single file, not a diffusers folder; convert it once")
     (tmp_path / "notes.txt").write_text("")
     refused(tmp_path / "notes.txt", "notes.txt is a file: give a diffusers folder")
@@ -63,9 +61,7 @@ def test_pickled_weights(component, tiny_copy):
     refused(folder, message)
 
 
-@pytest.mark.parametrize(
-    "name", ["StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionXLPipeline", None]
-)
+@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionXLPipeline", None])
 def test_unsupported_pipelines_are_named(name, tiny_copy):
     folder = tiny_copy()
     edit_json(folder / "model_index.json", _class_name=name)
@@ -137,9 +133,7 @@ def test_missing_parts(tiny_copy):
     for component in ("unet", "vae", "text_encoder"):
         folder = tiny_copy()
         next((folder / component).glob("*.safetensors")).unlink()
-        refused(
-            folder, f"{component} has no weights: wanted (diffusion_pytorch_)?model.safetensors"
-        )
+        refused(folder, f"{component} has no weights: wanted (diffusion_pytorch_)?model.safetensors")
         shutil.rmtree(folder / component)
         refused(folder, f"names the component {component} but there is no folder")
     folder = tiny_copy()
@@ -154,8 +148,7 @@ def test_damaged_weights(tiny_copy):
     for damaged, message in {
         content[:-1000]: "unet/diffusion_pytorch_model.safetensors: tensor .* should end at byte",
         content[:500]: "header claims .* bytes but the file has 500",
-        b"\xff" * 8
-        + content[8:]: "the header claims 18446744073709551615 bytes, safetensors allows",
+        b"\xff" * 8 + content[8:]: "the header claims 18446744073709551615 bytes, safetensors allows",
         content[:20] + b"\0" + content[21:]: "the header is not valid JSON",
     }.items():
         path.write_bytes(damaged)
@@ -163,16 +156,12 @@ def test_damaged_weights(tiny_copy):
 
 
 def test_variants(tiny, tiny_copy):
-    refused(
-        tiny(dtype="float16", variant="fp16"), "weights of variant fp16 only: give variant='fp16'"
-    )
+    refused(tiny(dtype="float16", variant="fp16"), "weights of variant fp16 only: give variant='fp16'")
     refused(tiny(), "no weights of variant 'fp16': it has no variants", variant="fp16")
     both = tiny_copy(dtype="float16", variant="fp16")
     refused(both, "variant 'fp32': variants there: fp16", variant="fp32")
     # A component without the variant falls back to the plain name, as in diffusers.
-    (both / "vae/diffusion_pytorch_model.fp16.safetensors").rename(
-        both / "vae/diffusion_pytorch_model.safetensors"
-    )
+    (both / "vae/diffusion_pytorch_model.fp16.safetensors").rename(both / "vae/diffusion_pytorch_model.safetensors")
     found = folders.examine(both, "fp16")
     assert found.components["vae"].weights.headers[0].path.name.count("fp16") == 0
     assert found.components["unet"].weights.headers[0].path.name.count("fp16") == 1

@@ -118,9 +118,7 @@ INDEX = """{"_class_name": "StableDiffusionPipeline", "requires_safety_checker":
 "text_encoder": ["a", "b"], "tokenizer": ["a", "b"], "unet": ["a", "b"], "vae": ["a", "b"],
 "image_encoder": [null, null]}"""
 TEXTS = {
-    name
-    for name in REPOSITORY
-    if name.endswith((".json", ".txt", "LICENSE.md")) and not name.startswith("transformer")
+    name for name in REPOSITORY if name.endswith((".json", ".txt", "LICENSE.md")) and not name.startswith("transformer")
 }
 
 
@@ -145,9 +143,7 @@ def test_only_needed_files_are_downloaded(variant, tmp_path, monkeypatch):
         wanted.add("vae/diffusion_pytorch_model.safetensors")  # it has no fp16
     else:
         wanted = {
-            name
-            for name in REPOSITORY
-            if name.endswith(".safetensors") and "/" in name and ".fp16" not in name
+            name for name in REPOSITORY if name.endswith(".safetensors") and "/" in name and ".fp16" not in name
         } - {"unet/diffusion_pytorch_model.non_ema.safetensors"}
     assert set().union(*asked) == TEXTS | wanted
 

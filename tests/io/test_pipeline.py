@@ -83,9 +83,7 @@ def test_every_tensor_arrives(name, tiny):
     pipeline = load_pipeline(folder, variant=options.get("variant"))
     assert_loaded(pipeline, folder)
     assert pipeline.unet.config == json.loads((folder / "unet/config.json").read_text())
-    assert pipeline.scheduler == json.loads(
-        (folder / "scheduler/scheduler_config.json").read_text()
-    )
+    assert pipeline.scheduler == json.loads((folder / "scheduler/scheduler_config.json").read_text())
 
 
 def test_old_vae_attention_as_convolutions(tiny_copy):
@@ -94,9 +92,7 @@ def test_old_vae_attention_as_convolutions(tiny_copy):
     from safetensors.torch import save_file
 
     wide = {
-        key: value[:, :, None, None].clone()
-        if ".query.w" in key or ".proj_attn.w" in key
-        else value
+        key: value[:, :, None, None].clone() if ".query.w" in key or ".proj_attn.w" in key else value
         for key, value in load_file(path).items()
     }
     save_file(wide, path, {"format": "pt"})
@@ -114,9 +110,7 @@ def test_todays_names_must_have_todays_shapes(tiny_copy):
     key = "decoder.mid_block.attentions.0.to_q.weight"
     tensors = load_file(path)
     save_file({**tensors, key: tensors[key][:, :, None, None].clone()}, path, {"format": "pt"})
-    with pytest.raises(
-        AegisError, match=r"to_q.weight' has shape \(64, 64, 1, 1\), wanted \(64, 64\)"
-    ):
+    with pytest.raises(AegisError, match=r"to_q.weight' has shape \(64, 64, 1, 1\), wanted \(64, 64\)"):
         load_pipeline(folder)
 
 
@@ -128,9 +122,7 @@ def test_parameters_in_another_dtype(tiny):
         ("float16", wanted.astype(np.float16)),
     ):
         pipeline = load_pipeline(folder, dtype=dtype)
-        leaves = [
-            leaf for name in MODELS for leaf in flatten(getattr(pipeline, name).params).values()
-        ]
+        leaves = [leaf for name in MODELS for leaf in flatten(getattr(pipeline, name).params).values()]
         assert {leaf.dtype for leaf in leaves} == {rounded.dtype}
         assert all(isinstance(leaf, jax.Array) for leaf in leaves)
         assert np.asarray(pipeline.unet.params["conv_in"]["kernel"]).tobytes() == rounded.tobytes()
@@ -143,9 +135,7 @@ def test_source_knows_every_tensor(tiny):
     assert source.origins["vae"]["decoder.mid_block.attentions.0.to_out.0.kernel"].key == (
         "decoder.mid_block.attentions.0.proj_attn.weight"
     )
-    assert source.origins["text_encoder"]["text_model.final_layer_norm.scale"].key == (
-        "final_layer_norm.weight"
-    )
+    assert source.origins["text_encoder"]["text_model.final_layer_norm.scale"].key == ("final_layer_norm.weight")
 
 
 def test_mismatches_of_all_components_come_together(tiny_copy):
@@ -171,9 +161,7 @@ def test_mismatches_of_all_components_come_together(tiny_copy):
 def test_many_mismatches_are_counted(tiny_copy):
     folder = tiny_copy()
     rename_tensors(folder / "unet", lambda key: "model." + key)
-    with pytest.raises(
-        AegisError, match="416 problems: unet: missing 'conv_in.b.*; ...; "
-    ) as error:
+    with pytest.raises(AegisError, match="416 problems: unet: missing 'conv_in.b.*; ...; ") as error:
         load_pipeline(folder)
     assert str(error.value).count("unet: missing") == str(error.value).count("unet: unused") == 5
 
@@ -185,9 +173,7 @@ def test_integer_weights_are_refused(tiny_copy):
     path = folder / "unet/diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "conv_in.bias": tensors["conv_in.bias"].int()}, path, {"format": "pt"})
-    with pytest.raises(
-        AegisError, match="'conv_in.bias' has type I32, wanted one of F32, F16, BF16"
-    ):
+    with pytest.raises(AegisError, match="'conv_in.bias' has type I32, wanted one of F32, F16, BF16"):
         load_pipeline(folder)
 
 

@@ -77,10 +77,7 @@ def test_the_reference_reads_what_was_written(tmp_path):
         "n": np.array(5, np.int64),
     }
     names = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}
-    entries = [
-        safetensors.Entry(key, names.get(array.dtype, "BF16"), array.shape)
-        for key, array in arrays.items()
-    ]
+    entries = [safetensors.Entry(key, names.get(array.dtype, "BF16"), array.shape) for key, array in arrays.items()]
     path = tmp_path / "ours.safetensors"
     safetensors.write(path, entries, arrays.__getitem__, metadata={"format": "pt"})
     loaded = load_file(path)

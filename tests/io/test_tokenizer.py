@@ -29,9 +29,7 @@ def as_diffusers(folder, prompts, length):
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    return tokenizer(
-        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="np"
-    ).input_ids
+    return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="np").input_ids
 
 
 @pytest.mark.parametrize("form", ["slow", "fast", "both"])
@@ -82,9 +80,7 @@ def test_the_text_encoder_bounds_the_length(tmp_path):
 
 
 def test_broken_folders(tmp_path):
-    with pytest.raises(
-        AegisError, match="nothing is not a folder: a CLIP tokenizer has vocab.json"
-    ):
+    with pytest.raises(AegisError, match="nothing is not a folder: a CLIP tokenizer has vocab.json"):
         Tokenizer(tmp_path / "nothing")
     folder = tiny_tokenizer(tmp_path / "a")
     (folder / "merges.txt").unlink()

@@ -11,9 +11,7 @@ def test_keys():
     for path, key in {
         "down_blocks.0.resnets.1.conv1.kernel": "down_blocks.0.resnets.1.conv1.weight",
         "mid_block.attentions.0.norm.scale": "mid_block.attentions.0.norm.weight",
-        "text_model.embeddings.token_embedding.embedding": (
-            "text_model.embeddings.token_embedding.weight"
-        ),
+        "text_model.embeddings.token_embedding.embedding": ("text_model.embeddings.token_embedding.weight"),
         "time_embedding.linear_1.bias": "time_embedding.linear_1.bias",
     }.items():
         assert layout.torch_key(path) == key

@@ -31,9 +31,7 @@ def convert(module: nn.Module, tensor_of=lambda parameter: parameter) -> dict[st
         leaf, layout = _LEAVES[kind]
         for name, parameter in parameters.items():
             array = tensor_of(parameter).detach().numpy()
-            flat[f"{path}.{leaf if name == 'weight' else name}"] = (
-                layout(array) if name == "weight" else array
-            )
+            flat[f"{path}.{leaf if name == 'weight' else name}"] = layout(array) if name == "weight" else array
     assert len(flat) == len(list(module.parameters()))
     return flat
 
