@@ -1,15 +1,25 @@
 """The cells that benchmarks/world_study.py runs: which settings, concepts and seeds, and how many images."""
 
-from cells import FINAL, SCREEN  # noqa: F401
+from cells import FINAL, SCREEN
 
+# What the first screening started from: the world's config says by now what the study found.
+START = {"learning_rate": 3e-5, "trainable": "full", "aet.init": "random", "prompt.init": "random"}
 ESD = {"aet.enabled": False, "prompt.enabled": False, "grp.retention": "none"}
 MEAN = {"aet.init": "mean", "prompt.init": "mean"}
 FAST = {"learning_rate": 1e-4}
 FREE = {"grp.retention": "none"}
+XATTN = {"trainable": "xattn"}
+RULE = {"grp.omega_rule": "hypergradient", "grp.omega": 0.0}
+BEST = MEAN | XATTN | {"learning_rate": 3e-4}
+STRONG = {"prompt.tokens": 4, "prompt.gamma": 1e-2}
 
 
 def screen(settings: dict, concepts=("star",)) -> dict:
-    return {"measure": SCREEN, "seeds": (0,), "concepts": concepts, "settings": settings}
+    return {"measure": SCREEN, "seeds": (0,), "concepts": concepts, "settings": from_start(settings)}
+
+
+def from_start(settings: dict) -> dict:
+    return {name: changes if changes is None else START | changes for name, changes in settings.items()}
 
 
 SETS = {
@@ -18,7 +28,7 @@ SETS = {
         "measure": {"images": 64, "evaluation_seed": 0},
         "seeds": (0,),
         "concepts": ("star",),
-        "settings": {"ESD": ESD | {"learning_rate": 1e-4}},
+        "settings": from_start({"ESD": ESD | {"learning_rate": 1e-4}}),
         "attacks": [
             {"tokens": tokens, "learning_rate": rate, "restarts": 4, "steps": steps}
             for tokens, rate, steps in ((4, 1e-2, 100), (4, 3e-2, 100), (2, 1e-2, 100), (4, 3e-3, 100))
@@ -34,7 +44,9 @@ SETS = {
     ),
     # Where soft tokens start, where the latents come from, how strong the adversary is. At ESD's lower rate the
     # projection leaves so small a drift that the concept stays.
-    "start": screen({"random lr 3e-05": {}}),
+    "start": screen(
+        {"random lr 3e-05": {}, "mean, latents of theta0": MEAN | {"latents.refresh_every": 0}},
+    ),
     "rate": screen(
         {
             "mean lr 1e-4": MEAN | FAST,
@@ -56,4 +68,55 @@ SETS = {
             "after Adam lr 1e-4": MEAN | FAST | {"grp.after_adam": True},
         }
     ),
+    # The cross-attention alone, where ESD keeps most: with and without projection, weak and strong adversaries.
+    "xattn": screen(
+        {
+            "xattn lr 1e-4": MEAN | FAST | XATTN,
+            "xattn w/o PR lr 1e-4": MEAN | FAST | XATTN | FREE,
+            "xattn lr 3e-4": MEAN | XATTN | {"learning_rate": 3e-4},
+        }
+    ),
+    # Between the strong erasure of xattn without PR and the retention of ESD.
+    "between": screen(
+        {
+            "xattn w/o PR lr 3e-5": MEAN | XATTN | FREE | {"learning_rate": 3e-5},
+            "xattn w/o PR lr 3e-5, eta 0": MEAN | XATTN | FREE | {"learning_rate": 3e-5, "eta": 0.0},
+        }
+    ),
+    # xattn at 3e-4 with omega 1 stands out: what its parts do there, and the other two concepts.
+    "parts": screen(
+        {
+            "xattn lr 2e-4": MEAN | XATTN | {"learning_rate": 2e-4},
+            "xattn lr 3e-4, hypergradient": BEST | RULE,
+            "xattn lr 3e-4, omega 0.9": BEST | {"grp.omega": 0.9},
+            "xattn lr 3e-4, w/o AET": BEST | {"aet.enabled": False},
+            "xattn lr 3e-4, w/o adversarial prompt": BEST | {"prompt.enabled": False},
+            "xattn lr 3e-4, AET repels": BEST | {"aet.current_weight": -1.0},
+        }
+    ),
+    "red": screen(
+        {
+            "xattn lr 3e-4": BEST,
+            "xattn lr 3e-4, hypergradient": BEST | RULE,
+            "xattn lr 3e-4, omega 0.9": BEST | {"grp.omega": 0.9},
+            "ESD xattn lr 1e-4": ESD | XATTN | FAST,
+            "original": None,
+        },
+        ("red",),
+    ),
+    "striped": screen({"xattn lr 3e-4": BEST, "ESD xattn lr 1e-4": ESD | XATTN | FAST, "original": None}, ("striped",)),
+    "star": screen({"original": None}),
+    # The finalists, with what no choice has seen; ESD at its best among those that keep 95 % of the accuracy.
+    "final": {
+        "measure": FINAL,
+        "seeds": (0, 1, 2),
+        "concepts": ("star",),
+        "settings": from_start({"AEGIS": BEST, "ESD": ESD | XATTN | FAST}),
+    },
+    "originals": {
+        "measure": FINAL | {"attack": {"restarts": 0}},
+        "seeds": (0,),
+        "concepts": ("star",),
+        "settings": {"no erasure": None},
+    },
 }
