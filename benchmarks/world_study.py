@@ -10,6 +10,7 @@ sets are in world_study_sets.py.
 """
 
 import argparse
+import math
 import pathlib
 
 import cells
@@ -44,7 +45,7 @@ def table(path: pathlib.Path) -> str:
     return markdown(
         ["set", "concept", "settings", "seeds", *cells.COLUMNS],
         [
-            [*key, len(figures), *(f"{mean:.1%}" for mean in cells.means(figures))]
+            [*key, len(figures), *("-" if math.isnan(mean) else f"{mean:.1%}" for mean in cells.means(figures))]
             for key, figures in sorted(rows.items())
         ],
     )
