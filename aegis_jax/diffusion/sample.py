@@ -7,6 +7,9 @@ Shapes: n images, B batch, h w latent size, C channels, L tokens, D text width, 
 
 import math
 import operator
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -20,8 +23,9 @@ from aegis_jax.models import clip, unet, vae
 
 PROMPTS_PER_CALL = 64
 # Self-attention over all latent pixels dominates memory, so the batch shrinks as the image grows:
-# 2 images of 64x64 latents at a time, 64 of 8x8.
+# 2 images of 64x64 latents at a time, 64 of 8x8. On a CPU less, because several calls run side by side.
 LATENT_PIXELS_PER_CALL = 8192
+LATENT_PIXELS_PER_CPU_CALL = 1024
 MOST_IMAGES_PER_CALL = 64
 
 
@@ -158,8 +162,9 @@ def sample(
     guidance: classifier-free guidance scale; at 1 or less there is none and the negative prompt has
     no effect. latents: explicit unit-variance start (n, h, w, C); otherwise image i starts from
     noise drawn from (seed, i) alone, at the UNet's own size. batch: images per network call, by
-    default as many as `LATENT_PIXELS_PER_CALL` allows. progress(done, total) is called after every
-    denoising step; without it the steps run as one program.
+    default as many as `LATENT_PIXELS_PER_CALL` allows (`LATENT_PIXELS_PER_CPU_CALL` on a CPU, where
+    calls run side by side). progress(done, total) is called after every denoising step; without it
+    the steps run as one program.
     """
     prompts = _prompt_list(prompts, "prompts")
     n = len(prompts)
@@ -174,33 +179,64 @@ def sample(
     guidance = _checked_guidance(guidance)
     start = _start(pipeline, n, seed, latents)
     cond, uncond = _text_pair(pipeline, prompts, negative_prompt if guidance > 1 else None)
-    batch = _batch_size(batch, start.shape)
+    return generate(pipeline, cond, uncond, start, timesteps, guidance, batch=batch, progress=progress)
+
+
+def generate(
+    pipeline, cond, uncond, z_T, timesteps: np.ndarray, guidance: float, *, batch: int | None = None, progress=None
+) -> np.ndarray:
+    """`sample` from encoded prompts on: cond and uncond (n, L, D), z_T (n, h, w, C) -> uint8 (n, H, W, 3).
+
+    uncond None: no guidance. timesteps (steps,); batch and progress as in `sample`.
+    """
+    n, unet_model, scheduler = len(z_T), pipeline.unet, schedule_lib.make_schedule(pipeline.scheduler)
+    on_cpu = jax.default_backend() == "cpu"
+    batch = _batch_size(batch, z_T.shape, LATENT_PIXELS_PER_CPU_CALL if on_cpu else LATENT_PIXELS_PER_CALL)
     calls = math.ceil(n / batch)
-    images = []
-    for call in range(calls):
-        # The last batch is filled up with repeats of its last image: one shape, one compilation.
-        rows = np.minimum(np.arange(call * batch, (call + 1) * batch), n - 1)
-        z = _run_steps(
-            pipeline.unet, scheduler, cond[rows], None if uncond is None else uncond[rows],
-            start[rows], timesteps, guidance,
-            progress and partial(_report, progress, call, calls, len(timesteps)),
-        )  # fmt: skip
-        images.append(to_uint8(decode(pipeline, z))[: n - call * batch])
-    return np.concatenate(images)
+    # The last batch is filled up with repeats of its last image: one shape, one compilation.
+    rows = [np.minimum(np.arange(call * batch, (call + 1) * batch), n - 1) for call in range(calls)]
+    report = progress and _Counter(progress, calls * len(timesteps))
+
+    def loop(rows, z, **span):
+        pair = cond[rows], None if uncond is None else uncond[rows]
+        return sample_latents(unet_model.graph, unet_model.params, scheduler, *pair, z, timesteps, guidance, **span)
+
+    def call(rows):
+        z = z_T[rows]
+        if report is None:
+            return jax.block_until_ready(loop(rows, z))
+        for k in range(len(timesteps)):
+            z = jax.block_until_ready(loop(rows, z, first=k, last=k + 1))
+            report()
+        return z
+
+    loop(rows[0], z_T[rows[0]], last=0)  # no step: compiles, before several threads would each do so
+    latents = jnp.concatenate(_side_by_side(call, rows, (os.cpu_count() or 1) if on_cpu else 1))
+    parts = [to_uint8(decode(pipeline, latents[i : i + batch])) for i in range(0, calls * batch, batch)]
+    return np.concatenate(parts)[:n]
 
 
-def _report(progress, call, calls, steps, done):
-    progress(call * steps + done, calls * steps)
+def _side_by_side(call, items: list, at_once: int) -> list:
+    """[call(item) for every item], up to `at_once` of them at the same time.
+
+    For the cores of a CPU: a network call leaves some idle, since XLA runs small operations on one core each.
+    """
+    if min(at_once, len(items)) == 1:
+        return list(map(call, items))
+    with ThreadPoolExecutor(min(at_once, len(items))) as pool:
+        return list(pool.map(call, items))
 
 
-def _run_steps(model, scheduler, cond, uncond, z, timesteps, guidance, progress):
-    loop = partial(sample_latents, model.graph, model.params, scheduler, cond, uncond)
-    if progress is None:
-        return loop(z, timesteps, guidance)
-    for k in range(len(timesteps)):
-        z = jax.block_until_ready(loop(z, timesteps, guidance, first=k, last=k + 1))
-        progress(k + 1)
-    return z
+class _Counter:
+    """Steps done over all calls, told to `progress(done, total)` from whichever thread did the step."""
+
+    def __init__(self, progress, total: int):
+        self.progress, self.total, self.done, self.lock = progress, total, 0, threading.Lock()
+
+    def __call__(self) -> None:
+        with self.lock:
+            self.done += 1
+            self.progress(self.done, self.total)
 
 
 def _text_pair(pipeline, prompts, negative_prompt):
@@ -244,10 +280,10 @@ def _start(pipeline, n, seed, latents):
     return _noise(key, jnp.arange(n), (height, width, channels))
 
 
-def _batch_size(batch, start_shape) -> int:
+def _batch_size(batch, start_shape, pixels: int) -> int:
     n, height, width, _ = start_shape
     if batch is None:
-        fits = max(1, LATENT_PIXELS_PER_CALL // (height * width))
+        fits = max(1, pixels // (height * width))
         return min(n, fits, MOST_IMAGES_PER_CALL)
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise AegisError(f"batch = {batch!r}, wanted a whole number of at least 1")

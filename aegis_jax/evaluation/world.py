@@ -18,14 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.attacks import attack
-from aegis_jax.diffusion.sample import decode, encode_text, sample, sample_latents, to_uint8
-from aegis_jax.diffusion.schedule import ddim_timesteps, make_schedule
+from aegis_jax.diffusion.sample import encode_text, generate, sample
+from aegis_jax.diffusion.schedule import ddim_timesteps
 from aegis_jax.errors import AegisError
 from aegis_jax.world import captions, concepts, judge, renderer
 from aegis_jax.world.quality import GUIDANCE, STEPS
 
 EVALUATION_SEED = 1_000_000
-_BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,19 +147,7 @@ def sample_from_embedding(pipeline, text_emb, *, seed: int, steps: int = STEPS, 
     size, channels = model.config["sample_size"], model.config.get("in_channels", 4)
     start = np.random.default_rng(seed).standard_normal((n, size, size, channels), np.float32)
     uncond = jnp.broadcast_to(encode_text(pipeline, [""]), text_emb.shape)
-    timesteps = ddim_timesteps(pipeline.scheduler, steps)
-    loop = lambda rows: sample_latents(  # noqa: E731
-        model.graph,
-        model.params,
-        make_schedule(pipeline.scheduler),
-        text_emb[rows],
-        uncond[rows],
-        start[rows],
-        timesteps,
-        guidance,
-    )
-    parts = [decode(pipeline, loop(slice(i, i + _BATCH))) for i in range(0, n, _BATCH)]
-    return to_uint8(np.concatenate(parts))
+    return generate(pipeline, text_emb, uncond, start, ddim_timesteps(pipeline.scheduler, steps), guidance)
 
 
 _ROWS = (

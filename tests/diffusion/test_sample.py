@@ -122,11 +122,23 @@ def test_images_round_to_the_nearest_level():
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "n", "wanted"),
-    [(8, 8, 500, 64), (64, 64, 9, 2), (96, 96, 9, 1), (8, 8, 3, 3)],
+    ("side", "n", "wanted", "on_cpu"), [(8, 500, 64, 16), (64, 9, 2, 1), (96, 9, 1, 1), (8, 3, 3, 3)]
 )
-def test_large_images_run_in_small_batches(height, width, n, wanted):
-    assert lib._batch_size(None, (n, height, width, 4)) == wanted
+def test_large_images_run_in_small_batches(side, n, wanted, on_cpu):
+    shape = n, side, side, 4
+    assert lib._batch_size(None, shape, lib.LATENT_PIXELS_PER_CALL) == wanted
+    assert lib._batch_size(None, shape, lib.LATENT_PIXELS_PER_CPU_CALL) == on_cpu
+
+
+def test_calls_side_by_side_give_the_images_of_calls_one_after_another(pipeline, monkeypatch):
+    prompts = ["a red star", "a blue circle", "a dog", ""] * 2
+    monkeypatch.setattr(lib.os, "cpu_count", lambda: 1)
+    alone = lib.sample(pipeline, prompts, steps=3, batch=2)
+    monkeypatch.setattr(lib.os, "cpu_count", lambda: 4)
+    calls = []
+    together = lib.sample(pipeline, prompts, steps=3, batch=2, progress=lambda *call: calls.append(call))
+    assert close(together, alone)
+    assert calls == [(k, 12) for k in range(1, 13)]
 
 
 def test_wrong_arguments_are_named(pipeline):
