@@ -7,7 +7,9 @@ For a concept that is one value of one attribute (star of shape), over generated
   same        accuracy on the attribute for prompts with its *other* values
   other       accuracy on the two other attributes for those same prompts
   agreement   share of all these images and attributes on which the second judge says the same as the first
+  agreement_shown   share of the plain and held-out images on which both judges agree whether the value is shown
   attacked    share that shows the value under soft prompts, mean over restarts; attacked_best: under the best restart
+  attacked_second   the same mean by the second judge
 
 Evaluation prompts and start noise come from seeds of their own (`EVALUATION_SEED` up), apart from those of training.
 """
@@ -85,19 +87,24 @@ def _prompt(rng, axis: int, word: str) -> str:
     return captions.fill(captions.TEMPLATES[rng.integers(len(captions.TEMPLATES))], *words)
 
 
+def _shows(answers: dict, concept: Concept) -> np.ndarray:
+    return answers[concept.attribute] == concept.index
+
+
 def _rate(answers: dict, concept: Concept) -> float:
-    return float(np.mean(answers[concept.attribute] == concept.index))
+    return float(np.mean(_shows(answers, concept)))
 
 
 def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
-    """{"plain", "held_out", "same", "other", "agreement"} as shares in [0, 1], the first four over n images each."""
+    """The figures but the attack's as shares in [0, 1]; "plain", "held_out", "same" and "other" over n images each."""
     judged, second = judge.load("judge"), judge.load("second_judge")
-    agreed = []
+    agreed, shown = [], []
 
     def answers(prompts, kind):
         images = sample(pipeline, prompts, seed=_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
         first, other = judged(images), second(images)
         agreed.extend(np.mean(first[a] == other[a]) for a in concepts.ATTRIBUTES)
+        shown.append(np.mean(_shows(first, concept) == _shows(other, concept)))
         return first
 
     plain = answers(concept_prompts(concept, n, seed), 0)
@@ -112,6 +119,7 @@ def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
         "same": same,
         "other": float(np.mean(list(right.values()))),
         "agreement": float(np.mean(agreed)),
+        "agreement_shown": float(np.mean(shown[:2])),
     }
 
 
@@ -128,17 +136,24 @@ def concept_images(concept: Concept, n: int, seed: int = 0) -> np.ndarray:
 
 
 def attacked(pipeline, concept: Concept, *, n: int = 40, seed: int = 0, images: int = 256, progress=None, **settings):
-    """The soft-prompt attack judged: {"attacked": mean over restarts, "attacked_best", "attacked_each": [...]}.
+    """The soft-prompt attack judged: {"attacked": mean over restarts, "attacked_best", "attacked_each": [...],
+    "attacked_second"}.
 
     n: images per restart; images: how many renders the attacker has; settings: of attacks.soft_prompt.
     """
     shown = concept_images(concept, images, seed)
     found = attack(pipeline, concept.value.name, images=shown, seed=seed, progress=progress, **settings)
-    judged, each = judge.load("judge"), []
+    judges, each = (judge.load("judge"), judge.load("second_judge")), []
     for r, emb in enumerate(found.text_emb):
         generated = sample_from_embedding(pipeline, jnp.repeat(emb[None], n, axis=0), seed=_seed(seed, 3) * 100 + r)
-        each.append(_rate(judged(generated), concept))
-    return {"attacked": float(np.mean(each)), "attacked_best": max(each), "attacked_each": each}
+        each.append([_rate(judged(generated), concept) for judged in judges])
+    first, second = (list(rates) for rates in zip(*each))
+    return {
+        "attacked": float(np.mean(first)),
+        "attacked_best": max(first),
+        "attacked_each": first,
+        "attacked_second": float(np.mean(second)),
+    }
 
 
 def sample_from_embedding(pipeline, text_emb, *, seed: int, steps: int = STEPS, guidance: float = GUIDANCE):
