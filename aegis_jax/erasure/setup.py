@@ -116,8 +116,8 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
         step=jnp.int32(0),
         drift=drift,
         opt_state=zeros(jax.eval_shape(lambda d: adam.init(d, jnp.dtype(config.moments_dtype)), drift)),
-        v=_soft_tokens(pipeline, key_v, (len(concepts), config.aet.tokens), config.aet.init),
-        p=_soft_tokens(pipeline, key_p, (len(concepts), config.prompt.tokens), config.prompt.init),
+        v=_soft_tokens(pipeline, key_v, concepts, config.aet.tokens, config.aet.init),
+        p=_soft_tokens(pipeline, key_p, concepts, config.prompt.tokens, config.prompt.init),
         omega=rectify.first_omega(drift, grp),
         previous=zeros(jax.eval_shape(partial(rectify.projection, grp=grp), drift, drift))
         if grp.retention == "grp" and grp.omega_rule == "hypergradient"
@@ -140,23 +140,27 @@ def random_tokens(pipeline, key, shape):
 
     Pieces of words are left out: in a small vocabulary most of them were never trained.
     """
-    words = _word_embeddings(pipeline)
+    words = _embeddings(pipeline, pipeline.tokenizer.word_ids)
     return words[jax.random.randint(key, (math.prod(shape),), 0, len(words))].reshape(*shape, -1)
 
 
-def _soft_tokens(pipeline, key, shape, init: str):
+def _soft_tokens(pipeline, key, concepts: list[str], tokens: int, init: str):
+    """Where the soft tokens of each concept start, float32 (K, tokens, d)."""
     if init == "random":
-        return random_tokens(pipeline, key, shape)
-    # A word that says nothing: in a small vocabulary a random word names something that is to be kept.
-    mean = _word_embeddings(pipeline).mean(0)
-    return jnp.broadcast_to(mean, (*shape, mean.shape[0]))
+        return random_tokens(pipeline, key, (len(concepts), tokens))
+    if init == "mean":
+        # A word that says nothing: in a small vocabulary a random word names something that is to be kept.
+        starts = [pipeline.tokenizer.word_ids] * len(concepts)
+    else:
+        starts = [pipeline.tokenizer.tokens(concept) for concept in concepts]
+    mean = jnp.stack([_embeddings(pipeline, ids).mean(0) for ids in starts])
+    return jnp.repeat(mean[:, None], tokens, axis=1)
 
 
-def _word_embeddings(pipeline):
-    """Of every whole word of the vocabulary, float32 (words, d)."""
+def _embeddings(pipeline, ids):
+    """Of token ids, float32 (tokens, d)."""
     text = pipeline.text_encoder
-    rows = jnp.asarray(pipeline.tokenizer.word_ids)[None]
-    return clip.embed(text.graph, text.params, rows)[0].astype(jnp.float32)
+    return clip.embed(text.graph, text.params, jnp.asarray(ids)[None])[0].astype(jnp.float32)
 
 
 def merged_params(pipeline, drift: dict, trainable_set: str) -> dict:

@@ -27,6 +27,16 @@ def test_random_tokens_are_words_and_mean_tokens_their_mean(tiny):
     np.testing.assert_allclose(state.p, np.broadcast_to(words.mean(0), state.p.shape), atol=1e-6)
 
 
+def test_tokens_may_start_at_their_own_concept(tiny):
+    pipeline = load_pipeline(tiny())
+    concepts = ["star", "a red thing"]
+    state, _ = setup(pipeline, concepts, EraseConfig(aet=AETConfig(tokens=2, init="concept")))
+    table = pipeline.text_encoder.params["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    for v, concept in zip(state.v, concepts, strict=True):
+        mean = np.asarray(table, np.float32)[pipeline.tokenizer.tokens(concept)].mean(0)
+        np.testing.assert_allclose(v, np.broadcast_to(mean, v.shape), atol=1e-6)
+
+
 def test_an_unknown_start_is_refused(tiny):
     config = dataclasses.replace(EraseConfig(), aet=AETConfig(init="zero"))
     with pytest.raises(AegisError, match="aet.init='zero'"):
