@@ -111,9 +111,12 @@ def _written_beside(destination: pathlib.Path) -> Iterator[pathlib.Path]:
     replaced = destination.with_name(f".{destination.name}.{os.getpid()}.replaced")
     with safetensors.writing(destination):
         try:
+            # What a killed process left that had our number, as the first in a container always has, goes first.
+            shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             yield unfinished
             if destination.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
                 os.rename(destination, replaced)
             try:
                 os.rename(unfinished, destination)
