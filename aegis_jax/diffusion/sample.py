@@ -163,15 +163,7 @@ def sample(
     """
     prompts = _prompt_list(prompts, "prompts")
     n = len(prompts)
-    scheduler = schedule_lib.make_schedule(pipeline.scheduler)
-    timesteps = schedule_lib.ddim_timesteps(pipeline.scheduler, steps)
-    if scheduler.prediction_type == "epsilon" and scheduler.alphas_cumprod[timesteps[0]] <= 0:
-        raise AegisError(
-            f"scheduler_config.json: rescale_betas_zero_snr leaves pure noise at timestep "
-            f"{timesteps[0]}, where an epsilon prediction says nothing; use prediction_type "
-            "v_prediction or timestep_spacing leading"
-        )
-    guidance = _checked_guidance(guidance)
+    scheduler, timesteps, guidance = plan(pipeline, steps, guidance)
     start = _start(pipeline, n, seed, latents)
     cond, uncond = _text_pair(pipeline, prompts, negative_prompt if guidance > 1 else None)
     batch = _batch_size(batch, start.shape)
@@ -187,6 +179,40 @@ def sample(
         )  # fmt: skip
         images.append(to_uint8(decode(pipeline, z))[: n - call * batch])
     return np.concatenate(images)
+
+
+def plan(pipeline, steps, guidance) -> tuple[Schedule, np.ndarray, float]:
+    """What `sample` goes by: (schedule, timesteps, guidance). AegisError for settings that cannot be."""
+    scheduler = schedule_lib.make_schedule(pipeline.scheduler)
+    timesteps = schedule_lib.ddim_timesteps(pipeline.scheduler, steps)
+    if scheduler.prediction_type == "epsilon" and scheduler.alphas_cumprod[timesteps[0]] <= 0:
+        raise AegisError(
+            f"scheduler_config.json: rescale_betas_zero_snr leaves pure noise at timestep "
+            f"{timesteps[0]}, where an epsilon prediction says nothing; use prediction_type "
+            "v_prediction or timestep_spacing leading"
+        )
+    return scheduler, timesteps, _checked_guidance(guidance)
+
+
+def latent_shape(pipeline) -> tuple[int, int, int]:
+    """(h, w, C) that the UNet's config.json states."""
+    config = pipeline.unet.config
+    channels = _channels(config)
+    size = config.get("sample_size")
+    if size is None:
+        raise AegisError("unet/config.json: sample_size is missing; pass latents to say the size")
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width, channels
+
+
+def _channels(config) -> int:
+    channels = config.get("in_channels", 4)
+    if channels != config.get("out_channels", 4):
+        raise AegisError(
+            f"unet/config.json: in_channels = {channels} differs from out_channels = "
+            f"{config.get('out_channels', 4)}; such a UNet needs more than a prompt to sample from"
+        )
+    return channels
 
 
 def _report(progress, call, calls, steps, done):
@@ -224,24 +250,15 @@ def _noise(key, rows, shape):
 
 def _start(pipeline, n, seed, latents):
     """z_T (n, h, w, C), unit variance."""
-    config = pipeline.unet.config
-    channels = config.get("in_channels", 4)
-    if channels != config.get("out_channels", 4):
-        raise AegisError(
-            f"unet/config.json: in_channels = {channels} differs from out_channels = "
-            f"{config.get('out_channels', 4)}; such a UNet needs more than a prompt to sample from"
-        )
+    _channels(pipeline.unet.config)
     if latents is not None:
         return _checked_latents(pipeline, latents, n)
-    size = config.get("sample_size")
-    if size is None:
-        raise AegisError("unet/config.json: sample_size is missing; pass latents to say the size")
-    height, width = (size, size) if isinstance(size, int) else size
+    shape = latent_shape(pipeline)
     try:
         key = jax.random.key(operator.index(seed))
     except (TypeError, OverflowError):
         raise AegisError(f"seed = {seed!r}, wanted a whole number") from None
-    return _noise(key, jnp.arange(n), (height, width, channels))
+    return _noise(key, jnp.arange(n), shape)
 
 
 def _batch_size(batch, start_shape) -> int:

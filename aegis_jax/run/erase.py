@@ -169,6 +169,8 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
         progress.say(f"{folder.path} is finished already")
         erased = load_pipeline(folder.pipeline)
         return EraseResult(erased, folder.read_metrics(), folder.path, run, pipeline)
+    if run.picture.images:
+        picture.check(pipeline, run.picture)
     state, step_fn = _start(run, pipeline)
     if not resume:
         _check_space(run, state, folder)

@@ -1,5 +1,6 @@
 """run/erase.py: the run folder, resuming, and what is refused."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -283,6 +284,20 @@ def test_too_little_space_is_refused_first(cheap_step, folder, tmp_path, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(AegisError, match="no space left for .*checkpoints need"):
         erase(folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "part"),
+    [({"picture.steps": 1001}, "steps = 1001"), ({"picture.guidance": "nan"}, "guidance = nan"), ({}, "sample_size")],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before_training(cheap_step, folder, tmp_path, keys, part):
+    pipeline = aegis_jax.load_pipeline(folder)
+    if not keys:
+        unet = dataclasses.replace(pipeline.unet, config=pipeline.unet.config | {"sample_size": None})
+        pipeline = dataclasses.replace(pipeline, unet=unet)
+    with pytest.raises(AegisError, match=f"picture: .*{part}.*picture.images=0"):
+        erase(pipeline, tmp_path / "run", keys={"picture.images": 1, **keys})
     assert not (tmp_path / "run").exists()
 
 
