@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from aegis_jax.errors import AegisError
-from aegis_jax.io import convert, safetensors, tiles
+from aegis_jax.io import convert, hub, safetensors, tiles
 from aegis_jax.io.folder import CONFIGS, File, Weights, read_json
 from aegis_jax.io.pipeline import MODELS, Pipeline
 from aegis_jax.models import layout
@@ -76,7 +76,7 @@ def save_pipeline(
 
 
 def _checked_destination(folder: str | os.PathLike, overwrite: bool) -> pathlib.Path:
-    destination = pathlib.Path(folder).expanduser().resolve()
+    destination = hub.expand(folder).resolve()
     if not destination.exists():
         return destination
     if not overwrite:

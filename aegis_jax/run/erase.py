@@ -12,6 +12,7 @@ from aegis_jax.erasure.setup import merged_params, setup
 from aegis_jax.erasure.step import erase_step
 from aegis_jax.errors import AegisError
 from aegis_jax.io.export import save_pipeline
+from aegis_jax.io.hub import expand
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
 from aegis_jax.parallel.mesh import make_placement
 from aegis_jax.run import card, loop, manifest, picture
@@ -125,7 +126,7 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
 
 def _place(source) -> str:
     """A model as the settings name it: "world", an absolute folder, or the hub id."""
-    path = Path(source).expanduser()
+    path = expand(source)
     if str(source) == "world" or path.resolve() == WEIGHTS.resolve():
         return "world"
     return str(path.resolve()) if path.is_dir() else str(source)

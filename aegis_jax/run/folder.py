@@ -18,6 +18,7 @@ from pathlib import Path
 
 from aegis_jax import __version__
 from aegis_jax.errors import AegisError
+from aegis_jax.io.hub import expand
 from aegis_jax.run import config as run_config
 from aegis_jax.run.config import RunConfig
 
@@ -28,7 +29,7 @@ class RunFolder:
     """Paths of a run folder; making one is `create`, going on in one is `reopen`."""
 
     def __init__(self, path):
-        self.path = Path(path).expanduser().absolute()
+        self.path = expand(path).absolute()
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.manifest = self.path / "manifest.json"
