@@ -103,6 +103,8 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
         given["model"] = _place(pipeline)
     if concepts is not None:
         given["concepts"] = [concepts] if isinstance(concepts, str) else list(concepts)
+    if saved:  # a config file names the model it was written for, which the run need not have had
+        given = {"model": saved.model} | given
     if config is None:
         is_world = given.get("model") == "world"
         run = saved or run_config.load(run_config.WORLD_CONFIG if is_world else None)

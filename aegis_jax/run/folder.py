@@ -18,6 +18,7 @@ from pathlib import Path
 
 from aegis_jax import __version__
 from aegis_jax.errors import AegisError
+from aegis_jax.io.folder import read_json
 from aegis_jax.io.hub import expand
 from aegis_jax.run import config as run_config
 from aegis_jax.run.config import RunConfig
@@ -97,10 +98,8 @@ class RunFolder:
             )
 
     def read_manifest(self) -> dict:
-        try:
-            return json.loads(self.manifest.read_text(encoding="utf-8"))
-        except FileNotFoundError:  # stopped before it was written
-            return {}
+        # Absent if the run was stopped before it was written.
+        return read_json(self.manifest) if self.manifest.exists() else {}
 
     def read_metrics(self) -> list[dict]:
         lines = self.metrics.read_text(encoding="utf-8").splitlines()

@@ -165,6 +165,20 @@ def test_resumed_is_as_uninterrupted(cheap_step, folder, tmp_path, monkeypatch, 
     assert len(json.loads((out / "manifest.json").read_text())["resumed"]) == 1
 
 
+def test_a_config_file_does_not_send_a_resumed_run_to_another_model(finished, folder, tmp_path):
+    path = tmp_path / "c.py"
+    keys = {"model": "some/where", "concepts": ["star"], "steps": 7, "trainable": "kv"}
+    path.write_text(f"import ml_collections as m\nget_config = lambda: m.ConfigDict({keys})\n")
+    result = aegis_jax.erase(config=path, out=finished, resume=True)
+    assert result.run.model == str(folder)
+
+
+def test_a_broken_manifest_is_named(finished, folder):
+    (finished / "manifest.json").write_text("{")
+    with pytest.raises(AegisError, match="manifest.json is not valid JSON"):
+        erase(folder, finished, resume=True)
+
+
 def test_resuming_a_finished_run_changes_nothing(finished, folder):
     before = files(finished)
     result = erase(folder, finished, resume=True)
