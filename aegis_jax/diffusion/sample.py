@@ -168,6 +168,14 @@ def sample(
     """
     prompts = _prompt_list(prompts, "prompts")
     n = len(prompts)
+    timesteps, guidance = plan(pipeline, steps, guidance)
+    start = _start(pipeline, n, seed, latents)
+    cond, uncond = _text_pair(pipeline, prompts, negative_prompt if guidance > 1 else None)
+    return generate(pipeline, cond, uncond, start, timesteps, guidance, batch=batch, progress=progress)
+
+
+def plan(pipeline, steps, guidance) -> tuple[np.ndarray, float]:
+    """What `sample` goes by: (timesteps, guidance). AegisError for settings that cannot be."""
     scheduler = schedule_lib.make_schedule(pipeline.scheduler)
     timesteps = schedule_lib.ddim_timesteps(pipeline.scheduler, steps)
     if scheduler.prediction_type == "epsilon" and scheduler.alphas_cumprod[timesteps[0]] <= 0:
@@ -176,10 +184,28 @@ def sample(
             f"{timesteps[0]}, where an epsilon prediction says nothing; use prediction_type "
             "v_prediction or timestep_spacing leading"
         )
-    guidance = _checked_guidance(guidance)
-    start = _start(pipeline, n, seed, latents)
-    cond, uncond = _text_pair(pipeline, prompts, negative_prompt if guidance > 1 else None)
-    return generate(pipeline, cond, uncond, start, timesteps, guidance, batch=batch, progress=progress)
+    return timesteps, _checked_guidance(guidance)
+
+
+def latent_shape(pipeline) -> tuple[int, int, int]:
+    """(h, w, C) that the UNet's config.json states."""
+    config = pipeline.unet.config
+    channels = _channels(config)
+    size = config.get("sample_size")
+    if size is None:
+        raise AegisError("unet/config.json: sample_size is missing; pass latents to say the size")
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width, channels
+
+
+def _channels(config) -> int:
+    channels = config.get("in_channels", 4)
+    if channels != config.get("out_channels", 4):
+        raise AegisError(
+            f"unet/config.json: in_channels = {channels} differs from out_channels = "
+            f"{config.get('out_channels', 4)}; such a UNet needs more than a prompt to sample from"
+        )
+    return channels
 
 
 def generate(
@@ -260,24 +286,15 @@ def _noise(key, rows, shape):
 
 def _start(pipeline, n, seed, latents):
     """z_T (n, h, w, C), unit variance."""
-    config = pipeline.unet.config
-    channels = config.get("in_channels", 4)
-    if channels != config.get("out_channels", 4):
-        raise AegisError(
-            f"unet/config.json: in_channels = {channels} differs from out_channels = "
-            f"{config.get('out_channels', 4)}; such a UNet needs more than a prompt to sample from"
-        )
+    _channels(pipeline.unet.config)
     if latents is not None:
         return _checked_latents(pipeline, latents, n)
-    size = config.get("sample_size")
-    if size is None:
-        raise AegisError("unet/config.json: sample_size is missing; pass latents to say the size")
-    height, width = (size, size) if isinstance(size, int) else size
+    shape = latent_shape(pipeline)
     try:
         key = jax.random.key(operator.index(seed))
     except (TypeError, OverflowError):
         raise AegisError(f"seed = {seed!r}, wanted a whole number") from None
-    return _noise(key, jnp.arange(n), (height, width, channels))
+    return _noise(key, jnp.arange(n), shape)
 
 
 def _batch_size(batch, start_shape, pixels: int) -> int:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aegis_jax import kinds
 from aegis_jax.errors import AegisError
 
 DDIM_DEFAULTS = {
@@ -33,6 +34,15 @@ DDIM_DEFAULTS = {
     "thresholding": False,
     "timestep_spacing": "leading",
     "rescale_betas_zero_snr": False,
+}
+_KINDS = {
+    **dict.fromkeys(("beta_start", "beta_end"), kinds.SHARE),
+    **dict.fromkeys(("beta_schedule", "prediction_type", "timestep_spacing"), kinds.NAME),
+    **dict.fromkeys(("clip_sample", "set_alpha_to_one", "thresholding", "rescale_betas_zero_snr"), kinds.FLAG),
+    "trained_betas": kinds.optional(kinds.each(kinds.SHARE)),
+    "clip_sample_range": kinds.POSITIVE,
+    "steps_offset": kinds.COUNT,
+    "num_train_timesteps": kinds.SIZE,
 }
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # Samplers of models whose noise is the z_t above. With any other (flow matching, EDM) DDIM would
@@ -61,6 +71,9 @@ def ddim_config(scheduler_config: dict) -> dict:
             "use a Stable Diffusion 1.x or 2.x pipeline"
         )
     config = {key: scheduler_config.get(key, default) for key, default in DDIM_DEFAULTS.items()}
+    malformed = kinds.problems(config, _KINDS)
+    if malformed:
+        raise AegisError(f"scheduler_config.json: {'; '.join(malformed)}")
     problems = []
     if config["prediction_type"] not in PREDICTION_TYPES:
         problems.append(("prediction_type", f"one of {', '.join(PREDICTION_TYPES)}"))
@@ -70,7 +83,7 @@ def ddim_config(scheduler_config: dict) -> dict:
         problems.append(("timestep_spacing", "leading, trailing or linspace"))
     if config["trained_betas"] is None and config["beta_schedule"] not in _BETAS:
         problems.append(("beta_schedule", f"one of {', '.join(_BETAS)}"))
-    if not _is_integer(config["num_train_timesteps"]) or config["num_train_timesteps"] < 2:
+    if config["num_train_timesteps"] < 2:
         problems.append(("num_train_timesteps", "a whole number of at least 2"))
     if problems:
         found = "; ".join(f"{key} = {config[key]!r}, wanted {want}" for key, want in problems)

@@ -23,7 +23,7 @@ class AETConfig:
 
     enabled: bool = True  # False: the target is built on the plain concept, c' := c_e ("w/o AET")
     tokens: int = 1  # m', learnable token embeddings
-    init: str = "random"  # where the tokens start: random (whole words) | mean (of all words) | concept (its mean token)
+    init: str = "random"  # where they start: random (whole words) | mean (of all words) | concept (its mean token)
     beta: float = 1e-3  # sign step, in units of a token embedding's coordinates
     current_weight: float = 1.0  # of the first term of J; -1 is the repelling reading (diverges)
 

@@ -60,6 +60,7 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
             "text-to-image UNets can be erased from"
         )
     height, width = (size, size) if isinstance(size, int) else size
+    _check_text_width(unet.config, text.params)
     tokens = [_concept_tokens(tokenizer, concept, config.prompt.tokens) for concept in concepts]
     if config.aet.tokens > tokenizer.model_max_length - 2:
         raise AegisError(f"aet.tokens={config.aet.tokens} do not fit a prompt of {tokenizer.model_max_length} tokens")
@@ -84,6 +85,16 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
         placement=placement,
     )
     return frozen if placement is None else placement.place(frozen)
+
+
+def _check_text_width(config: dict, text_params) -> None:
+    wanted = config.get("cross_attention_dim", 1280)
+    found = text_params["text_model"]["final_layer_norm"]["bias"].shape[0]
+    if set([wanted] if isinstance(wanted, int) else wanted) != {found}:
+        raise AegisError(
+            f"unet/config.json: cross_attention_dim={wanted} but the text encoder's hidden_size is {found}; UNet and "
+            "text encoder do not belong together"
+        )
 
 
 def _check_grid(train_timesteps: int, steps: int) -> None:

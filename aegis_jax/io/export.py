@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from aegis_jax.errors import AegisError
-from aegis_jax.io import convert, safetensors, tiles
+from aegis_jax.io import convert, hub, safetensors, tiles
 from aegis_jax.io.folder import CONFIGS, File, Weights, read_json
 from aegis_jax.io.pipeline import MODELS, Pipeline
 from aegis_jax.models import layout
@@ -76,7 +76,7 @@ def save_pipeline(
 
 
 def _checked_destination(folder: str | os.PathLike, overwrite: bool) -> pathlib.Path:
-    destination = pathlib.Path(folder).expanduser().resolve()
+    destination = hub.expand(folder).resolve()
     if not destination.exists():
         return destination
     if not overwrite:
@@ -111,9 +111,12 @@ def _written_beside(destination: pathlib.Path) -> Iterator[pathlib.Path]:
     replaced = destination.with_name(f".{destination.name}.{os.getpid()}.replaced")
     with safetensors.writing(destination):
         try:
+            # What a killed process left that had our number, as the first in a container always has, goes first.
+            shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             yield unfinished
             if destination.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
                 os.rename(destination, replaced)
             try:
                 os.rename(unfinished, destination)

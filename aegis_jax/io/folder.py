@@ -137,7 +137,7 @@ def _check_classes(path: pathlib.Path, index: dict) -> dict[str, str]:
             continue
         if len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
             raise AegisError(f"{where}: {name} should be [library, class], found {json.dumps(value)[:100]}")
-        if name != pathlib.Path(name).name:
+        if name != pathlib.Path(name).name or name in ("", ".."):
             raise AegisError(f"{where}: {name!r} is not the name of a component")
         if value[1] is not None:
             classes[name] = value[1]

@@ -21,7 +21,7 @@ def locate(source, *, revision: str | None = None, variant: str | None = None) -
     source: path of a diffusers folder, hub id "name/name", or "world" (a folder of that name is
     "./world"). revision: branch, tag or commit of a hub id. variant: which weights to download.
     """
-    path = pathlib.Path(source).expanduser()
+    path = expand(source)
     is_local = path.exists() or str(source) == "world"
     if revision is not None and is_local:
         raise AegisError(
@@ -44,6 +44,14 @@ def locate(source, *, revision: str | None = None, variant: str | None = None) -
             )
         return _download(str(source), revision, variant)
     raise AegisError(f"{source} does not exist: give a diffusers folder, a hub id like name/name, or world")
+
+
+def expand(path) -> pathlib.Path:
+    """A path with its ~ spelled out; `AegisError` where that is nobody's home."""
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise AegisError(f"{path} begins with ~ but there is no such home folder: write the path out") from None
 
 
 def refuse_file(path: pathlib.Path) -> None:

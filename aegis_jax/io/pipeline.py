@@ -78,9 +78,12 @@ def load_pipeline(source, *, revision: str | None = None, variant: str | None = 
         origins[name], faults = convert.match(name, abstract[name], component.weights.headers)
         problems += faults
     convert.refuse(problems, found.path)
+    # Of the table that was built, since a config may leave its size out.
+    embeddings = abstract["text_encoder"].params["text_model"]["embeddings"]
     tokenizer = Tokenizer(
         found.path / "tokenizer",
-        limit=abstract["text_encoder"].config.get("max_position_embeddings", 77),
+        limit=embeddings["position_embedding"]["embedding"].shape[0],
+        vocabulary=embeddings["token_embedding"]["embedding"].shape[0],
     )
     models = {
         name: convert.read(abstract[name], origins[name], found.components[name].weights.headers, dtype)

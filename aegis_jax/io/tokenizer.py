@@ -24,12 +24,13 @@ class Tokenizer:
 
     folder: holds vocab.json + merges.txt, or tokenizer.json, usually with tokenizer_config.json.
     limit: how many positions the text encoder has; bounds `model_max_length`, which some folders do
-    not state.
+    not state. vocabulary: how many token embeddings it has; other ids are refused.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, limit: int | None = None):
+    def __init__(self, folder: str | os.PathLike, *, limit: int | None = None, vocabulary: int | None = None):
         self.folder = pathlib.Path(folder)
         self.limit = limit
+        self.vocabulary = vocabulary
         self._warned: set[str] = set()
         if not self.folder.is_dir():
             raise AegisError(f"{self.folder} is not a folder: {_NEEDED}")
@@ -57,6 +58,11 @@ class Tokenizer:
     def model_max_length(self) -> int:
         """Tokens per prompt, with BOS and EOS."""
         length = self._clip.model_max_length  # about 1e30 where the files do not say
+        if type(length) is not int or length < 3:
+            raise AegisError(
+                f"{self.folder}: tokenizer_config.json has model_max_length = {length!r}, wanted a whole number of at "
+                "least 3, e.g. 77"
+            )
         if self.limit is None and length > 2**20:
             raise AegisError(f"{self.folder}: tokenizer_config.json does not state model_max_length: add it, e.g. 77")
         return length if self.limit is None else min(length, self.limit)
@@ -79,11 +85,13 @@ class Tokenizer:
         """Ids of the whole words of two letters and more (and of word endings like them), int32, sorted."""
         end = "</w>"
         found = [i for word, i in self._clip.get_vocab().items() if word.endswith(end) and len(word) > len(end) + 1]
-        return np.sort(np.array(found, np.int32))
+        return self._known(np.sort(np.array(found, np.int32)))
 
     def tokens(self, text: str) -> list[int]:
         """The ids of the text alone: no BOS, no EOS, no padding, not truncated."""
-        return self._clip(text, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = self._clip(_unicode(text), add_special_tokens=False, verbose=False)["input_ids"]
+        self._known(np.array(tokens, np.int64))
+        return tokens
 
     def ids(self, prompts: list[str]) -> np.ndarray:
         """Token ids of prompts, int32 (n, model_max_length): BOS, tokens, EOS, padding.
@@ -92,12 +100,23 @@ class Tokenizer:
         warning, once per prompt.
         """
         length = self.model_max_length
-        rows = self._clip(list(prompts), padding="max_length", max_length=length, truncation=True)["input_ids"]
+        texts = [_unicode(prompt) for prompt in prompts]
+        rows = self._clip(texts, padding="max_length", max_length=length, truncation=True)["input_ids"]
         for prompt in prompts:
             # A token has at least one character (or byte), so shorter prompts cannot be cut.
-            if len(prompt.encode("utf-8", "replace")) > length - 2 and prompt not in self._warned:
+            if len(prompt.encode()) > length - 2 and prompt not in self._warned:
                 self._warn_if_cut(prompt, length)
-        return np.asarray(rows, np.int32).reshape(len(prompts), length)
+        return self._known(np.asarray(rows, np.int32).reshape(len(prompts), length))
+
+    def _known(self, ids: np.ndarray) -> np.ndarray:
+        """`ids`, all of which the text encoder has an embedding for: JAX would read NaN beyond the table's end."""
+        largest = ids.max(initial=0)
+        if self.vocabulary is not None and largest >= self.vocabulary:
+            raise AegisError(
+                f"{self.folder} gives token id {largest}, but the text encoder's vocab_size is {self.vocabulary}: "
+                "tokenizer and text encoder do not belong together"
+            )
+        return ids
 
     def _warn_if_cut(self, prompt: str, length: int) -> None:
         tokens = self.tokens(prompt)
@@ -109,6 +128,15 @@ class Tokenizer:
             f"the prompt has {len(tokens)} tokens and the text encoder sees {length - 2}; cut off: {lost!r}",
             stacklevel=3,
         )
+
+
+def _unicode(text: str) -> str:
+    """`text`, refused if it holds bytes that were no UTF-8, which Python keeps as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise AegisError(f"text {ascii(text)[:60]} is not valid Unicode: check how it was encoded") from None
+    return text
 
 
 @contextlib.contextmanager

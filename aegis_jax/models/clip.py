@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aegis_jax import kinds
 from aegis_jax.models import initial
 from aegis_jax.models.attend import attend
 from aegis_jax.models.layers import refuse
@@ -101,6 +102,7 @@ _TEXT_DEFAULTS = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
+_KINDS = dict.fromkeys(_TEXT_DEFAULTS, kinds.SIZE) | {"hidden_act": kinds.NAME, "layer_norm_eps": kinds.POSITIVE}
 
 
 class CLIPTextModel(nnx.Module):
@@ -111,7 +113,8 @@ class CLIPTextModel(nnx.Module):
 
     def __init__(self, config, *, rngs):
         config = _TEXT_DEFAULTS | config
-        problems = []
+        problems = kinds.problems(config, _KINDS)
+        refuse(problems, "text encoder")
         architectures = config.get("architectures") or ["CLIPTextModel"]
         if architectures != ["CLIPTextModel"]:
             problems.append(f"architectures={architectures} (supported: ['CLIPTextModel'])")

@@ -1,5 +1,6 @@
 """Reads a UNet2DConditionModel config.json: fills defaults, spreads per-block settings, refuses what is unsupported."""
 
+from aegis_jax import kinds
 from aegis_jax.models.layers import check_activation, per_block, refuse
 
 # diffusers' defaults for keys that a file may leave out.
@@ -33,6 +34,24 @@ _DEFAULTS = {
     "timestep_post_act": None,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
+}
+_KINDS = {
+    **dict.fromkeys(
+        ("in_channels", "out_channels", "conv_in_kernel", "conv_out_kernel", "norm_num_groups"), kinds.SIZE
+    ),
+    **dict.fromkeys(("layers_per_block", "cross_attention_dim", "attention_head_dim"), kinds.one_or_each(kinds.SIZE)),
+    **dict.fromkeys(("center_input_sample", "flip_sin_to_cos", "use_linear_projection"), kinds.FLAG),
+    **dict.fromkeys(("down_block_types", "up_block_types"), kinds.each(kinds.NAME)),
+    **dict.fromkeys(("time_embedding_act_fn", "timestep_post_act"), kinds.optional(kinds.NAME)),
+    **dict.fromkeys(("mid_block_scale_factor", "norm_eps"), kinds.POSITIVE),
+    "sample_size": kinds.optional(kinds.SIDES),
+    "block_out_channels": kinds.each(kinds.SIZE),
+    "transformer_layers_per_block": kinds.one_or_each(kinds.COUNT),
+    "only_cross_attention": kinds.one_or_each(kinds.FLAG),
+    "downsample_padding": kinds.COUNT,
+    "freq_shift": kinds.NUMBER,
+    "act_fn": kinds.NAME,
+    "time_embedding_dim": kinds.optional(kinds.SIZE),
 }
 # Known to diffusers, meaningful only at these values here.
 _ONLY = {
@@ -78,6 +97,9 @@ def check(config: dict) -> dict:
             problems.append(f"{key}={value!r} (supported: {_ONLY[key][0]!r})")
         elif key not in _ONLY and key not in _DEFAULTS and key not in _IDLE and value not in (None, False):
             problems.append(f"unknown option {key}={value!r}")
+    malformed = kinds.problems(c, _KINDS)
+    if malformed:  # what else is wrong cannot be told
+        refuse(problems + malformed, "unet")
     c |= {key: c[key].lower() for key in _ACTIVATIONS if isinstance(c[key], str)}  # as diffusers does
     n = len(c["block_out_channels"])
     _check_choices(c, n, problems)
@@ -106,14 +128,11 @@ def _check_choices(c: dict, n: int, problems: list[str]) -> None:
         if c[key] not in allowed:
             problems.append(f"{key}={c[key]!r} (supported: {', '.join(map(str, allowed))})")
     groups = c["norm_num_groups"]
-    if not isinstance(groups, int) or any(width % groups for width in c["block_out_channels"]):
+    if any(width % groups for width in c["block_out_channels"]):
         problems.append(
             f"norm_num_groups={groups!r} (supported: a divisor of every entry of block_out_channels="
             f"{list(c['block_out_channels'])})"
         )
-    layers = c["transformer_layers_per_block"]
-    if isinstance(layers, (list, tuple)) and not all(isinstance(entry, int) for entry in layers):
-        problems.append(f"transformer_layers_per_block={layers!r} (supported: an integer, or one per block)")
     for key in _ACTIVATIONS:
         if key == "act_fn" or c[key] is not None:
             check_activation(c[key], key, problems)

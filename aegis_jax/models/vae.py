@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aegis_jax import kinds
 from aegis_jax.models.attention import Attention
 from aegis_jax.models.convolution import Conv
 from aegis_jax.models.layers import (
@@ -38,6 +39,15 @@ _DEFAULTS = {
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
+_KINDS = {
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "layers_per_block"), kinds.SIZE),
+    **dict.fromkeys(("down_block_types", "up_block_types"), kinds.each(kinds.NAME)),
+    **dict.fromkeys(("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"), kinds.FLAG),
+    "block_out_channels": kinds.each(kinds.SIZE),
+    "norm_num_groups": kinds.SIZE,
+    "act_fn": kinds.NAME,
+    "scaling_factor": kinds.POSITIVE,
+}
 
 
 def _checked(config: dict) -> dict:
@@ -47,6 +57,9 @@ def _checked(config: dict) -> dict:
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         problems.append(f"_class_name={config['_class_name']!r} (supported: AutoencoderKL)")
     problems += [f"unknown option {k}={full[k]!r}" for k in full if k not in _DEFAULTS and full[k] not in (None, False)]
+    malformed = kinds.problems(full, _KINDS)
+    if malformed:  # what else is wrong cannot be told
+        refuse(problems + malformed, "vae")
     for name, only in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if set(full[name]) != {only} or len(full[name]) != len(full["block_out_channels"]):
             problems.append(f"{name}={full[name]} (supported: {only}, one per entry of block_out_channels)")
@@ -54,11 +67,11 @@ def _checked(config: dict) -> dict:
         if full[name] is not None:
             problems.append(f"{name}={full[name]!r} (supported: null)")
     groups, widths = full["norm_num_groups"], full["block_out_channels"]
-    if not isinstance(groups, int) or any(width % groups for width in widths):
+    if any(width % groups for width in widths):
         problems.append(
             f"norm_num_groups={groups!r} (supported: a divisor of every entry of block_out_channels={list(widths)})"
         )
-    full["act_fn"] = str(full["act_fn"]).lower()  # as diffusers does
+    full["act_fn"] = full["act_fn"].lower()  # as diffusers does
     check_activation(full["act_fn"], "act_fn", problems)
     refuse(problems, "vae")
     return full

@@ -14,11 +14,11 @@ def enable() -> None:
     if jax.config.jax_compilation_cache_dir:
         return
     chosen = os.environ.get("AEGIS_CACHE_DIR")
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "aegis_jax"
-    folder = Path(chosen).expanduser() if chosen else default
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "aegis_jax"
     try:
+        folder = (Path(chosen) if chosen else default).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # a home that cannot be written costs compile time only
+    except (OSError, RuntimeError):
+        return  # a home that is missing or cannot be written costs compile time only
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -12,6 +12,7 @@ from aegis_jax.erasure.setup import merged_params, setup
 from aegis_jax.erasure.step import erase_step
 from aegis_jax.errors import AegisError
 from aegis_jax.io.export import save_pipeline
+from aegis_jax.io.hub import expand
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
 from aegis_jax.parallel.mesh import make_placement
 from aegis_jax.run import card, loop, manifest, picture
@@ -102,6 +103,8 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
         given["model"] = _place(pipeline)
     if concepts is not None:
         given["concepts"] = [concepts] if isinstance(concepts, str) else list(concepts)
+    if saved:  # a config file names the model it was written for, which the run need not have had
+        given = {"model": saved.model} | given
     if config is None:
         is_world = given.get("model") == "world"
         run = saved or run_config.load(run_config.WORLD_CONFIG if is_world else None)
@@ -125,7 +128,7 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
 
 def _place(source) -> str:
     """A model as the settings name it: "world", an absolute folder, or the hub id."""
-    path = Path(source).expanduser()
+    path = expand(source)
     if str(source) == "world" or path.resolve() == WEIGHTS.resolve():
         return "world"
     return str(path.resolve()) if path.is_dir() else str(source)
@@ -169,6 +172,8 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
         progress.say(f"{folder.path} is finished already")
         erased = load_pipeline(folder.pipeline)
         return EraseResult(erased, folder.read_metrics(), folder.path, run, pipeline)
+    if run.picture.images:
+        picture.check(pipeline, run.picture)
     state, step_fn = _start(run, pipeline)
     if not resume:
         _check_space(run, state, folder)

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from aegis_jax import __version__
 from aegis_jax.errors import AegisError
+from aegis_jax.io.folder import read_json
+from aegis_jax.io.hub import expand
 from aegis_jax.run import config as run_config
 from aegis_jax.run.config import RunConfig
 
@@ -28,7 +30,7 @@ class RunFolder:
     """Paths of a run folder; making one is `create`, going on in one is `reopen`."""
 
     def __init__(self, path):
-        self.path = Path(path).expanduser().absolute()
+        self.path = expand(path).absolute()
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.manifest = self.path / "manifest.json"
@@ -96,10 +98,8 @@ class RunFolder:
             )
 
     def read_manifest(self) -> dict:
-        try:
-            return json.loads(self.manifest.read_text(encoding="utf-8"))
-        except FileNotFoundError:  # stopped before it was written
-            return {}
+        # Absent if the run was stopped before it was written.
+        return read_json(self.manifest) if self.manifest.exists() else {}
 
     def read_metrics(self) -> list[dict]:
         lines = self.metrics.read_text(encoding="utf-8").splitlines()

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from aegis_jax.diffusion.sample import sample
+from aegis_jax.diffusion.sample import latent_shape, plan, sample
+from aegis_jax.errors import AegisError
 from aegis_jax.world import captions
 from aegis_jax.world import concepts as world
 
@@ -80,6 +81,15 @@ def _is_known(word: str) -> bool:
     except KeyError:
         return False
     return True
+
+
+def check(pipeline, settings) -> None:
+    """Raises `AegisError` for a picture that could not be drawn, so that no training precedes the news."""
+    try:
+        plan(pipeline, settings.steps, settings.guidance)
+        latent_shape(pipeline)
+    except AegisError as error:
+        raise AegisError(f"picture: {error} (picture.images=0 leaves the picture out)") from error
 
 
 def before_after(before, after, path: Path, run) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from aegis_jax.diffusion.sample import encode_text, sample
 from aegis_jax.errors import AegisError
+from aegis_jax.io.hub import expand
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.models import unet
 
@@ -58,7 +59,7 @@ def verify(folder, *, prompt: str = "a photo", steps: int = 25, seed: int = 0) -
     schedule, and one guided image from the same noise. folder: a diffusers folder, or a run folder.
     Needs the extra [torch]; raises `AegisError` without it.
     """
-    folder = Path(folder).expanduser()
+    folder = expand(folder)
     if not (folder / "model_index.json").exists() and (folder / "pipeline").is_dir():
         folder = folder / "pipeline"
     ours = load_pipeline(folder if str(folder) != "world" else "world")
@@ -71,7 +72,8 @@ def verify(folder, *, prompt: str = "a photo", steps: int = 25, seed: int = 0) -
     differences = [_compare("text embeddings", np.asarray(text_emb), their_emb)]
     size = ours.unet.config.get("sample_size") or 64
     height, width = (size, size) if isinstance(size, int) else size
-    z = np.random.default_rng(seed).standard_normal((1, height, width, 4), np.float32)
+    shape = (1, height, width, ours.unet.config.get("in_channels", 4))
+    z = np.random.default_rng(seed).standard_normal(shape, np.float32)
     apply = jax.jit(unet.apply, static_argnums=0)
     total = ours.scheduler.get("num_train_timesteps", 1000)
     for t in (1, total // 2, total - 1):

@@ -44,6 +44,8 @@ def refused(capsys, *argv):
         (["erase", "--model", "world", "--config.stpes=5"], ["'stpes'", "'steps'"]),
         (["erase", "--model", "world", "--config.steps=many"], ["steps", "'many'", "whole number"]),
         (["erase", "--model", "nowhere", "--concept", "star"], ["nowhere", "does not exist"]),
+        (["erase", "--model", "~nobody-here/x", "--concept", "star"], ["~nobody-here", "home"]),
+        (["erase", "--model", "world", "--concept", "star", "--out", "~nobody-here/x"], ["~nobody-here", "home"]),
         (["erase", "--resume", "--out", "nowhere"], ["nothing to resume", "nowhere"]),
         (["verify"], ["DIR"]),
         (["world"], ["required"]),

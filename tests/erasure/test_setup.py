@@ -41,3 +41,12 @@ def test_an_unknown_start_is_refused(tiny):
     config = dataclasses.replace(EraseConfig(), aet=AETConfig(init="zero"))
     with pytest.raises(AegisError, match="aet.init='zero'"):
         setup(load_pipeline(tiny()), "star", config)
+
+
+@pytest.mark.parametrize("width", [48, [32, 48]])
+def test_a_text_encoder_of_another_width_is_refused(width, tiny):
+    pipeline = load_pipeline(tiny())
+    config = pipeline.unet.config | {"cross_attention_dim": width}
+    pipeline = dataclasses.replace(pipeline, unet=dataclasses.replace(pipeline.unet, config=config))
+    with pytest.raises(AegisError, match="cross_attention_dim=.* hidden_size is 32"):
+        setup(pipeline, "star", EraseConfig())

@@ -247,6 +247,19 @@ def test_interrupted(tiny, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+def test_what_a_killed_process_of_the_same_number_left(tiny, tiny_copy, tmp_path):
+    """In a container an erasure has the same process number after every restart."""
+    old = tiny_copy()
+    for end in ("unfinished", "replaced"):
+        left = tmp_path / f".{old.name}.{os.getpid()}.{end}" / "unet"
+        left.mkdir(parents=True)
+        (left / "config.json").write_text("half")
+    loaded = load_pipeline(tiny(seed=5))
+    save_pipeline(loaded, old, overwrite=True)
+    assert os.listdir(tmp_path) == [old.name]
+    assert files(old).keys() == files(tiny(seed=5)).keys() | {"README.md"}
+
+
 def test_a_disk_that_is_too_small_is_refused_at_once(tiny, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))

@@ -85,6 +85,8 @@ def test_unsupported_pipelines_are_named(name, tiny_copy):
         ({"tokenizer": ["transformers"]}, r"tokenizer should be \[library, class\]"),
         ({"tokenizer": [1, {}]}, r"tokenizer should be \[library, class\]"),
         ({"../up": ["a", "B"]}, "'../up' is not the name of a component"),
+        ({"..": ["a", "B"]}, r"'\.\.' is not the name of a component"),
+        ({"": ["a", "B"]}, "'' is not the name of a component"),
         (
             {"image_encoder": ["transformers", "CLIP"]},
             "names the component image_encoder but there",

@@ -79,6 +79,31 @@ def test_the_text_encoder_bounds_the_length(tmp_path):
         Tokenizer(folder).ids(["a dog"])
 
 
+def test_ids_beyond_the_text_encoders_table_are_refused(tmp_path):
+    folder = tiny_tokenizer(tmp_path)
+    assert Tokenizer(folder, vocabulary=592).ids(["a star"]).max() == 591
+    fewer = Tokenizer(folder, vocabulary=591)  # EOS is 591
+    assert fewer.tokens("a star") == Tokenizer(folder).tokens("a star")
+    with pytest.raises(AegisError, match="gives token id 591, but the text encoder's vocab_size is 591"):
+        fewer.ids(["a star"])
+    for method in (lambda t: t.tokens("a star"), lambda t: t.word_ids):
+        with pytest.raises(AegisError, match="vocab_size is 300"):
+            method(Tokenizer(folder, vocabulary=300))
+
+
+@pytest.mark.parametrize("length", ["77", 0, -5, 1.5, [], True])
+def test_a_length_that_is_none_is_refused(length, tmp_path):
+    with pytest.raises(AegisError, match="model_max_length = "):
+        Tokenizer(tiny_tokenizer(tmp_path, max_length=length), limit=77).ids(["a star"])
+
+
+def test_text_that_is_not_unicode_is_refused(tmp_path):
+    tokenizer = Tokenizer(tiny_tokenizer(tmp_path))
+    for method in (tokenizer.tokens, lambda text: tokenizer.ids([text])):
+        with pytest.raises(AegisError, match=r"'st\\udcffar' is not valid Unicode"):
+            method("st\udcffar")  # what the bytes 's t 0xff a r' become on a command line
+
+
 def test_broken_folders(tmp_path):
     with pytest.raises(AegisError, match="nothing is not a folder: a CLIP tokenizer has vocab.json"):
         Tokenizer(tmp_path / "nothing")

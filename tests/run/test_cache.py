@@ -37,6 +37,13 @@ def test_jaxs_own_choice_stays(unset, tmp_path, monkeypatch):
     assert Path(jax.config.jax_compilation_cache_dir) == tmp_path / "jax"
 
 
+def test_a_user_without_a_home_is_no_error(unset, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~")  # what Python is left with for a user that is in no list of users
+    cache.enable()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
 def test_a_folder_that_cannot_be_made_is_no_error(unset, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "file" / "here"))

@@ -1,5 +1,6 @@
 """run/erase.py: the run folder, resuming, and what is refused."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -164,6 +165,20 @@ def test_resumed_is_as_uninterrupted(cheap_step, folder, tmp_path, monkeypatch, 
     assert len(json.loads((out / "manifest.json").read_text())["resumed"]) == 1
 
 
+def test_a_config_file_does_not_send_a_resumed_run_to_another_model(finished, folder, tmp_path):
+    path = tmp_path / "c.py"
+    keys = {"model": "some/where", "concepts": ["star"], "steps": 7, "trainable": "kv"}
+    path.write_text(f"import ml_collections as m\nget_config = lambda: m.ConfigDict({keys})\n")
+    result = aegis_jax.erase(config=path, out=finished, resume=True)
+    assert result.run.model == str(folder)
+
+
+def test_a_broken_manifest_is_named(finished, folder):
+    (finished / "manifest.json").write_text("{")
+    with pytest.raises(AegisError, match="manifest.json is not valid JSON"):
+        erase(folder, finished, resume=True)
+
+
 def test_resuming_a_finished_run_changes_nothing(finished, folder):
     before = files(finished)
     result = erase(folder, finished, resume=True)
@@ -283,6 +298,20 @@ def test_too_little_space_is_refused_first(cheap_step, folder, tmp_path, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(AegisError, match="no space left for .*checkpoints need"):
         erase(folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "part"),
+    [({"picture.steps": 1001}, "steps = 1001"), ({"picture.guidance": "nan"}, "guidance = nan"), ({}, "sample_size")],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before_training(cheap_step, folder, tmp_path, keys, part):
+    pipeline = aegis_jax.load_pipeline(folder)
+    if not keys:
+        unet = dataclasses.replace(pipeline.unet, config=pipeline.unet.config | {"sample_size": None})
+        pipeline = dataclasses.replace(pipeline, unet=unet)
+    with pytest.raises(AegisError, match=f"picture: .*{part}.*picture.images=0"):
+        erase(pipeline, tmp_path / "run", keys={"picture.images": 1, **keys})
     assert not (tmp_path / "run").exists()
 
 

@@ -9,9 +9,12 @@ pytest.importorskip("diffusers")
 pytest.importorskip("torch")
 
 
-@pytest.mark.parametrize("v_prediction", [False, True])
-def test_agrees(tiny, capsys, v_prediction):
-    folder = tiny(v_prediction=v_prediction)
+EIGHT = {"unet": {"in_channels": 8, "out_channels": 8}, "vae": {"latent_channels": 8}}
+
+
+@pytest.mark.parametrize("options", [{}, {"v_prediction": True, **EIGHT}], ids=["epsilon", "v_prediction_8_channels"])
+def test_agrees(tiny, capsys, options):
+    folder = tiny(**options)
     assert main(["verify", str(folder), "--steps", "3", "--prompt", "a red star"]) == 0
     out = capsys.readouterr().out
     assert "UNet output, t = 999" in out and "image, 3 steps" in out
