@@ -29,9 +29,11 @@ def config_of(cell: dict):
     """The world's config with the cell's changes."""
     from aegis_jax.run import config as run_config
 
-    overrides = [(key, str(value)) for key, value in (cell["overrides"] or {}).items()]
-    config = run_config.load("world_star", [*overrides, ("seed", str(cell["seed"]))])
-    return dataclasses.replace(config, concepts=(cell["concept"],))
+    overrides = dict(cell["overrides"] or {})
+    phrases = overrides.pop("phrases", ["{}"])  # in which the concept is named, e.g. "a red {}"
+    settings = [(key, str(value)) for key, value in overrides.items()]
+    config = run_config.load("world_star", [*settings, ("seed", str(cell["seed"]))])
+    return dataclasses.replace(config, concepts=tuple(phrase.format(cell["concept"]) for phrase in phrases))
 
 
 def run_cell(cell: dict) -> dict:
@@ -75,7 +77,7 @@ def erased(overrides: str, concept: str, seed: int):
     if changes is None:
         return original(), {}
     config = config_of({"overrides": changes, "concept": concept, "seed": seed})
-    result = aegis_jax.erase(original(), concept, config=config)
+    result = aegis_jax.erase(original(), config.concepts, config=config)
     return result.pipeline, result.metrics[-1]
 
 
