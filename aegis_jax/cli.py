@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "erase", _erase, "Erase concepts from a model and export the result.",
         epilog="Any setting can be changed with --config.key=value, e.g. --config.steps=500.",
     )  # fmt: skip
-    sub.add_argument("--model", metavar="M", help=MODEL)
+    _add_model(sub)
     sub.add_argument("--concept", metavar="TEXT", action="append", help="what to erase; may be repeated")
     sub.add_argument("--out", metavar="DIR", help="run folder (default: runs/CONCEPT, the next free)")
     sub.add_argument(
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--overwrite", action="store_true", help="replace the run in --out")
 
     sub = command("sample", _sample, "Generate images.")
-    sub.add_argument("--model", metavar="M", required=True, help=MODEL)
+    _add_model(sub, required=True)
     sub.add_argument("--prompt", metavar="TEXT", action="append", required=True, help="may be repeated")
     sub.add_argument("--out", metavar="DIR", default="samples", help="folder of the PNGs (default: samples)")
     sub.add_argument("--images", metavar="N", type=int, default=1, help="images per prompt")
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "attack", _attack, "Try to bring an erased concept back with learnt soft prompts.",
         epilog="For the world the images are rendered and its judge says how often it worked.",
     )  # fmt: skip
-    sub.add_argument("--model", metavar="M", required=True, help=MODEL)
+    _add_model(sub, required=True)
     sub.add_argument("--concept", metavar="TEXT", required=True, help="what was erased")
     sub.add_argument("--images", metavar="DIR", help="pictures of the concept")
     sub.add_argument("--out", metavar="DIR", help="where the images that come out are written")
@@ -115,12 +115,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_model(sub, required: bool = False) -> None:
+    sub.add_argument("--model", metavar="M", required=required, help=MODEL)
+    sub.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
+    sub.add_argument("--variant", metavar="V", help="which weights, e.g. fp16 for model.fp16.safetensors")
+
+
 def _erase(args):
     from aegis_jax.run import cache, console
 
     cache.enable()
+    weights = [(key, value) for key in ("revision", "variant") if (value := getattr(args, key)) is not None]
     console.erase(
-        args.model, args.concept, config=args.config, overrides=args.overrides,
+        args.model, args.concept, config=args.config, overrides=weights + args.overrides,
         out=args.out, resume=args.resume, overwrite=args.overwrite,
     )  # fmt: skip
 
@@ -130,7 +137,8 @@ def _sample(args):
 
     cache.enable()
     console.sample(
-        args.model, args.prompt, args.out, images=args.images, overwrite=args.overwrite,
+        args.model, args.prompt, args.out, revision=args.revision, variant=args.variant,
+        images=args.images, overwrite=args.overwrite,
         seed=args.seed, steps=args.steps, guidance=args.guidance,
         negative_prompt=args.negative_prompt,
     )  # fmt: skip
@@ -150,7 +158,7 @@ def _attack(args):
 
     cache.enable()
     console.attack(
-        args.model, args.concept, images=args.images, out=args.out,
+        args.model, args.concept, revision=args.revision, variant=args.variant, images=args.images, out=args.out,
         tokens=args.tokens, restarts=args.restarts, steps=args.steps, seed=args.seed,
     )  # fmt: skip
 

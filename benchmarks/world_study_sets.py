@@ -134,7 +134,10 @@ SETS = {
             "ESD kv lr 3e-4": ESD | KV | {"learning_rate": 3e-4},
             "kv lr 1e-3": MEAN | KV | {"learning_rate": 1e-3},
             "xattn tree lr 1e-4": MEAN | XATTN | FAST | {"grp.scope": "tree"},
-            "xattn linear lr 1e-4": MEAN | XATTN | FAST | {"grp.omega_rule": "linear", "grp.omega": 0.0, "grp.mu": 0.004},
+            "xattn linear lr 1e-4": MEAN
+            | XATTN
+            | FAST
+            | {"grp.omega_rule": "linear", "grp.omega": 0.0, "grp.mu": 0.004},
         },
         seeds=(0, 1),
     ),
@@ -144,7 +147,10 @@ SETS = {
             "xattn w/o PR lr 8e-5": MEAN | XATTN | FREE | {"learning_rate": 8e-5},
             "xattn tree lr 1e-4": MEAN | XATTN | FAST | {"grp.scope": "tree"},
             "xattn w/o DGR 1e-2 lr 1e-4": MEAN | XATTN | FAST | DECAY | {"grp.weight": 1e-2},
-            "xattn linear lr 1e-4": MEAN | XATTN | FAST | {"grp.omega_rule": "linear", "grp.omega": 0.0, "grp.mu": 0.004},
+            "xattn linear lr 1e-4": MEAN
+            | XATTN
+            | FAST
+            | {"grp.omega_rule": "linear", "grp.omega": 0.0, "grp.mu": 0.004},
             "xattn omega 0.5 lr 1e-4": MEAN | XATTN | FAST | {"grp.omega": 0.5},
             "xattn w/o PR lr 1e-4, gamma 3e-4": MEAN | XATTN | FREE | FAST | {"prompt.gamma": 3e-4},
             "xattn w/o PR lr 6e-5": MEAN | XATTN | FREE | {"learning_rate": 6e-5},
@@ -175,7 +181,8 @@ SETS = {
             "pull 1e-2 lr 1e-4, k=3": PULL | {"prompt.tokens": 3},
             "pull 2e-2 lr 1e-4, k=2, w/o AET": PULL | {"prompt.tokens": 2, "aet.enabled": False, "grp.weight": 2e-2},
             "omega 0.5 lr 8e-5, k=2": MEAN | XATTN | {"learning_rate": 8e-5, "grp.omega": 0.5, "prompt.tokens": 2},
-            "pull 1e-2 lr 1e-4, k=2, random": PULL | {"prompt.tokens": 2, "prompt.init": "random", "aet.init": "random"},
+            "pull 1e-2 lr 1e-4, k=2, random": PULL
+            | {"prompt.tokens": 2, "prompt.init": "random", "aet.init": "random"},
         },
     ),
     "kinds": screen({"pull 1e-2 lr 1e-4, k=4": K4, "ESD xattn lr 1e-4": ESD | XATTN | FAST}, ("red", "striped")),

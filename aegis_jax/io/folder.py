@@ -206,7 +206,10 @@ def _weights(path: pathlib.Path, component: str, variant: str | None) -> Weights
     _refuse_pickles(path)
     found = sorted(_variants(path.parent, {path.name: component}))
     if found:
-        raise AegisError(f"{path} has weights of variant {', '.join(found)} only: give variant={found[0]!r}")
+        raise AegisError(
+            f"{path} has weights of variant {', '.join(found)} only: give variant={found[0]!r} "
+            f"(--variant {found[0]} on the command line)"
+        )
     return None
 
 

@@ -49,6 +49,8 @@ class PictureConfig:
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     model: str = ""  # diffusers folder, hub id or "world"
+    revision: str = ""  # branch, tag or commit of a hub id
+    variant: str = ""  # which of the model's weights, e.g. "fp16" for model.fp16.safetensors
     concepts: tuple[str, ...] = ()  # what to erase, as text
     checkpoint: CheckpointConfig = CheckpointConfig()
     picture: PictureConfig = PictureConfig()

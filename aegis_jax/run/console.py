@@ -64,7 +64,7 @@ def free_folder(names) -> Path:
     return folder
 
 
-def sample(model, prompts, out, *, images, overwrite, **settings) -> None:
+def sample(model, prompts, out, *, images, overwrite, revision=None, variant=None, **settings) -> None:
     """`aegis sample`: PNGs named by number and prompt."""
     if images < 1:
         raise AegisError(f"--images {images}: wanted 1 or more")
@@ -74,7 +74,7 @@ def sample(model, prompts, out, *, images, overwrite, **settings) -> None:
     taken = [file for file in files if file.exists()]
     if taken and not overwrite:
         raise AegisError(f"{taken[0]} exists: choose another --out or allow --overwrite")
-    pipeline = load_pipeline(model)
+    pipeline = load_pipeline(model, revision=revision, variant=variant)
     progress = Progress()
     progress.say(f"sampling {len(wanted)} images ...")
     pictures = sample_images(pipeline, wanted, **settings)
@@ -84,11 +84,11 @@ def sample(model, prompts, out, *, images, overwrite, **settings) -> None:
     print(f"wrote {len(files)} images to {out}")
 
 
-def attack(model, concept, *, images, out, **settings) -> None:
+def attack(model, concept, *, images, out, revision=None, variant=None, **settings) -> None:
     """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes."""
     from aegis_jax.evaluation import world as evaluation
 
-    pipeline = load_pipeline(model)
+    pipeline = load_pipeline(model, revision=revision, variant=variant)
     progress = Progress()
 
     def show(done, steps, loss):

@@ -84,7 +84,7 @@ def erase(
     if folder and not resume:
         folder.check_free(overwrite)
     if not isinstance(pipeline, Pipeline):
-        pipeline = load_pipeline(run.model)
+        pipeline = load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None)
     if folder is None:
         result = _in_memory(run, pipeline, progress)
         measured = measure(run, pipeline, result.pipeline) if measure else None

@@ -172,6 +172,20 @@ def test_sample(capsys, folder, tmp_path):
     assert main([*argv, "--overwrite"]) == 0
 
 
+def test_variants_of_the_weights(capsys, cheap_step, tiny, tmp_path):
+    folder = tiny(dtype="float16", variant="fp16")
+    capsys.readouterr()  # what diffusers had to say
+    erase = ["erase", "--model", str(folder), "--concept", "star", *KEYS, "--out", str(tmp_path / "run")]
+    assert "--variant fp16" in refused(capsys, *erase)
+    assert main([*erase, "--variant", "fp16"]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["variant"] == "fp16"
+    assert main(["erase", "--resume", "--out", str(tmp_path / "run")]) == 0
+    sample = ["sample", "--model", str(folder), "--prompt", "a", "--steps", "1", "--out", str(tmp_path / "s")]
+    assert main([*sample, "--variant", "fp16"]) == 0
+    capsys.readouterr()
+    assert "revision" in refused(capsys, *sample, "--overwrite", "--revision", "main")
+
+
 def test_verify_without_torch_says_how_to_get_it(capsys, folder, monkeypatch):
     import sys
 
