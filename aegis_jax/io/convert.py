@@ -9,18 +9,21 @@ parameter tree, never guessed from the file.
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from aegis_jax.errors import AegisError
-from aegis_jax.io import safetensors, tiles
-from aegis_jax.models.layout import from_torch, torch_key, torch_shape
+from aegis_jax.io import parts, safetensors, tiles
+from aegis_jax.models.layout import to_torch, torch_key, torch_shape
 from aegis_jax.models.model import Model, flatten, unflatten
 
 _OLD_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _OLD_VAE_KEY = re.compile(r"(.*\.attentions\.\d+)\.(to_q|to_k|to_v|to_out\.0)\.(weight|bias)")
 _PARAMETER_TYPES = ("F32", "F16", "BF16")
+_GROUP = 1 << 25  # bytes of leaves that share one allocation
+_ALIGNED = 64  # bytes
 _LISTED = 10  # problems spelled out in one error
 
 
@@ -85,41 +88,66 @@ def refuse(problems: list[str], where) -> None:
 def read(model: Model, origins: dict[str, Origin], headers: tuple[safetensors.Header, ...], dtype) -> Model:
     """The model with the parameters of `headers`, cast to `dtype`.
 
-    Tensors are read one at a time into one buffer and laid out straight into their final memory:
-    the peak is the parameters plus the largest tensor of the files.
+    Tensors are read part by part and laid out straight into their final memory: the peak is the
+    parameters plus a part for each core.
     """
     dtype = safetensors.DTYPES[safetensors.dtype_name(dtype)]
     shapes = {path: leaf.shape for path, leaf in flatten(model.params).items()}
-    read_entries = [headers[origin.file].entries[origin.key] for origin in origins.values()]
-    buffer = np.empty(max((entry.nbytes for entry in read_entries), default=0), np.uint8)
     leaves = {}
     for index, header in enumerate(headers):
-        paths = [path for path, origin in origins.items() if origin.file == index]
+        keys = {path: origin.key for path, origin in origins.items() if origin.file == index}
+        in_order = sorted(keys, key=lambda path: header.entries[keys[path]].start)
         with safetensors.open_unchanged(header) as file:
-            for path in sorted(paths, key=lambda path: header.entries[origins[path].key].start):
-                array = _read_leaf(file, header, origins[path].key, path, shapes[path], dtype, buffer)
-                leaves[path] = jax.device_put(array).block_until_ready()
+            for arrays in _groups({path: shapes[path] for path in in_order}, dtype):
+                _fill(arrays, keys, file, header)
+                # Elsewhere than on the CPU, waiting keeps the host from holding two groups.
+                leaves |= jax.block_until_ready(jax.device_put(arrays))
     return Model(model.config, model.graph, unflatten({path: leaves[path] for path in shapes}))
 
 
-def _read_leaf(file, header, key: str, path: str, shape, dtype: np.dtype, buffer: np.ndarray) -> np.ndarray:
-    """A leaf in our layout and `dtype`, in memory of its own; `buffer` is used on the way."""
-    memory = _aligned(math.prod(shape) * dtype.itemsize)
-    if header.entries[key].numpy_dtype == dtype and not path.endswith(".kernel"):
-        return safetensors.read_tensor(file, header, key, memory).reshape(shape)  # only kernels are laid out anew
-    array = memory.view(dtype).reshape(shape)
-    tensor = safetensors.read_tensor(file, header, key, buffer).reshape(torch_shape(path, shape))
-    with np.errstate(over="ignore"):
-        tiles.copy(array, from_torch(path, tensor))
-    return array
+def _groups(shapes: dict[str, tuple], dtype: np.dtype) -> Iterator[dict[str, np.ndarray]]:
+    """Fresh arrays of these shapes, in groups of about `_GROUP` bytes.
+
+    The leaves of a group lie in one piece of memory: a page fault for every 4 kB of many small ones takes longer
+    than reading them. The piece lives as long as one of them, so a group must not be large.
+    """
+    sizes = {path: -(-math.prod(shape) * dtype.itemsize // _ALIGNED) * _ALIGNED for path, shape in shapes.items()}
+    waiting = list(shapes)
+    while waiting:
+        total, group = 0, []
+        while waiting and total < _GROUP:
+            group.append(waiting.pop(0))
+            total += sizes[group[-1]]
+        memory, arrays = _aligned(total), {}
+        for path in group:
+            mine, memory = memory[: sizes[path]], memory[sizes[path] :]
+            arrays[path] = mine.view(dtype)[: math.prod(shapes[path])].reshape(shapes[path])
+        yield arrays
+
+
+def _fill(arrays: dict[str, np.ndarray], keys: dict[str, str], file, header: safetensors.Header) -> None:
+    """Reads the tensor keys[path] of the file into each arrays[path], laid out and cast."""
+
+    def read_part(job):
+        path, rows = job
+        target = to_torch(path, arrays[path])[rows]
+        if header.entries[keys[path]].numpy_dtype == target.dtype and target.flags.c_contiguous:
+            safetensors.read_tensor(file, header, keys[path], target.reshape(-1).view(np.uint8), rows)
+            return
+        tensor = safetensors.read_tensor(file, header, keys[path], rows=rows)
+        with np.errstate(over="ignore"):
+            tiles.copy(target, tensor.reshape(target.shape))
+
+    shapes = {path: torch_shape(path, array.shape) for path, array in arrays.items()}
+    jobs = [(path, rows) for path in arrays for rows in parts.split(shapes[path], arrays[path].itemsize)]
+    parts.on_all_cores(read_part, jobs)
 
 
 def _aligned(size: int) -> np.ndarray:
     """Fresh memory, uint8."""
-    # On the CPU device_put (but not jnp.asarray) takes over memory that is aligned to 64 bytes
-    # without a copy; elsewhere waiting for it keeps the host from holding two tensors.
-    memory = np.empty(size + 63, np.uint8)
-    first = -memory.ctypes.data % 64
+    # On the CPU device_put (but not jnp.asarray) takes over memory that is aligned without a copy.
+    memory = np.empty(size + _ALIGNED - 1, np.uint8)
+    first = -memory.ctypes.data % _ALIGNED
     return memory[first : first + size]
 
 

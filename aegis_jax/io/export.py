@@ -16,13 +16,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from aegis_jax.errors import AegisError
-from aegis_jax.io import convert, hub, safetensors, tiles
+from aegis_jax.io import convert, hub, parts, safetensors, tiles
 from aegis_jax.io.folder import CONFIGS, File, Weights, read_json
 from aegis_jax.io.pipeline import MODELS, Pipeline
 from aegis_jax.models import layout
 from aegis_jax.models.model import Model, flatten
 
-_PART = 1 << 18  # elements that are compared at a time
+_COMPARED = 1 << 18  # bytes that are compared at a time
 _CARD = """---
 library_name: diffusers
 tags:
@@ -213,77 +213,66 @@ def _write_file(
     header: safetensors.Header, here: dict[str, tuple], path: pathlib.Path, dtype: str | None
 ) -> tuple[int, list[safetensors.Entry]]:
     """Writes one weight file like `header`; `here` = {key: (path, leaf)} of its parameters."""
-    changed = set()
-    # Memory for one tensor of each kind, used again and again: fresh pages cost as much time as the copying.
-    source_buffer = _buffer(entry.nbytes for entry in header.entries.values())
-    leaf_buffer = _buffer(leaf.nbytes for _, leaf in here.values())
     with safetensors.open_unchanged(header) as file:
-        types = {entry.key: entry.dtype for entry in header.entries.values()}
-        if dtype is not None:  # the header comes first and has to know which tensors change type
-            for key in (key for key in here if types[key] != dtype):
-                source = safetensors.read_tensor(file, header, key, source_buffer)
-                if not _is_same(source, _torch_leaf(*here[key], source.shape, leaf_buffer)):
-                    types[key] = dtype
+        # The header comes first and has to know which tensors change type.
+        same = parts.on_all_cores(lambda key: _is_same(file, header, key, *here[key]), here)
+        changed = {key for key, unchanged in zip(here, same) if not unchanged}
+        entries = [
+            dataclasses.replace(entry, dtype=dtype) if dtype and entry.key in changed else entry
+            for entry in header.entries.values()
+        ]
+        types = {entry.key: entry.numpy_dtype for entry in entries}
 
-        def tensor(key):
-            source = safetensors.read_tensor(file, header, key, source_buffer)
-            if key not in here:
-                return source
-            leaf = _torch_leaf(*here[key], source.shape, leaf_buffer)
-            if _is_same(source, leaf):
-                return source
-            changed.add(key)
-            return _cast(leaf, safetensors.DTYPES[types[key]], key)
+        def part(key, rows):
+            if key in changed:
+                return _export(*here[key], rows, header.entries[key].shape, types[key], key)
+            return safetensors.read_tensor(file, header, key, rows=rows)
 
-        entries = [dataclasses.replace(entry, dtype=types[entry.key]) for entry in header.entries.values()]
         as_before = entries == list(header.entries.values())
         safetensors.write(
             path,
             entries,
-            tensor,
+            part,
             metadata=header.metadata,
             raw_header=header.raw if as_before else None,
         )
     return len(changed), entries
 
 
-def _buffer(sizes) -> np.ndarray:
-    return np.empty(max(sizes, default=0), np.uint8)
-
-
-def _torch_leaf(path: str, leaf, shape: tuple[int, ...], buffer: np.ndarray) -> np.ndarray:
-    """A leaf laid out as in the file, in `buffer`: valid until that is used again."""
-    leaf = layout.to_torch(path, np.asarray(leaf))
-    array = buffer[: leaf.nbytes].view(leaf.dtype).reshape(leaf.shape)
-    tiles.copy(array, leaf)
-    return array.reshape(shape)
-
-
-def _is_same(source: np.ndarray, leaf: np.ndarray) -> bool:
-    """Whether a leaf has the bits that loading the source tensor in the leaf's dtype gives."""
-    bits = f"u{leaf.dtype.itemsize}"
-    source, leaf = source.reshape(-1), leaf.reshape(-1)
+def _is_same(file, header: safetensors.Header, key: str, path: str, leaf) -> bool:
+    """Whether a leaf has the bits that loading its source tensor in the leaf's dtype gives."""
+    entry, bits = header.entries[key], f"u{leaf.dtype.itemsize}"
     # Part by part: of a tensor that was trained the first part differs, and the rest need not be looked at.
-    for start in range(0, leaf.size, _PART):
-        part = slice(start, start + _PART)
+    for rows in parts.split(entry.shape, entry.numpy_dtype.itemsize, _COMPARED):
+        source = safetensors.read_tensor(file, header, key, rows=rows)
         with np.errstate(over="ignore"):
-            cast = source[part].astype(leaf.dtype, copy=False)
-        if not np.array_equal(cast.view(bits), leaf[part].view(bits)):
+            source = source.astype(leaf.dtype, copy=False)
+        ours = _laid_out(path, leaf, rows, leaf.dtype)
+        if not np.array_equal(source.view(bits).reshape(-1), ours.view(bits).reshape(-1)):
             return False
     return True
 
 
-def _cast(leaf: np.ndarray, dtype: np.dtype, key: str) -> np.ndarray:
+def _laid_out(path: str, leaf, rows, dtype) -> np.ndarray:
+    """Rows of a leaf in PyTorch's layout."""
+    part = layout.to_torch(path, np.asarray(leaf))[rows]
+    tensor = np.empty(part.shape, dtype)
     with np.errstate(over="ignore"):
-        tensor = np.ascontiguousarray(leaf.astype(dtype, copy=False))
+        tiles.copy(tensor, part)
+    return tensor
+
+
+def _export(path: str, leaf, rows, shape: tuple[int, ...], dtype: np.dtype, key: str) -> np.ndarray:
+    """Rows of a leaf as they go into a file whose tensor has this shape."""
+    tensor = _laid_out(path, leaf, rows, dtype)
     if not np.isfinite(tensor).all():
         advice = (
             f"they are too large for {dtype}: choose dtype float32 or bfloat16"
-            if np.isfinite(leaf).all()
+            if np.isfinite(np.asarray(leaf)).all()
             else "training has diverged: go back to an earlier checkpoint"
         )
         raise AegisError(f"tensor {key!r} has values that are not finite in the export; {advice}")
-    return tensor
+    return tensor.reshape(-1, *shape[1:])
 
 
 def _write_index(weights: Weights, target: pathlib.Path, sizes: list[tuple]) -> None:
@@ -340,15 +329,13 @@ def _write_whole(model: Model, path: pathlib.Path, dtype: str) -> int:
         for key, (name, leaf) in sorted(leaves.items())
     ]
 
-    buffer = _buffer(leaf.nbytes for _, leaf in leaves.values())
+    shapes = {entry.key: entry.shape for entry in entries}
 
-    def tensor(key):
-        name, leaf = leaves[key]
-        leaf = _torch_leaf(name, leaf, layout.torch_shape(name, leaf.shape), buffer)
-        return _cast(leaf, safetensors.DTYPES[dtype], key)
+    def part(key, rows):
+        return _export(*leaves[key], rows, shapes[key], safetensors.DTYPES[dtype], key)
 
     # transformers refuses files that do not say which framework's layout they have.
-    safetensors.write(path, entries, tensor, metadata={"format": "pt"})
+    safetensors.write(path, entries, part, metadata={"format": "pt"})
     return len(entries)
 
 

@@ -1,9 +1,9 @@
-"""Reading and writing safetensors files, strictly and one tensor at a time.
+"""Reading and writing safetensors files, strictly and part by part.
 
 The format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}},
 then the tensors' bytes without gaps. The header is parsed here, not by the `safetensors` package,
-for three reasons: a broken file is reported by file and tensor, peak memory stays one tensor above
-what the caller keeps (mapped pages count twice), and a file can be written tensor after tensor with
+for three reasons: a broken file is reported by file and tensor, peak memory stays a few parts of tensors
+above what the caller keeps (mapped pages count twice), and a file can be written part by part with
 the key order and metadata of the file it came from.
 """
 
@@ -16,12 +16,14 @@ import os
 import pathlib
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from types import EllipsisType
 from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
 
 from aegis_jax.errors import AegisError
+from aegis_jax.io import parts
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -121,21 +123,34 @@ def read_header(path: str | os.PathLike) -> Header:
     return Header(path, entries, metadata, raw, size, status.st_mtime_ns)
 
 
-def read_tensor(file: BinaryIO, header: Header, key: str, buffer: np.ndarray | None = None) -> np.ndarray:
-    """One tensor, in the file's own dtype and shape.
+def read_tensor(
+    file: BinaryIO, header: Header, key: str, buffer: np.ndarray | None = None, rows: slice | EllipsisType = ...
+) -> np.ndarray:
+    """One tensor, or some rows of it (see `parts.split`), in the file's own dtype and shape.
 
-    buffer: uint8 array of at least the tensor's size to read into, so that many tensors need memory
-    for one only; the result is then a view of it, valid until the next read.
+    buffer: uint8 array of at least that size to read into; the result is then a view of it. The
+    file's position is neither used nor changed: several threads may read at once.
     """
-    entry = header.entries[key]
-    if buffer is None:
-        buffer = np.empty(entry.nbytes, np.uint8)
-    target = buffer[: entry.nbytes]
-    file.seek(entry.start)
-    read = file.readinto(memoryview(target)) if entry.nbytes else 0
-    if read != entry.nbytes:
-        raise AegisError(f"{header.path}: tensor {key!r} ends after {read} of {entry.nbytes} bytes; {AGAIN}")
-    return target.view(entry.numpy_dtype).reshape(entry.shape)
+    whole = header.entries[key]
+    part = _rows(whole, rows)
+    target = (np.empty(part.nbytes, np.uint8) if buffer is None else buffer)[: part.nbytes]
+    read = 0
+    while read < part.nbytes:
+        count = os.preadv(file.fileno(), [target[read:]], part.start + read)
+        if count == 0:
+            found = part.start + read - whole.start
+            raise AegisError(f"{header.path}: tensor {key!r} ends after {found} of {whole.nbytes} bytes; {AGAIN}")
+        read += count
+    return target.view(part.numpy_dtype).reshape(part.shape)
+
+
+def _rows(entry: Entry, rows: slice | EllipsisType) -> Entry:
+    """What `entry` would be if its tensor had these rows only."""
+    if rows is ...:
+        return entry
+    row = entry.nbytes // entry.shape[0]
+    start, stop = entry.start + rows.start * row, entry.start + rows.stop * row
+    return dataclasses.replace(entry, shape=(rows.stop - rows.start, *entry.shape[1:]), start=start, stop=stop)
 
 
 @contextlib.contextmanager
@@ -153,14 +168,15 @@ def open_unchanged(header: Header) -> Iterator[BinaryIO]:
 def write(
     path: str | os.PathLike,
     entries: Iterable[Entry],
-    tensor: Callable[[str], np.ndarray],
+    part: Callable[[str, slice | EllipsisType], np.ndarray],
     *,
     metadata: dict[str, str] | None = None,
     raw_header: bytes | None = None,
 ) -> None:
-    """Writes a file tensor after tensor.
+    """Writes a file part by part.
 
-    tensor(key) is called once per key and its result dropped before the next.
+    part(key, rows) gives some rows of a tensor (see `parts.split`). It is called in several threads,
+    once for each part; no more parts than there are threads are held at a time.
     entries: key, dtype, shape in the order of the header's keys; where `raw_header` is given they
     must be the entries of that header, which is then written as it is. Otherwise the tensors' bytes
     are ordered by falling item size, so that every tensor is aligned. The file appears under its
@@ -170,18 +186,22 @@ def write(
     path = pathlib.Path(path)
     entries = list(entries)
     if raw_header is None:
-        raw_header, order = _make_header(entries, metadata)
-    else:
-        order = sorted(entries, key=lambda entry: (entry.start, entry.stop))
+        raw_header, entries = _make_header(entries, metadata)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
             with open(unfinished, "wb") as file:
                 file.write(struct.pack("<Q", len(raw_header)))
                 file.write(raw_header)
-                for entry in order:
-                    file.write(_bytes(entry, tensor(entry.key)))
                 file.flush()
+
+                def write_part(job):
+                    entry, rows = job
+                    place = _rows(entry, rows)
+                    _write_at(file.fileno(), _bytes(place, part(entry.key, rows)), place.start)
+
+                jobs = [(e, rows) for e in entries for rows in parts.split(e.shape, e.numpy_dtype.itemsize)]
+                parts.on_all_cores(write_part, sorted(jobs, key=lambda job: job[0].start))
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
         finally:
@@ -202,10 +222,9 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 
 def _make_header(entries: list[Entry], metadata: dict[str, str] | None) -> tuple[bytes, list[Entry]]:
-    """The header's bytes, and the entries in the order in which their bytes follow it."""
-    order = sorted(entries, key=lambda entry: -entry.numpy_dtype.itemsize)
+    """The header's bytes, and the entries with their places in the file."""
     offsets, end = {}, 0
-    for entry in order:
+    for entry in sorted(entries, key=lambda entry: -entry.numpy_dtype.itemsize):
         offsets[entry.key] = [end, end + entry.nbytes]
         end += entry.nbytes
     fields: dict = {} if metadata is None else {"__metadata__": metadata}
@@ -216,7 +235,19 @@ def _make_header(entries: list[Entry], metadata: dict[str, str] | None) -> tuple
             "data_offsets": offsets[entry.key],
         }
     raw = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
-    return raw + b" " * (-len(raw) % 8), order  # padded: the tensors begin at a multiple of 8
+    raw += b" " * (-len(raw) % 8)  # the tensors begin at a multiple of 8
+    first = 8 + len(raw)
+    placed = [
+        dataclasses.replace(entry, start=first + offsets[entry.key][0], stop=first + offsets[entry.key][1])
+        for entry in entries
+    ]
+    return raw, placed
+
+
+def _write_at(descriptor: int, content: memoryview, start: int) -> None:
+    while content:
+        count = os.pwrite(descriptor, content, start)
+        content, start = content[count:], start + count
 
 
 def _bytes(entry: Entry, array: np.ndarray) -> memoryview:

@@ -1,12 +1,10 @@
-"""Copying between PyTorch's memory layout and ours, tile by tile and on all cores.
+"""Copying between PyTorch's memory layout and ours, tile by tile.
 
 A plain transposed copy walks one of the two arrays with strides of kilobytes, so that every element costs a cache
-line; within a tile each line is used whole. NumPy releases the interpreter's lock while it copies.
+line; within a tile each line is used whole.
 """
 
-import concurrent.futures
-import functools
-import os
+import itertools
 
 import numpy as np
 
@@ -20,29 +18,8 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
         target[...] = source
         return
     # The two axes that are long are the channels, which the layouts have in opposite order.
-    rows_axis, columns_axis = sorted(range(source.ndim), key=lambda axis: -source.shape[axis])[:2]
-
-    def strip(first: int) -> None:
-        where = [slice(None)] * source.ndim
-        where[rows_axis] = slice(first, first + TILE)
-        for column in range(0, source.shape[columns_axis], TILE):
-            where[columns_axis] = slice(column, column + TILE)
-            target[tuple(where)] = source[tuple(where)]
-
-    list(_pool().map(_as_here(strip), range(0, source.shape[rows_axis], TILE)))
-
-
-def _as_here(function):
-    """`function` under the caller's handling of NumPy errors, which else ends at the thread's border."""
-    state = np.geterr()
-
-    def run(argument):
-        with np.errstate(**state):
-            return function(argument)
-
-    return run
-
-
-@functools.cache
-def _pool() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="tiles")
+    rows, columns = sorted(range(source.ndim), key=lambda axis: -source.shape[axis])[:2]
+    where = [slice(None)] * source.ndim
+    for row, column in itertools.product(range(0, source.shape[rows], TILE), range(0, source.shape[columns], TILE)):
+        where[rows], where[columns] = slice(row, row + TILE), slice(column, column + TILE)
+        target[tuple(where)] = source[tuple(where)]
