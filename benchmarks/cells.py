@@ -21,7 +21,7 @@ SCREEN = {"images": 64, "evaluation_seed": 0, "attack": {"restarts": 4, "steps":
 FINAL = {"images": 256, "evaluation_seed": 1}
 ATTACK = {"tokens": 4, "restarts": 5, "steps": 100, "batch": 8, "learning_rate": 1e-2}
 LOGGED = ("L_e", "drift_norm", "omega", "conflict_share", "mean_cosine")
-COLUMNS = ("plain", "held_out", "attacked", "attacked_best", "same", "other", "agreement")
+COLUMNS = ("plain", "held_out", "attacked", "attacked_best", "same", "other", "agreement", "agreement_shown")
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 

@@ -6,8 +6,9 @@ Expected  see README.md, Results
 
 Not the paper's setting: of a small UNet with 8x8 latents the cross-attention alone is trained, at a higher rate, with a
 batch of 4 and latents from a buffer of 8 trajectories, redrawn with the current weights every 50 steps (the paper
-trains the whole UNet at 1e-5 and draws a trajectory for every step). Soft tokens start at the mean of all words, since
-four of five words of this vocabulary name something that is to be kept. Chosen by docs/study.md.
+trains the whole UNet at 1e-5 and draws a trajectory for every step). The adversarial prefix has four tokens, and the
+drift is pulled back all the time instead of where it conflicts ("w/o DGR"). The prefix starts at the mean of all words,
+since four of five words of this vocabulary name something that is to be kept. Chosen by docs/study.md for shapes.
 """
 
 import ml_collections
@@ -19,11 +20,11 @@ def get_config():
     config.concepts = ("star",)
     config.steps = 250
     config.batch = 4
-    config.learning_rate = 3e-4
+    config.learning_rate = 1e-4
     config.trainable = "xattn"
-    config.aet = {"init": "mean"}
-    config.prompt = {"init": "mean"}
-    config.grp = {"omega_rule": "fixed", "omega": 1.0}
+    config.aet = {"init": "concept"}
+    config.prompt = {"init": "mean", "tokens": 4}
+    config.grp = {"retention": "constant", "weight": 7e-3}
     config.latents = {"refresh_every": 50}
     config.picture = {"guidance": 3.0}
     return config

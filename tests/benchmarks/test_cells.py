@@ -5,6 +5,7 @@ import json
 import cells
 import quality_vs_cost
 import world_study
+import world_study_sets
 
 
 def stand_in(cell):
@@ -43,3 +44,10 @@ def test_identity_depends_on_all_settings():
     cell = quality_vs_cost.chosen("screen")[0]
     others = [{**cell, "seed": 5}, {**cell, "images": 7}, {**cell, "attack": {"steps": 1}}, {**cell, "overrides": None}]
     assert len({cells.identity(c) for c in (cell, *others)}) == 5
+
+
+def test_every_recorded_cell_belongs_to_a_set():
+    """Else its settings could not be read from the sets, and `run` would do it again."""
+    known = {cells.identity(cell): cell["name"] for name in world_study_sets.SETS for cell in world_study.chosen(name)}
+    recorded = cells.read(world_study.OUT)
+    assert recorded and all(known.get(cell["identity"]) == cell["name"] for cell in recorded)
