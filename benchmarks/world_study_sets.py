@@ -166,15 +166,20 @@ SETS["red"] = screen(
 SETS["striped"] = screen({"lr 2e-4, linear, c' from the concept": CROSS | lr(2e-4) | CENTRE | RAMP}, ("striped",))
 
 
-def final(settings: dict, evaluation_seed: int, seeds=(0, 1, 2), concepts=("star",)) -> dict:
-    """With what no choice has seen."""
-    measure = FINAL | {"evaluation_seed": evaluation_seed}
-    return screen(settings, concepts, seeds, measure)
+def final(settings: dict, evaluation_seed: int, seeds=(0, 1, 2), **measure) -> dict:
+    return screen(settings, ("star",), seeds, FINAL | {"evaluation_seed": evaluation_seed} | measure)
 
 
-# Two rounds of finals: the second has prompts, noise and words of its own, since the first one moved the choice.
-SETS["first final"] = final({"AEGIS k=1, lr 3e-4, omega 1": CROSS | lr(3e-4), "ESD": ESD_BEST}, 1)
-SETS["first final, k=4"] = final({"AEGIS k=4, w/o DGR 1e-2": PULL | K4 | CENTRE}, 1, seeds=(0, 1))
-SETS["first final, original"] = final({"no erasure": None}, 1, seeds=(0,))
-SETS["first final, original"]["measure"] |= {"attack": {"restarts": 0}}
-SETS["final"] = final({"AEGIS": CROSS | lr(1e-4) | K4 | CENTRE | pull(7e-3), "ESD": ESD_BEST}, 3)
+# What no choice had seen: other prompts, noise, words and starts of the attack.
+SETS["final"] = final(
+    {
+        "ESD": ESD_BEST,
+        "AEGIS k=1, lr 3e-4, omega 1": CROSS | lr(3e-4),
+        "AEGIS k=4, w/o DGR 1e-2": PULL | K4 | CENTRE,
+    },
+    1,
+)
+SETS["final, original"] = final({"no erasure": None}, 1, seeds=(0,), attack={"restarts": 0})
+# Does a weaker pull withstand more? Seen after the finals, so again with prompts and starts of its own.
+SETS["weaker pull"] = final({"AEGIS k=4, w/o DGR 7e-3": CROSS | lr(1e-4) | K4 | CENTRE | pull(7e-3)}, 3)
+SETS["weaker pull, ESD"] = final({"ESD": ESD_BEST}, 3, seeds=(1,))

@@ -24,7 +24,7 @@ def get_config():
     config.trainable = "xattn"
     config.aet = {"init": "concept"}
     config.prompt = {"init": "mean", "tokens": 4}
-    config.grp = {"retention": "constant", "weight": 7e-3}
+    config.grp = {"retention": "constant", "weight": 1e-2}
     config.latents = {"refresh_every": 50}
     config.picture = {"guidance": 3.0}
     return config

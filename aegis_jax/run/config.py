@@ -16,8 +16,9 @@ from pathlib import Path
 from aegis_jax.erasure import config as erase_config
 from aegis_jax.erasure.config import EraseConfig
 from aegis_jax.errors import AegisError
+from aegis_jax.world.concepts import ATTRIBUTES
 
-WORLD_CONFIG = "world_star"  # its settings serve every concept of the world
+WORLD_CONFIGS = {"shape": "world_star", "colour": "world_red", "texture": "world_striped"}  # by what is erased
 _WANTED = {
     int: "a whole number",
     float: "a number",
@@ -74,6 +75,21 @@ class RunConfig:
             if value < least:
                 raise AegisError(f"config key {key!r}: got {value}, wanted {least} or more")
         erase_config.check(self.erase)
+
+
+def of_world(concepts: Iterable[str] | None) -> str:
+    """The name of the config for concepts of the world: a colour wants other settings than a shape.
+
+    Concepts of several attributes, or none that the world has, get those for shapes.
+    """
+    found = {
+        attribute
+        for concept in concepts or ()
+        for attribute, values in ATTRIBUTES.items()
+        for value in values
+        if set(concept.lower().split()) & set(value.words)
+    }
+    return WORLD_CONFIGS[found.pop() if len(found) == 1 else "shape"]
 
 
 def load(source=None, overrides: Iterable[tuple[str, str]] = ()) -> RunConfig:

@@ -107,7 +107,7 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
         given = {"model": saved.model} | given
     if config is None:
         is_world = given.get("model") == "world"
-        run = saved or run_config.load(run_config.WORLD_CONFIG if is_world else None)
+        run = saved or run_config.load(run_config.of_world(given.get("concepts")) if is_world else None)
     elif isinstance(config, RunConfig):
         run = config
     elif isinstance(config, EraseConfig):

@@ -8,7 +8,7 @@ from aegis_jax.errors import AegisError
 from aegis_jax.run import config as run_config
 from aegis_jax.run.config import RunConfig
 
-OURS = ["sd14_church", "sd14_nudity", "sd14_vangogh", "sd21_nudity", "world_star"]
+OURS = ["sd14_church", "sd14_nudity", "sd14_vangogh", "sd21_nudity", "world_red", "world_star", "world_striped"]
 
 
 def write(tmp_path, body):
@@ -50,6 +50,22 @@ def test_our_configs_load(name):
     for part in ("Command", "Hardware", "Expected", "Result"):
         assert part in header
     assert f"--config {name}" in header or name == "world_star"
+
+
+@pytest.mark.parametrize(
+    ("concepts", "name"),
+    [
+        (["star"], "world_star"),
+        (["a Crimson thing"], "world_red"),
+        (["banded", "dotted"], "world_striped"),
+        (["red", "star"], "world_star"),
+        (["a red star"], "world_star"),
+        (["nothing known"], "world_star"),
+        (None, "world_star"),
+    ],
+)
+def test_the_world_has_settings_for_each_attribute(concepts, name):
+    assert run_config.of_world(concepts) == name
 
 
 def test_papers_settings():
