@@ -183,3 +183,18 @@ SETS["final, original"] = final({"no erasure": None}, 1, seeds=(0,), attack={"re
 # Does a weaker pull withstand more? Seen after the finals, so again with prompts and starts of its own.
 SETS["weaker pull"] = final({"AEGIS k=4, w/o DGR 7e-3": CROSS | lr(1e-4) | K4 | CENTRE | pull(7e-3)}, 3)
 SETS["weaker pull, ESD"] = final({"ESD": ESD_BEST}, 3, seeds=(1,))
+# Four prefixes of their own start ("star" four times), instead of one.
+SETS["four prefixes"] = final(
+    {
+        "k=4, c' from the concept, w/o DGR 7e-3, four prefixes": CROSS
+        | lr(1e-4)
+        | K4
+        | CENTRE
+        | pull(7e-3)
+        | CONTEXT
+        | {"prompt.init": "random", "phrases": ["{}"] * 4}
+    },
+    2,
+    seeds=(1,),
+    images=128,
+)
