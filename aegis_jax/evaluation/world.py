@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.attacks import attack
-from aegis_jax.diffusion.sample import encode_text, generate, sample
+from aegis_jax.diffusion.sample import encode_text, generate, latent_shape, sample
 from aegis_jax.diffusion.schedule import ddim_timesteps
 from aegis_jax.errors import AegisError
 from aegis_jax.world import captions, concepts, judge, renderer
@@ -158,9 +158,7 @@ def attacked(pipeline, concept: Concept, *, n: int = 40, seed: int = 0, images: 
 
 def sample_from_embedding(pipeline, text_emb, *, seed: int, steps: int = STEPS, guidance: float = GUIDANCE):
     """uint8 images (n, H, W, 3) for encoded prompts (n, L, D): what an embedding attack feeds to the model."""
-    model, n = pipeline.unet, len(text_emb)
-    size, channels = model.config["sample_size"], model.config.get("in_channels", 4)
-    start = np.random.default_rng(seed).standard_normal((n, size, size, channels), np.float32)
+    start = np.random.default_rng(seed).standard_normal((len(text_emb), *latent_shape(pipeline)), np.float32)
     uncond = jnp.broadcast_to(encode_text(pipeline, [""]), text_emb.shape)
     return generate(pipeline, text_emb, uncond, start, ddim_timesteps(pipeline.scheduler, steps), guidance)
 

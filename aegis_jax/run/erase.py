@@ -104,7 +104,7 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
     if concepts is not None:
         given["concepts"] = [concepts] if isinstance(concepts, str) else list(concepts)
     if saved:  # a config file names the model it was written for, which the run need not have had
-        given = {"model": saved.model} | given
+        given = {key: getattr(saved, key) for key in ("model", "revision", "variant")} | given
     if config is None:
         is_world = given.get("model") == "world"
         run = saved or run_config.load(run_config.of_world(given.get("concepts")) if is_world else None)

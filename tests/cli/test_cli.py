@@ -180,6 +180,12 @@ def test_variants_of_the_weights(capsys, cheap_step, tiny, tmp_path):
     assert main([*erase, "--variant", "fp16"]) == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["variant"] == "fp16"
     assert main(["erase", "--resume", "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "c.py").write_text(
+        "import ml_collections as m\n"
+        "keys = {'steps': 3, 'trainable': 'kv', 'concepts': ['star'], 'picture': {'images': 0}}\n"
+        "get_config = lambda: m.ConfigDict(keys)\n"
+    )
+    assert main(["erase", "--resume", "--out", str(tmp_path / "run"), "--config", str(tmp_path / "c.py")]) == 0
     sample = ["sample", "--model", str(folder), "--prompt", "a", "--steps", "1", "--out", str(tmp_path / "s")]
     assert main([*sample, "--variant", "fp16"]) == 0
     capsys.readouterr()
