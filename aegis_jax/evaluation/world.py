@@ -47,13 +47,8 @@ class Concept:
 
 def find(text: str) -> Concept | None:
     """The concept that a text names by exactly one attribute value ("star", "a red thing"), or None."""
-    found = []
-    for word in text.lower().split():
-        try:
-            found.append(Concept(*concepts.find(word)))
-        except KeyError:
-            continue
-    return found[0] if len(found) == 1 else None
+    found = concepts.named(text)
+    return Concept(*found[0][1:]) if len(found) == 1 else None
 
 
 def concept_prompts(concept: Concept, n: int, seed: int, *, held_out: bool = False) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from aegis_jax.erasure import config as erase_config
 from aegis_jax.erasure.config import EraseConfig
 from aegis_jax.errors import AegisError
-from aegis_jax.world.concepts import ATTRIBUTES
+from aegis_jax.world.concepts import named
 
 WORLD_CONFIGS = {"shape": "world_star", "colour": "world_red", "texture": "world_striped"}  # by what is erased
 _WANTED = {
@@ -82,13 +82,7 @@ def of_world(concepts: Iterable[str] | None) -> str:
 
     Concepts of several attributes, or none that the world has, get those for shapes.
     """
-    found = {
-        attribute
-        for concept in concepts or ()
-        for attribute, values in ATTRIBUTES.items()
-        for value in values
-        if set(concept.lower().split()) & set(value.words)
-    }
+    found = {attribute for concept in concepts or () for _, attribute, _ in named(concept)}
     return WORLD_CONFIGS[found.pop() if len(found) == 1 else "shape"]
 
 

@@ -48,11 +48,10 @@ def rows(concepts: tuple[str, ...], images: int, *, is_world: bool) -> list[Row]
 
 def _world_rows(concept: str, images: int) -> list[Row]:
     """The concept, one of its held-out words, and two other values of its attribute."""
-    words = concept.split()
-    known = {word: world.find(word) for word in words if _is_known(word)}
+    known = world.named(concept)
     if not known:
         return [Row(concept, (concept,) * images, True)]
-    attribute, index = known[word := list(known)[-1]]
+    word, attribute, index = known[-1]
     values = world.ATTRIBUTES[attribute]
     others = [values[(index + step) % len(values)].name for step in (1, 2)]
     synonym = concept.replace(word, values[index].held_out[0])
@@ -65,7 +64,7 @@ def _world_rows(concept: str, images: int) -> list[Row]:
 
 def _world_prompts(phrase: str, images: int) -> tuple[str, ...]:
     """Captions of things as in `phrase`, each with values of its own for what is left open."""
-    said = {world.find(word)[0]: word for word in phrase.split() if _is_known(word)}
+    said = {attribute: word for word, attribute, _ in world.named(phrase)}
 
     def choose(attribute, k):
         values = world.ATTRIBUTES[attribute]
@@ -73,14 +72,6 @@ def _world_prompts(phrase: str, images: int) -> tuple[str, ...]:
         return said.get(attribute) or values[(start + stride * k) % len(values)].name
 
     return tuple(captions.fill("{a thing}", *(choose(a, k) for a in world.ATTRIBUTES)) for k in range(images))
-
-
-def _is_known(word: str) -> bool:
-    try:
-        world.find(word)
-    except KeyError:
-        return False
-    return True
 
 
 def check(pipeline, settings) -> None:

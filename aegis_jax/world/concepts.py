@@ -67,3 +67,9 @@ def find(word: str) -> tuple[str, int]:
             if word in value.words:
                 return attribute, index
     raise KeyError(word)
+
+
+def named(text: str) -> list[tuple[str, str, int]]:
+    """(word as written, attribute, index) of each word in `text` that names a value, in order."""
+    known = {word: (a, i) for a, row in ATTRIBUTES.items() for i, value in enumerate(row) for word in value.words}
+    return [(word, *known[word.lower()]) for word in text.split() if word.lower() in known]

@@ -30,7 +30,7 @@ def test_rows_of_a_world_concept(concept):
     for row in rows:
         assert len(set(row.prompts)) == 3  # the columns differ in what the concept leaves open
         for prompt in row.prompts:
-            said = [world.find(w)[0] for w in prompt.split() if picture._is_known(w)]
+            said = [a for _, a, _ in world.named(prompt)]
             assert sorted(said) == ["colour", "shape", "texture"]
 
 
