@@ -1,6 +1,7 @@
 """What `aegis erase`, `sample` and `attack` do between parsing and printing."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def erase(model, concepts, *, config, overrides, out, resume, overwrite) -> None
         result = erase_concepts(
             model, concepts, config=config, overrides=overrides,
             out=out, resume=resume, overwrite=overwrite, progress=progress,
-            measure=_world_table,
+            measure=partial(_world_table, progress),
         )  # fmt: skip
     except loop.Interrupted as stopped:
         progress.say(f"saved; go on with: aegis erase --resume --out {out}")
@@ -40,12 +41,13 @@ def erase(model, concepts, *, config, overrides, out, resume, overwrite) -> None
     print(f"model    {result.folder / 'pipeline'}")
 
 
-def _world_table(run, before, after) -> str | None:
+def _world_table(progress, run, before, after) -> str | None:
     """The judge's rates before and after, where there is a judge: for values of the world."""
     if not run.is_world:
         return None
     from aegis_jax.evaluation import world as evaluation
 
+    progress.say("measuring before and after")
     return "\n".join(
         evaluation.world_table(before, after, concept)
         if evaluation.find(concept)

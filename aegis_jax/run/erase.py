@@ -193,7 +193,6 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
         picture.before_after(pipeline, erased, folder.picture, run)
     measured = None
     if measure:
-        progress.say("measuring before and after")
         measured = measure(run, pipeline, erased)
         write_text(folder.pipeline / "README.md", card.text(run, metrics, measured))
     story |= {"status": "finished", "finished": manifest.now()}
