@@ -30,6 +30,13 @@ def main(argv: list[str] | None = None) -> int:
     except (AegisError, OSError) as error:
         print(f"aegis: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except RuntimeError as error:  # XLA's, which has no class of its own for a full device
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).strip().splitlines()[0]
+        advice = "lower --config.batch, set --config.remat=true or take --config.trainable=xattn"
+        print(f"aegis: error: the device's memory is full ({first}); {advice}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:
         signum = getattr(error, "signum", 2)
         print(f"aegis: stopped: {error or 'interrupted'}", file=sys.stderr)

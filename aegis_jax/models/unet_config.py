@@ -108,8 +108,19 @@ def check(config: dict) -> dict:
     for key in ("layers_per_block", "cross_attention_dim", "transformer_layers_per_block", "only_cross_attention"):
         c[key] = per_block(c[key], n, key)
     c["heads"] = per_block(c["attention_head_dim"], n, "attention_head_dim")
+    _check_heads(c)
     c["time_embed_dim"] = c["time_embedding_dim"] or 4 * c["block_out_channels"][0]
     return c
+
+
+def _check_heads(c: dict) -> None:
+    """A head has at least one channel. Stage i of the way down and stage n - 1 - i of the way up share settings."""
+    types = c["down_block_types"], c["up_block_types"][::-1]
+    stages = list(zip(c["block_out_channels"], c["heads"], *types, strict=True))
+    used = [(width, heads) for width, heads, *types in stages if any(t.startswith("CrossAttn") for t in types)]
+    if c["mid_block_type"] == "UNetMidBlock2DCrossAttn":
+        used.append(stages[-1][:2])
+    refuse([f"attention_head_dim={heads} for {width} channels" for width, heads in used if heads > width][:1], "unet")
 
 
 def _check_choices(c: dict, n: int, problems: list[str]) -> None:

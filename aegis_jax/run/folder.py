@@ -102,8 +102,15 @@ class RunFolder:
         return read_json(self.manifest) if self.manifest.exists() else {}
 
     def read_metrics(self) -> list[dict]:
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        """The lines of metrics.jsonl. Raises `AegisError` naming the first that is none of ours."""
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        metrics = []
+        for number, line in enumerate(lines, 1):
+            try:
+                metrics.append(json.loads(line))
+            except ValueError as error:
+                raise AegisError(f"{self.metrics}, line {number}: no JSON ({error}); mend the line") from error
+        return metrics
 
 
 class MetricsFile:

@@ -4,11 +4,13 @@ import json
 import shutil
 import struct
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import aegis_jax
+import aegis_jax.run.erase
 from aegis_jax.cli import main
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -143,6 +145,16 @@ def test_erase_and_what_it_refuses_afterwards(capsys, cheap_step, folder, tmp_pa
     heart = refused(capsys, "erase", "--concept", "heart", "--out", "runs/star", "--resume")
     assert "concepts was ['star'], is ['heart']" in heart
     assert main(["erase", "--resume", "--out", "runs/star"]) == 0
+
+
+def test_a_device_without_memory(capsys, monkeypatch, folder, tmp_path):
+    def full(*args, **more):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nlong story")
+
+    monkeypatch.setattr(aegis_jax.run.erase, "_train", full)
+    argv = ("erase", "--model", folder, "--concept", "star", *KEYS, "--out", tmp_path / "run")
+    message = refused(capsys, *argv)
+    assert "memory is full" in message and "--config.batch" in message and "long story" not in message
 
 
 def test_a_folder_that_cannot_be_written(capsys, cheap_step, folder, tmp_path):

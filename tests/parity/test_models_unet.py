@@ -210,6 +210,7 @@ REFUSED = [
     {"reverse_transformer_layers_per_block": [[1, 2], [1]]},
     {"layers_per_block": [1]},
     {"attention_head_dim": [1, 2, 3]},
+    {"attention_head_dim": 4096},
     {"block_out_channels": [16]},
     {"an_option_of_the_future": 3},
 ]

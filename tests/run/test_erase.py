@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,15 @@ def test_resumed_is_as_uninterrupted(cheap_step, folder, tmp_path, monkeypatch, 
     assert metrics(out) == metrics(finished)
     assert len(result.metrics) == 7
     assert len(json.loads((out / "manifest.json").read_text())["resumed"]) == 1
+
+
+def test_metrics_that_are_no_json_are_named(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    (out / "metrics.jsonl").write_text("\n".join([*lines[:2], lines[2][:9], *lines[3:]]))
+    with pytest.raises(AegisError, match="metrics.jsonl, line 3"):
+        aegis_jax.erase(out=out, resume=True)
 
 
 def test_a_config_file_does_not_send_a_resumed_run_to_another_model(finished, folder, tmp_path):
