@@ -12,68 +12,24 @@ import zlib
 
 import numpy as np
 
+from benchmarks import sd_configs
+
 WORLD = pathlib.Path(__file__).resolve().parent.parent / "aegis_jax" / "world" / "weights"
 MODELS = ("tiny", "world", "quarter", "sd14")
 STEPS = 50  # DDIM steps of a whole trajectory
 ETA, BETA, GAMMA, GUIDANCE, LEARNING_RATE, MU = 1.0, 1e-3, 1e-3, 3.0, 1e-5, 1e-2
 
-_SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-}
-
-
-def _unet(widths, context, *, size, groups, heads=8, layers=2):
-    """SD 1.4's layout (no attention at the lowest of four resolutions) in other widths."""
-    attention = [i < 3 for i in range(len(widths))]
-    return {
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": size,
-        "in_channels": 4,
-        "out_channels": 4,
-        "block_out_channels": list(widths),
-        "layers_per_block": layers,
-        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention],
-        "mid_block_type": "UNetMidBlock2DCrossAttn",
-        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
-        "cross_attention_dim": context,
-        "attention_head_dim": heads,  # diffusers' misnomer: the number of heads
-        "norm_num_groups": groups,
-        "norm_eps": 1e-5,
-        "act_fn": "silu",
-    }
-
-
-def _text(width, heads, layers, *, vocabulary, length=77):
-    return {
-        "architectures": ["CLIPTextModel"],
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "max_position_embeddings": length,
-        "vocab_size": vocabulary,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    }
-
-
 # 80 channels are no multiple of SD 1.4's 32 groups; 16 groups divide every width.
 _RANDOM = {
     "tiny": lambda: (
-        _unet((16, 32), 32, size=8, groups=8, heads=2, layers=1),
-        _text(32, 2, 1, vocabulary=64, length=12),
+        sd_configs.unet((16, 32), 32, size=8, groups=8, heads=2, layers=1),
+        sd_configs.text_encoder(32, 2, 1, vocabulary=64, length=12),
     ),
-    "quarter": lambda: (_unet((80, 160, 320, 320), 192, size=32, groups=16), _text(192, 3, 12, vocabulary=1000)),
-    "sd14": lambda: (_unet((320, 640, 1280, 1280), 768, size=64, groups=32), _text(768, 12, 12, vocabulary=49408)),
+    "quarter": lambda: (
+        sd_configs.unet((80, 160, 320, 320), 192, size=32, groups=16),
+        sd_configs.text_encoder(192, 3, 12, vocabulary=1000),
+    ),
+    "sd14": lambda: (sd_configs.unet(), sd_configs.text_encoder()),
 }
 
 
@@ -148,7 +104,7 @@ def load(name: str, size: int | None = None) -> Case:
     unet["sample_size"] = size or unet["sample_size"]
     last = text["vocab_size"] - 1
     words = Words({"concept": 5}, bos=last - 1, eos=last, pad=last, length=text["max_position_embeddings"])
-    return Case(name, unet, text, _SCHEDULER, words, "concept")
+    return Case(name, unet, text, sd_configs.SCHEDULER, words, "concept")
 
 
 def _drawn(key: str, shape: tuple) -> np.ndarray:

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 
+import sd_configs
 import trials
 
 # Keys of the UNet whose bits both sides must agree on: a convolution, a dense layer, an attention key, a bias.
@@ -37,49 +38,7 @@ CHECKED = (
     "conv_out.bias",
 )
 FACTOR = 1.5  # exact to 1 ulp in any order, so both sides give the same bits
-SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "num_train_timesteps": 1000,
-}
-UNET = {
-    "_class_name": "UNet2DConditionModel",
-    "sample_size": 64,
-    "layers_per_block": 2,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-VAE = {
-    "_class_name": "AutoencoderKL",
-    "sample_size": 512,
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-}
-TEXT = {
-    "architectures": ["CLIPTextModel"],
-    "model_type": "clip_text_model",
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-    "vocab_size": 49408,
-    "hidden_act": "quick_gelu",
-    "bos_token_id": 0,  # as in the folder of SD 1.4, though the tokenizer says otherwise
-    "eos_token_id": 2,
-    "pad_token_id": 1,
-}
+TEXT = sd_configs.text_encoder() | {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # as SD 1.4's folder says
 SMALL = {  # about 108 million parameters in the UNet, 130 in all
     "unet": {"block_out_channels": [128, 256, 448, 448], "cross_attention_dim": 256},
     "vae": {"block_out_channels": [64, 128, 128, 128]},
@@ -113,14 +72,14 @@ def make(folder: pathlib.Path, size: str, dtype: str, seed: int = 0) -> dict[str
         return weights.astype(dtype)
 
     models, counts = {}, {}
-    for name, config in (("unet", UNET), ("vae", VAE), ("text_encoder", TEXT)):
+    for name, config in (("unet", sd_configs.unet()), ("vae", sd_configs.VAE), ("text_encoder", TEXT)):
         abstract = model.abstract(MODELS[name], config | SIZES[size].get(name, {}))
         counts[name] = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
         models[name] = model.Model(abstract.config, abstract.graph, jax.tree.map(draw, abstract.params))
     with tempfile.TemporaryDirectory() as scratch:
         letters = "ab" if size == "tiny" else string.ascii_lowercase + string.digits
         tokenizer = _tokenizer(pathlib.Path(scratch), letters)
-        pipeline = Pipeline(**models, tokenizer=Tokenizer(tokenizer), scheduler=SCHEDULER)
+        pipeline = Pipeline(**models, tokenizer=Tokenizer(tokenizer), scheduler=sd_configs.SCHEDULER)
         save_pipeline(pipeline, folder, dtype=dtype)
     return counts
 

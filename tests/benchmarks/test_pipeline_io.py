@@ -2,6 +2,7 @@
 
 import pipeline_io
 import pytest
+import sd_configs
 import trials
 
 
@@ -36,6 +37,6 @@ def test_the_full_size_is_that_of_sd14():
 
     sizes = {
         name: sum(leaf.size for leaf in jax.tree.leaves(model.abstract(MODELS[name], config).params))
-        for name, config in (("unet", pipeline_io.UNET), ("vae", pipeline_io.VAE), ("text_encoder", pipeline_io.TEXT))
+        for name, config in (("unet", sd_configs.unet()), ("vae", sd_configs.VAE), ("text_encoder", pipeline_io.TEXT))
     }
     assert sizes == {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
