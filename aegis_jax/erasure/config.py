@@ -34,6 +34,7 @@ class PromptConfig:
 
     enabled: bool = True  # False: c* := c_e ("w/o adversarial prompt")
     tokens: int = 1  # k, learnable token embeddings before the concept
+    prefixes: int = 1  # per concept; each has its own c*, c' and latents, and batches are dealt to them in turn
     init: str = "random"  # as aet.init
     gamma: float = 1e-3  # sign step, in units of a token embedding's coordinates
 
@@ -102,6 +103,13 @@ def check(config: EraseConfig) -> None:
     need(config.aet.init in SOFT_STARTS, "aet.init", config.aet.init, " | ".join(SOFT_STARTS))
     need(config.aet.beta >= 0, "aet.beta", config.aet.beta, "0 or more")
     need(config.prompt.tokens >= 1, "prompt.tokens", config.prompt.tokens, "at least 1")
+    need(config.prompt.prefixes >= 1, "prompt.prefixes", config.prompt.prefixes, "at least 1")
+    need(
+        config.prompt.enabled or config.prompt.prefixes == 1,
+        "prompt.prefixes",
+        config.prompt.prefixes,
+        "1 without an adversarial prompt",
+    )
     need(config.prompt.init in SOFT_STARTS, "prompt.init", config.prompt.init, " | ".join(SOFT_STARTS))
     need(config.prompt.gamma >= 0, "prompt.gamma", config.prompt.gamma, "0 or more")
     grp = config.grp

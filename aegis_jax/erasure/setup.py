@@ -115,6 +115,7 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
     if not concepts:
         raise AegisError("no concept given; name at least one, such as 'star'")
     check(config)
+    concepts *= config.prompt.prefixes  # each copy starts, is dealt latents and moves on its own
     frozen = freeze(pipeline, concepts, config, placement)
     zeros = partial(_zeros, placement)
     drift = zeros(jax.eval_shape(lambda unet: trainable.zero_drift(unet, config.trainable), frozen.unet))

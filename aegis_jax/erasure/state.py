@@ -1,6 +1,7 @@
 """What a run carries (State) and what it never changes (Frozen). Both are pytrees.
 
-Shapes: h w latent size, L tokens, d token-embedding width, D text width, K concepts.
+Shapes: h w latent size, L tokens, d token-embedding width, D text width, K concepts (each as often as it
+has prefixes).
 """
 
 import dataclasses
