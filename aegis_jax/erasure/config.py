@@ -34,7 +34,7 @@ class PromptConfig:
 
     enabled: bool = True  # False: c* := c_e ("w/o adversarial prompt")
     tokens: int = 1  # k, learnable token embeddings before the concept
-    prefixes: int = 1  # per concept; each has its own c*, c' and latents, and batches are dealt to them in turn
+    prefixes: int = 1  # adversarial prompts per concept, each with a c' of its own; latents are dealt to them in turn
     init: str = "random"  # as aet.init
     gamma: float = 1e-3  # sign step, in units of a token embedding's coordinates
 

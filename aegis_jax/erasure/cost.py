@@ -36,7 +36,7 @@ def unet_evaluations(config: EraseConfig, concepts: int = 1) -> Cost:
     """What a run of `config.steps` steps over `concepts` concepts takes per step, its first buffer included."""
     batch = config.batch
     return Cost(
-        latents=_latents(config, concepts * config.prompt.prefixes),
+        latents=_latents(config, concepts),
         # theta for c_e, theta0 for c' with its gradient, theta0 for the new c'.
         aet=batch * (3 + BACKWARD_TO_TEXT) * config.aet.enabled,
         prompt=batch * (1 + BACKWARD_TO_TEXT) * config.prompt.enabled,

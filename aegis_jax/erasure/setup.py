@@ -115,7 +115,6 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
     if not concepts:
         raise AegisError("no concept given; name at least one, such as 'star'")
     check(config)
-    concepts *= config.prompt.prefixes  # each copy starts, is dealt latents and moves on its own
     frozen = freeze(pipeline, concepts, config, placement)
     zeros = partial(_zeros, placement)
     drift = zeros(jax.eval_shape(lambda unet: trainable.zero_drift(unet, config.trainable), frozen.unet))
@@ -123,13 +122,13 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
         raise AegisError(f"trainable={config.trainable!r} selects no tensor of this UNet; choose full")
     # A step's keys are folds 0, 1, 2, ... of the seed; the largest fold is the setup's.
     key_v, key_p, key_z = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2**32 - 1), 3)
-    grp = config.grp
+    grp, prompts = config.grp, concepts * config.prompt.prefixes
     state = State(
         step=jnp.int32(0),
         drift=drift,
         opt_state=zeros(jax.eval_shape(lambda d: adam.init(d, jnp.dtype(config.moments_dtype)), drift)),
-        v=_soft_tokens(pipeline, key_v, concepts, config.aet.tokens, config.aet.init),
-        p=_soft_tokens(pipeline, key_p, concepts, config.prompt.tokens, config.prompt.init),
+        v=_soft_tokens(pipeline, key_v, prompts, config.aet.tokens, config.aet.init),
+        p=_soft_tokens(pipeline, key_p, prompts, config.prompt.tokens, config.prompt.init),
         omega=rectify.first_omega(drift, grp),
         previous=zeros(jax.eval_shape(partial(rectify.projection, grp=grp), drift, drift))
         if grp.retention == "grp" and grp.omega_rule == "hypergradient"
@@ -157,7 +156,7 @@ def random_tokens(pipeline, key, shape):
 
 
 def _soft_tokens(pipeline, key, concepts: list[str], tokens: int, init: str):
-    """Where the soft tokens of each concept start, float32 (K, tokens, d)."""
+    """Where the soft tokens of each concept start, float32 (len(concepts), tokens, d)."""
     if init == "random":
         return random_tokens(pipeline, key, (len(concepts), tokens))
     if init == "mean":

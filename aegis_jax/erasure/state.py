@@ -1,7 +1,6 @@
 """What a run carries (State) and what it never changes (Frozen). Both are pytrees.
 
-Shapes: h w latent size, L tokens, d token-embedding width, D text width, K concepts (each as often as it
-has prefixes).
+Shapes: h w latent size, L tokens, d token-embedding width, D text width, K concepts, P prefixes of each.
 """
 
 import dataclasses
@@ -27,8 +26,8 @@ class State:
       step: int32 scalar, steps done.
       drift: theta - theta0 of the trainable tensors, float32, stacked {group: (n, *shape)} (groups.py); 0 at step 0.
       opt_state: Adam's moments, like `drift`, in the config's `moments_dtype`.
-      v: soft tokens of the AET, (K, m', d).
-      p: soft tokens of the adversarial prompt, (K, k, d).
+      v: soft tokens of the AET, (P K, m', d); row i belongs to concept i mod K, as in `p`.
+      p: soft tokens of the adversarial prompts, (P K, k, d).
       omega: projection strength in [0, 1], float32: a scalar, or {group: (n,)} with `grp.omega_per_tensor`.
       previous: last step's projection (rectify.projection), kept for the hypergradient rule only, else None; zeros at
         step 0.

@@ -99,12 +99,13 @@ def _as_float32(tree):
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
-def _core(frozen: Frozen, theta, concepts, z_t, t, v, p, config: EraseConfig):
+def _core(frozen: Frozen, theta, prompts, z_t, t, v, p, config: EraseConfig):
     """Steps 2 and 3 and the constants of step 4: (v, p, c_star (G, L, D), erasure goal (B, h, w, C), metrics).
 
-    concepts: indices into K of the batch's concepts, (G,), latent i belongs to the one at i mod G; v (G, m', d) and
-    p (G, k, d) of those concepts.
+    prompts: the rows of the state's v and p that the batch uses, (G,), latent i belongs to the one at i mod G; v
+    (G, m', d) and p (G, k, d) are those rows.
     """
+    concepts = prompts % frozen.concept_emb.shape[0]
     noise = partial(_predict, frozen.unet_graph)
     c_e = frozen.concept_emb[concepts, 0]
     # The frozen predictions that share z_t and t go through the network together.
@@ -140,27 +141,28 @@ def _core(frozen: Frozen, theta, concepts, z_t, t, v, p, config: EraseConfig):
     return v, p, c_star, goal, metrics
 
 
-def _dealt(step, concepts: int, batch: int):
-    """Round-robin (method.md section 7): latent i of step n belongs to concept (n * batch + i) mod K.
+def _dealt(step, n: int, batch: int):
+    """Round-robin (method.md section 7): latent i of a step belongs to concept, or prompt, (step * batch + i) mod n.
 
-    Returns the step's G = min(K, batch) concepts, (G,), of which latent i has the one at i mod G, and how many steps
-    each has had before, (G,).
+    Returns the step's G = min(n, batch) concepts or prompts, (G,), of which latent i has the one at i mod G, and how
+    many steps each has had before, (G,). Dealt by K concepts and by P K prompts, a latent's concept is the same.
     """
-    first = step * batch + jnp.arange(min(concepts, batch))  # each concept's first latent, counted over the run
-    return first % concepts, jnp.minimum(first // concepts, step)
+    first = step * batch + jnp.arange(min(n, batch))  # each one's first latent, counted over the run
+    return first % n, jnp.minimum(first // n, step)
 
 
 def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State, dict]:
     """One training step: (new state, metrics as float32 scalars). The old state's buffers are donated: do not reuse it.
 
-    With several concepts, the latents of a batch are dealt to them round-robin. A concept without a latent in this
-    step keeps its soft tokens.
+    The latents of a batch are dealt round-robin to the adversarial prompts of all concepts. A prompt without a latent
+    in this step keeps its soft tokens.
 
-    Metrics: L_aet, L_adv (where enabled; means over the batch's concepts), L_e, L_r, conflict_share (of tensors),
+    Metrics: L_aet, L_adv (where enabled; means over the batch's prompts), L_e, L_r, conflict_share (of tensors),
     mean_cosine (of g_e and g_r), omega (mean, where there are several), update_dot_gr (<update, g_r>), drift_norm
     (||theta - theta0||), s (denoising steps done), t (mean).
     """
     concepts, visits = _dealt(state.step, frozen.concept_emb.shape[0], config.batch)
+    prompts, _ = _dealt(state.step, state.p.shape[0], config.batch)
     theta = trainable.add_drift(frozen.unet, state.drift, config.trainable, placement=frozen.placement)
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     draw = {"key": key, "batch": config.batch, "config": config.latents}
@@ -169,17 +171,17 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
         buffer = None
     else:
         z_t, t, s, buffer = latents_lib.buffered(frozen, theta, state.latents, concepts, visits, **draw)
-    state, metrics = step_at(state, frozen, theta, concepts, z_t, t, config)
+    state, metrics = step_at(state, frozen, theta, prompts, z_t, t, config)
     metrics |= {"s": jnp.mean(s.astype(jnp.float32)), "t": jnp.mean(t.astype(jnp.float32))}
     return dataclasses.replace(state, latents=buffer), metrics
 
 
-def step_at(state: State, frozen: Frozen, theta, concepts, z_t, t, config: EraseConfig) -> tuple[State, dict]:
+def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseConfig) -> tuple[State, dict]:
     """`erase_step` from given latents z_t (B, h, w, C) and timesteps t (B,) on; theta = theta0 + drift.
 
-    concepts: indices (G,), as in `_core`. The state's buffer of latents is passed through.
+    prompts: indices (G,), as in `_core`. The state's buffer of latents is passed through.
     """
-    v, p, c_star, goal, metrics = _core(frozen, theta, concepts, z_t, t, state.v[concepts], state.p[concepts], config)
+    v, p, c_star, goal, metrics = _core(frozen, theta, prompts, z_t, t, state.v[prompts], state.p[prompts], config)
     drift, opt_state, omega, previous, update_metrics = _erase_update(
         frozen,
         theta,
@@ -200,8 +202,8 @@ def step_at(state: State, frozen: Frozen, theta, concepts, z_t, t, config: Erase
         step=state.step + 1,
         drift=drift,
         opt_state=opt_state,
-        v=state.v.at[concepts].set(v),
-        p=state.p.at[concepts].set(p),
+        v=state.v.at[prompts].set(v),
+        p=state.p.at[prompts].set(p),
         omega=omega,
         previous=previous,
         latents=state.latents,

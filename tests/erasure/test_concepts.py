@@ -36,10 +36,11 @@ def test_round_robin(concepts, batch):
         seen[mine] += 1
 
 
-def one_step(patch, pipeline, concepts, given, soft, step=0):
+def one_step(patch, pipeline, concepts, given, soft, step=0, prefixes=1):
     """The state on the host after one `erase_step` from a given drift, z_t, t and soft tokens."""
     z_t, t = (jnp.asarray(given[name]) for name in ("z_t", "t"))
-    config = dataclasses.replace(CONFIG, batch=len(t))
+    prompt = dataclasses.replace(CONFIG.prompt, prefixes=prefixes)
+    config = dataclasses.replace(CONFIG, batch=len(t), prompt=prompt)
     patch.setattr(latents, "fresh", lambda *args, **kwargs: (z_t, t, jnp.int32(0)))
     state, frozen = setup(pipeline, concepts, config)
     v, p = (jnp.asarray(x) for x in soft)
@@ -84,6 +85,21 @@ def test_a_mixed_batch_is_the_mean_of_its_concepts(monkeypatch, pipeline, given,
             assert (after[concept] == getattr(state, name)[0]).mean() > 0.95
         (idle,) = set(range(len(CONCEPTS))) - set(dealt)
         assert after[idle].tobytes() == before[idle].tobytes()
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_prefixes_are_as_the_concept_named_again(monkeypatch, pipeline, given, step):
+    """From the same z_t and t, two concepts with two prefixes each make the step of four concepts."""
+    twice = [*CONCEPTS[:2], *CONCEPTS[:2]]
+    start, _ = setup(pipeline, twice, CONFIG)
+    soft = jax.device_get((start.v, start.p))
+    wanted, their_metrics = one_step(monkeypatch, pipeline, twice, given, soft, step)
+    found, metrics = one_step(monkeypatch, pipeline, CONCEPTS[:2], given, soft, step, prefixes=2)
+    for name in ("v", "p", "drift"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(wanted, name))
+    assert metrics["L_e"] == their_metrics["L_e"]
+    moved = (found.p != soft[1]).any((1, 2))
+    assert moved.tolist() == ([False, False, True, True] if step else [True, True, False, False])
 
 
 def test_each_latent_is_guided_by_its_own_concept(pipeline):
