@@ -6,15 +6,20 @@ import optax
 
 from aegis_jax.world import judge, renderer
 from aegis_jax.world.concepts import NONE
-from aegis_jax.world.stages import Workshop, decode_latents, start, through_vae
+from aegis_jax.world.stages import Workshop, decode_latents, encode_images, start
 from aegis_jax.world.towers import Headed
 
-MIX = {"plain": 32, "odd": 10, "empty": 4, "blend": 9, "broken": 9}  # images per batch of 64
+MIX = {"plain": 31, "odd": 12, "empty": 4, "blend": 9, "broken": 8}  # images per batch of 64
+JITTER = 0.35  # of latents that are decoded again, at most, in their deviations: edges as a UNet draws them
+WARP = 1.2  # pixels by which an outline bends, at most (root mean square)
 IGNORE = -2  # a label that counts neither way
 
 
 def material(shop: Workshop, vae_params) -> dict:
-    """The judges' training images: half of each kind as rendered, half passed through the VAE."""
+    """The judges' training images: half of each kind as rendered, half passed through the VAE, jittered there.
+
+    A UNet's objects wobble as no render does; judges that know only straight edges call them "none" at random.
+    """
     rng = np.random.default_rng((shop.seed, 3))
     n = len(shop.pool[0])
     odd = renderer.labels(rng, n // 4)
@@ -27,13 +32,23 @@ def material(shop: Workshop, vae_params) -> dict:
     made = {}
     for kind, (images, label) in parts.items():
         half = len(images) // 2
-        passed = through_vae(vae_params, images[half:])
+        passed = _jittered(rng, vae_params, images[half:])
         made[kind] = np.concatenate([images[:half], passed]), label
     # What a broken UNet leaves behind: noise, decoded.
     noise = rng.normal(0, 1, (n // 10, 8, 8, 4)) * rng.uniform(0.5, 1.5, (n // 10, 1, 1, 1))
     noise = decode_latents(vae_params, noise.astype(np.float32))
     made["noise"] = noise, np.full((n // 10, 3), NONE)
     return made
+
+
+def _jittered(rng, vae_params, images):
+    """Images through the VAE, their latents disturbed by smooth and by independent noise."""
+    mean, _ = encode_images(vae_params, images)
+    n = len(mean)
+    coarse = rng.standard_normal((n, 4, 4, 4)).repeat(2, 1).repeat(2, 2)
+    noise = np.where(rng.random((n, 1, 1, 1)) < 0.5, coarse, rng.standard_normal(mean.shape))
+    noise = noise * JITTER * rng.random((n, 1, 1, 1)) ** 2 * mean.std()
+    return decode_latents(vae_params, (mean + noise).astype(np.float32))
 
 
 def _broken(rng, images, n: int):
@@ -57,10 +72,24 @@ def _broken(rng, images, n: int):
     return x, label
 
 
-def _shifted(rng, x):
-    """Each image moved by up to 3 pixels, its edge repeated: the pool alone is learnt by heart."""
-    rows, columns = (np.clip(np.arange(32) + rng.integers(-3, 4, (len(x), 1)), 0, 31) for _ in range(2))
-    return x[np.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :]]
+def _moved(rng, x):
+    """Each image moved by up to 3 pixels and bent, its edge repeated: the pool alone is learnt by heart."""
+    n, size = x.shape[:2]
+    axis = np.arange(size, dtype=np.float32)
+    at = []
+    for grid in (axis[:, None], axis[None, :]):
+        bend = 0.0
+        for _ in range(3):  # waves of 10 to 40 pixels
+            ky, kx = rng.uniform(-0.45, 0.45, (2, n, 1, 1))
+            bend = bend + np.cos(ky * axis[:, None] + kx * axis[None, :] + rng.uniform(0, 7, (n, 1, 1)))
+        amount = rng.uniform(0, WARP, (n, 1, 1)) * (rng.random((n, 1, 1)) < 0.6)
+        place = grid + rng.integers(-3, 4, (n, 1, 1)) + bend * amount * np.sqrt(2 / 3)
+        at.append(np.clip(place, 0, size - 1))
+    (top, left), rows = (np.minimum(a.astype(int), size - 2) for a in at), np.arange(n)[:, None, None]
+    down, right = ((a - b)[..., None].astype(np.float32) for a, b in zip(at, (top, left), strict=True))
+    upper = x[rows, top, left] * (1 - right) + x[rows, top, left + 1] * right
+    lower = x[rows, top + 1, left] * (1 - right) + x[rows, top + 1, left + 1] * right
+    return upper * (1 - down) + lower * down
 
 
 def _judge_batch(rng, material):
@@ -78,7 +107,7 @@ def _judge_batch(rng, material):
     broken = _broken(rng, material["plain"][0], MIX["broken"] - len(noise[0]))
     x = np.concatenate([*xs, blend[0], noise[0], broken[0]]).astype(np.float32) / 127.5 - 1
     y = np.concatenate([*ys, blend[1], noise[1], broken[1]])
-    x = _shifted(rng, x)
+    x = _moved(rng, x)
     x = x + rng.normal(0, 1, x.shape) * rng.uniform(0, 0.04, (len(x), 1, 1, 1))
     return x.astype(np.float32), y.astype(np.int32)
 

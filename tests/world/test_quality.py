@@ -22,7 +22,7 @@ def test_generations_of_every_combination_are_judged_right(pipeline):
     result = quality.measure(pipeline, repeats=1, seed=77)
     assert result["prompts"] == 192
     # A standard error or two below what 576 prompts show (README): there are 192 here.
-    for row, least in (("judge", 0.94), ("agreement", 0.95), ("clip", 0.97)):
+    for row, least in (("judge", 0.97), ("agreement", 0.98), ("clip", 0.97)):
         assert min(result[row].values()) >= least, result[row]
     assert set(result["by_value"]["shape"]) == {v.name for v in ATTRIBUTES["shape"]}
     assert "192 prompts" in quality.table(result)
