@@ -34,7 +34,10 @@ def main(argv: list[str] | None = None) -> int:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         first = str(error).strip().splitlines()[0]
-        advice = "lower --config.batch, set --config.remat=true or take --config.trainable=xattn"
+        advice = {
+            _erase: "lower --config.batch, set --config.remat=true or take --config.trainable=xattn",
+            _attack: "lower --batch",
+        }.get(args.command, "take a larger device")
         print(f"aegis: error: the device's memory is full ({first}); {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
@@ -107,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", metavar="DIR", help="where the images that come out are written")
     sub.add_argument("--tokens", type=int, default=4, help="learnt tokens before the concept")
     sub.add_argument("--restarts", type=int, default=5, help="attacks from different starts")
+    sub.add_argument("--batch", type=int, default=8, help="images per restart and step")
     sub.add_argument("--steps", type=int, default=200)
     sub.add_argument("--seed", type=int, default=0)
 
@@ -166,7 +170,7 @@ def _attack(args):
     cache.enable()
     console.attack(
         args.model, args.concept, revision=args.revision, variant=args.variant, images=args.images, out=args.out,
-        tokens=args.tokens, restarts=args.restarts, steps=args.steps, seed=args.seed,
+        tokens=args.tokens, restarts=args.restarts, batch=args.batch, steps=args.steps, seed=args.seed,
     )  # fmt: skip
 
 

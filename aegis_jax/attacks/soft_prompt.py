@@ -4,7 +4,7 @@ The attacker holds the weights and images of the concept, and minimises the deno
 over k token embeddings p in [BOS, p, concept, EOS, PAD...]. A continuous prefix is at least as strong as any prompt
 that UnlearnDiffAtk or P4D could find with as many tokens, which makes its success an upper bound for them.
 
-Restarts are a batch axis: all of them share every call of the network.
+Restarts are a batch axis: as many of them as fit share every call of the network.
 Shapes: R restarts, k soft tokens, d token width, B images per restart and step, L tokens, D text width.
 """
 
@@ -50,6 +50,8 @@ class AttackResult:
     losses: np.ndarray
 
 
+# Of all latents in a call: five restarts of eight 8x8 latents, or one restart of eight latents of SD 1.4.
+PIXELS_PER_CALL = 8 * 64 * 64
 _adam = optax.scale_by_adam()
 _ATTACK = 0xA77AC4  # folded into the seed, so that attack and erasure never share random numbers
 
@@ -62,7 +64,7 @@ def _encode(text_graph, text_params, template, soft):
 
 @partial(
     jax.jit,
-    static_argnames=("unet_graph", "text_graph", "batch", "chunk"),
+    static_argnames=("unet_graph", "text_graph", "batch", "chunk", "remat"),
     donate_argnames=("soft", "opt_state"),
 )
 def _chunk(
@@ -82,6 +84,7 @@ def _chunk(
     *,
     batch: int,
     chunk: int,
+    remat: bool,
 ):
     """`chunk` steps: (soft, opt_state, losses (chunk, R))."""
     R, B = soft.shape[0], batch
@@ -98,7 +101,7 @@ def _chunk(
     def losses(soft, z_t, t, noise):
         text_emb = jnp.repeat(_encode(text_graph, text_params, template, soft), B, axis=0)
         z_t, t = jnp.tile(z_t, (R, 1, 1, 1)), jnp.tile(t, R)
-        eps = to_epsilon(schedule, unet.apply(unet_graph, unet_params, z_t, t, text_emb), z_t, t)
+        eps = to_epsilon(schedule, unet.apply(unet_graph, unet_params, z_t, t, text_emb, remat=remat), z_t, t)
         return jnp.mean(jnp.square(eps.reshape(R, B, *noise.shape[1:]) - noise), axis=(1, 2, 3, 4))
 
     def step(carry, i):
@@ -138,6 +141,8 @@ def soft_prompt(pipeline, concept: str, images, config: SoftPromptConfig, progre
     for name in ("tokens", "restarts", "steps", "batch", "learning_rate"):
         if not getattr(config, name) > 0:
             raise AegisError(f"attack soft_prompt: {name}={getattr(config, name)!r}, wanted more than 0")
+    if not 0 <= config.seed < 2**32:
+        raise AegisError(f"attack soft_prompt: seed={config.seed!r}, wanted 0 to 2**32 - 1")
     tokenizer, text = pipeline.tokenizer, pipeline.text_encoder
     ids = tokenizer.tokens(concept)
     length = tokenizer.model_max_length
@@ -152,34 +157,41 @@ def soft_prompt(pipeline, concept: str, images, config: SoftPromptConfig, progre
     key = _keys(config)[1]
     # A copy, because the first step takes the buffer over.
     soft = starts(pipeline, config) if start is None else jnp.array(start, jnp.float32)
-    opt_state = _adam.init(soft)
     schedule = make_schedule(pipeline.scheduler)
     z_0 = encode_images(pipeline, images)
     chunk = math.gcd(config.steps, 10)  # steps per compiled call
-    history = []
-    for first in range(0, config.steps, chunk):
-        soft, opt_state, losses = _chunk(
-            pipeline.unet.graph,
-            pipeline.unet.params,
-            text.graph,
-            text.params,
-            schedule,
-            template,
-            z_0,
-            soft,
-            opt_state,
-            key,
-            jnp.int32(first),
-            jnp.float32(config.steps),
-            jnp.float32(config.learning_rate),
-            batch=config.batch,
-            chunk=chunk,
-        )
-        history.append(np.asarray(losses))
-        if progress:
-            progress(first + chunk, config.steps, float(history[-1].mean()))
-    text_emb = _encode(text.graph, text.params, template, soft)
-    return AttackResult(np.asarray(soft), text_emb, np.concatenate(history))
+    pixels = config.batch * math.prod(z_0.shape[1:3])
+    together = max(1, PIXELS_PER_CALL // pixels)  # restarts
+    groups = [soft[i : i + together] for i in range(0, len(soft), together)]
+    found = []
+    for number, soft in enumerate(groups):
+        opt_state, history = _adam.init(soft), []
+        for first in range(0, config.steps, chunk):
+            soft, opt_state, losses = _chunk(
+                pipeline.unet.graph,
+                pipeline.unet.params,
+                text.graph,
+                text.params,
+                schedule,
+                template,
+                z_0,
+                soft,
+                opt_state,
+                key,
+                jnp.int32(first),
+                jnp.float32(config.steps),
+                jnp.float32(config.learning_rate),
+                batch=config.batch,
+                chunk=chunk,
+                remat=pixels > PIXELS_PER_CALL // 8,
+            )
+            history.append(np.asarray(losses))
+            if progress:
+                progress(number * config.steps + first + chunk, len(groups) * config.steps, float(history[-1].mean()))
+        found.append((soft, np.concatenate(history)))
+    soft, losses = (x[0] if len(x) == 1 else np.concatenate(x, axis) for x, axis in zip(zip(*found), (0, 1)))
+    text_emb = _encode(text.graph, text.params, template, jnp.asarray(soft))
+    return AttackResult(np.asarray(soft), text_emb, losses)
 
 
 _encode_images = jax.jit(lambda graph, params, images: vae.encode(graph, params, images)[0], static_argnums=0)

@@ -130,14 +130,27 @@ def concept_images(concept: Concept, n: int, seed: int = 0) -> np.ndarray:
     return renderer.render(rng, labels)
 
 
-def attacked(pipeline, concept: Concept, *, n: int = 40, seed: int = 0, images: int = 256, progress=None, **settings):
+def attacked(
+    pipeline,
+    concept: Concept,
+    *,
+    text: str = "",
+    n: int = 40,
+    seed: int = 0,
+    images: int = 256,
+    progress=None,
+    **settings,
+):
     """The soft-prompt attack judged: {"attacked": mean over restarts, "attacked_best", "attacked_each": [...],
     "attacked_second"}.
 
-    n: images per restart; images: how many renders the attacker has; settings: of attacks.soft_prompt.
+    text: the words that the soft tokens come before, by default the value's name; n: images per restart; images: how
+    many renders the attacker has; settings: of attacks.soft_prompt.
     """
+    if not 0 <= seed < 2**32:
+        raise AegisError(f"seed={seed!r}, wanted 0 to 2**32 - 1")
     shown = concept_images(concept, images, seed)
-    found = attack(pipeline, concept.value.name, images=shown, seed=seed, progress=progress, **settings)
+    found = attack(pipeline, text or concept.value.name, images=shown, seed=seed, progress=progress, **settings)
     judges, each = (judge.load("judge"), judge.load("second_judge")), []
     for r, emb in enumerate(found.text_emb):
         generated = sample_from_embedding(pipeline, jnp.repeat(emb[None], n, axis=0), seed=_seed(seed, 3) * 100 + r)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from aegis_jax.attacks import attack as attack_concept
+from aegis_jax.diffusion.sample import latent_shape, plan
 from aegis_jax.diffusion.sample import sample as sample_images
 from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline
@@ -94,14 +95,16 @@ def attack(model, concept, *, images, out, revision=None, variant=None, **settin
     progress = Progress()
 
     def show(done, steps, loss):
-        progress.update(done, loss)
+        progress.update(done * settings["steps"] // steps, loss)  # steps: of all groups of restarts
 
     if images is None:
         value = evaluation.find(concept)
         if not value or pipeline.unet.config != load_pipeline("world").unet.config:
             raise AegisError("no --images given: an attack needs pictures of the concept")
+        if out is not None:
+            raise AegisError("--out goes with --images: on the world the judge counts, and no image is written")
         progress.start(0, settings["steps"])
-        rates = evaluation.attacked(pipeline, value, progress=show, **settings)
+        rates = evaluation.attacked(pipeline, value, text=concept, progress=show, **settings)
         each = ", ".join(f"{rate:.0%}" for rate in rates["attacked_each"])
         print(f"the judge sees {value.value.name!r} in {rates['attacked']:.1%} of the images under")
         print(f"soft prompts, {rates['attacked_best']:.1%} under the best restart (each: {each})")
@@ -109,6 +112,8 @@ def attack(model, concept, *, images, out, revision=None, variant=None, **settin
     out = Path(out or "attack")
     if out.exists():
         raise AegisError(f"{out} exists: choose another --out")
+    latent_shape(pipeline)  # what cannot be sampled afterwards is refused before the attack
+    plan(pipeline, evaluation.STEPS, evaluation.GUIDANCE)
     pictures = _pictures(Path(images), pipeline)
     progress.start(0, settings["steps"])
     found = attack_concept(pipeline, concept, images=pictures, progress=show, **settings)
@@ -136,7 +141,7 @@ def _pictures(folder: Path, pipeline) -> np.ndarray:
         try:
             with Image.open(file) as picture:
                 pictures.append(np.asarray(ImageOps.fit(picture.convert("RGB"), size)))
-        except (OSError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, all of them
             raise AegisError(f"{file} cannot be read as a picture: {error}") from error
     return np.stack(pictures)
 

@@ -25,7 +25,10 @@ def show(png, *, seed: int = 0) -> None:
     """Write a labelled picture of one generation for each of the 192 combinations to the file
     `png`.
     """
+    from aegis_jax.errors import AegisError
     from aegis_jax.io.pipeline import load_pipeline
     from aegis_jax.world import quality
 
+    if pathlib.Path(png).suffix.lower() != ".png":
+        raise AegisError(f"{png}: the picture is a PNG; name a file that ends in .png")
     quality.grid(load_pipeline("world"), pathlib.Path(png), seed=seed)

@@ -1,5 +1,7 @@
 """The soft-prompt attack, on a tiny random pipeline and against its own definition."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,17 @@ def test_same_seed_same_attack(pipeline, images, found):
     np.testing.assert_array_equal(again.soft_tokens, found.soft_tokens)
 
 
+def test_restarts_that_do_not_fit_together_run_one_after_the_other(monkeypatch, pipeline, images, found):
+    module = sys.modules[encode_images.__module__]  # whose name is that of a function, too
+    monkeypatch.setattr(module, "PIXELS_PER_CALL", 2 * 4 * 64)  # of the three, two at a time; recomputing
+    shown = []
+    settings = {"tokens": 2, "restarts": 3, "steps": 20, "batch": 4, "seed": 1}
+    again = attack(pipeline, "red star", images=images, progress=lambda *line: shown.append(line[:2]), **settings)
+    np.testing.assert_allclose(again.soft_tokens, found.soft_tokens, atol=1e-4)
+    np.testing.assert_allclose(again.losses, found.losses, rtol=1e-4)
+    assert shown == [(10, 40), (20, 40), (30, 40), (40, 40)]
+
+
 def test_latents_of_images_match_diffusers(tiny, pipeline, images):
     import torch
     from diffusers import AutoencoderKL
@@ -56,6 +69,7 @@ def test_latents_of_images_match_diffusers(tiny, pipeline, images):
         ({"method": "gcg"}, "attack method 'gcg' is unknown"),
         ({"step": 3}, "no setting 'step'"),
         ({"restarts": 0}, "restarts=0"),
+        ({"seed": -1}, "seed=-1"),
         ({"tokens": 76}, "exceed the 77 positions"),
         ({"images": np.zeros((2, 16, 16, 3))}, "wanted uint8"),
         ({"images": []}, "wanted uint8"),

@@ -216,8 +216,15 @@ def test_attack_needs_pictures(capsys, folder, tmp_path):
     assert "no --images" in refused(capsys, *attack)
     (tmp_path / "empty").mkdir()
     assert "no .png" in refused(capsys, *attack, "--images", tmp_path / "empty")
-    (tmp_path / "empty" / "a.png").write_text("no picture")
-    assert "a.png" in refused(capsys, *attack, "--images", tmp_path / "empty")
+    whole = picture_of(tmp_path).joinpath("0.png").read_bytes()
+    for broken in (b"no picture", whole[:20], whole[:16] + b"\xff" * 8 + whole[24:]):
+        (tmp_path / "empty" / "a.png").write_bytes(broken)
+        assert "a.png" in refused(capsys, *attack, "--images", tmp_path / "empty")
+    assert "--out goes with --images" in refused(
+        capsys, "attack", "--model", "world", "--concept", "star", "--out", tmp_path / "out"
+    )
+    assert main(["attack", "--model", "world", "--concept", "star", "--seed", "-1"]) == 2
+    assert "seed=-1" in capsys.readouterr().err.splitlines()[-1]
     argv = (*attack, "--images", picture_of(tmp_path), "--tokens", "99")
     assert main([str(a) for a in argv]) == 2
     assert "99 soft tokens exceed" in capsys.readouterr().err.splitlines()[-1]
