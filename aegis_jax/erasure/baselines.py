@@ -6,13 +6,17 @@ from aegis_jax.erasure.config import EraseConfig
 
 # Each entry: what it changes in an AEGIS config.
 VARIANTS = {
-    "aegis": {},
+    "aegis": {"grp": {"retention": "grp"}},
     "w/o AET": {"aet": {"enabled": False}},
-    "w/o adversarial prompt": {"prompt": {"enabled": False}},
+    "w/o adversarial prompt": {"prompt": {"enabled": False, "prefixes": 1}},
     "w/o PR": {"grp": {"retention": "none"}},
     "w/o DGR": {"grp": {"retention": "constant"}},
-    "fixed omega": {"grp": {"omega_rule": "fixed", "omega": 1.0}},
-    "ESD": {"aet": {"enabled": False}, "prompt": {"enabled": False}, "grp": {"retention": "none"}},
+    "fixed omega": {"grp": {"retention": "grp", "omega_rule": "fixed", "omega": 1.0}},
+    "ESD": {
+        "aet": {"enabled": False},
+        "prompt": {"enabled": False, "prefixes": 1},
+        "grp": {"retention": "none"},
+    },
 }
 
 

@@ -49,10 +49,14 @@ class Tokenizer:
             from transformers import CLIPTokenizer
 
             try:
-                return CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
+                found = CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
             except Exception as error:  # transformers and tokenizers raise bare Exception for broken files
                 reason = " ".join(str(error).split())[:200]
                 raise AegisError(f"cannot read the tokenizer in {self.folder} ({reason}): {_NEEDED}") from error
+        for token in ("bos_token", "eos_token", "pad_token"):
+            if getattr(found, f"{token}_id") is None:
+                raise AegisError(f"the tokenizer in {self.folder} has no {token}: {_NEEDED}")
+        return found
 
     @property
     def model_max_length(self) -> int:

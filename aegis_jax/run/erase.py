@@ -6,14 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from aegis_jax.erasure.config import EraseConfig
 from aegis_jax.erasure.setup import merged_params, setup
 from aegis_jax.erasure.step import erase_step
 from aegis_jax.errors import AegisError
+from aegis_jax.io import convert
 from aegis_jax.io.export import save_pipeline
 from aegis_jax.io.hub import expand
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
+from aegis_jax.models.model import Model, flatten, unflatten
 from aegis_jax.parallel.mesh import make_placement
 from aegis_jax.run import card, loop, manifest, picture
 from aegis_jax.run import config as run_config
@@ -85,6 +89,7 @@ def erase(
         folder.check_free(overwrite)
     if not isinstance(pipeline, Pipeline):
         pipeline = load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None)
+        pipeline = _off_device(pipeline)
     if folder is None:
         result = _in_memory(run, pipeline, progress)
         measured = measure(run, pipeline, result.pipeline) if measure else None
@@ -96,7 +101,7 @@ def erase(
 
 def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None = None) -> RunConfig:
     """The settings that the arguments of `erase` ask for; saved: those of the run to go on with."""
-    given = {}
+    given, overrides = {}, list(overrides)
     if isinstance(pipeline, Pipeline):
         given["model"] = _place(pipeline.source.folder.path) if pipeline.source else ""
     elif pipeline is not None:
@@ -106,8 +111,10 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
     if saved:  # a config file names the model it was written for, which the run need not have had
         given = {key: getattr(saved, key) for key in ("model", "revision", "variant")} | given
     if config is None:
-        is_world = given.get("model") == "world"
-        run = saved or run_config.load(run_config.of_world(given.get("concepts")) if is_world else None)
+        said = dict(overrides)
+        is_world = said.get("model", given.get("model")) == "world"
+        concepts = [said["concepts"]] if "concepts" in said else given.get("concepts")
+        run = saved or run_config.load(run_config.of_world(concepts) if is_world else None)
     elif isinstance(config, RunConfig):
         run = config
     elif isinstance(config, EraseConfig):
@@ -143,6 +150,20 @@ def _computed(run: RunConfig) -> dict:
     return {"concepts": list(run.concepts), **kept}
 
 
+def _in_full(pipeline: Pipeline) -> Model:
+    """The UNet in float32. What was loaded in fewer bits is read again, else its rounding would be exported too."""
+    unet = pipeline.unet
+    leaves = flatten(unet.params)
+    if pipeline.source is None or all(leaf.dtype == np.float32 for leaf in leaves.values()):
+        return unet
+    headers = pipeline.source.folder.components["unet"].weights.headers
+    read = flatten(convert.read(unet, pipeline.source.origins["unet"], headers, jnp.float32).params)
+    # A tensor that was changed since it was loaded stays as it is.
+    same = {path: bool(jnp.array_equal(read[path].astype(leaf.dtype), leaf)) for path, leaf in leaves.items()}
+    params = unflatten({path: read[path] if same[path] else leaf for path, leaf in leaves.items()})
+    return dataclasses.replace(unet, params=params)
+
+
 def _start(run, pipeline):
     """(state at step 0, step function)."""
     placement = make_placement(run.mesh.data, run.mesh.fsdp)
@@ -160,7 +181,9 @@ def _in_memory(run, pipeline, progress) -> EraseResult:
 
     progress.start(0, run.erase.steps)
     state = loop.train(step_fn, state, done=0, steps=run.erase.steps, record=record)
-    return EraseResult(_erased(run, pipeline, state), metrics, None, run, pipeline)
+    erased = _erased(run, pipeline, state)
+    del state, step_fn
+    return EraseResult(_on_device(erased), metrics, None, run, _on_device(pipeline))
 
 
 def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
@@ -186,8 +209,8 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     progress.say(f"writing {folder.pipeline}")
     metrics = folder.read_metrics()
     save_pipeline(_erased(run, pipeline, state), folder.pipeline, overwrite=True, card=card.text(run, metrics))
-    del state
-    erased = load_pipeline(folder.pipeline)
+    del state, step_fn
+    pipeline, erased = _on_device(pipeline), load_pipeline(folder.pipeline)
     if run.picture.images:
         progress.say(f"sampling {folder.picture}")
         picture.before_after(pipeline, erased, folder.picture, run)
@@ -240,6 +263,24 @@ def _train(run, state, step_fn, folder, base, story, progress):
                 raise
 
 
+def _off_device(pipeline: Pipeline) -> Pipeline:
+    """UNet and VAE in the host's memory: training has copies of its own, and a chip has no room for both."""
+    if jax.default_backend() == "cpu":
+        return pipeline
+    return _with_params(pipeline, jax.device_get)
+
+
+def _on_device(pipeline: Pipeline) -> Pipeline:
+    return _with_params(pipeline, jax.device_put)
+
+
+def _with_params(pipeline: Pipeline, put) -> Pipeline:
+    moved = {name: getattr(pipeline, name) for name in ("unet", "vae")}
+    moved = {name: dataclasses.replace(model, params=put(model.params)) for name, model in moved.items()}
+    return dataclasses.replace(pipeline, **moved)
+
+
 def _erased(run, pipeline, state) -> Pipeline:
+    pipeline = dataclasses.replace(pipeline, unet=_in_full(pipeline))
     params = merged_params(pipeline, state.drift, run.erase.trainable)
     return dataclasses.replace(pipeline, unet=dataclasses.replace(pipeline.unet, params=params))

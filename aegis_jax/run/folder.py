@@ -55,9 +55,10 @@ class RunFolder:
 
     def is_run(self) -> bool:
         try:
-            return MARK in json.loads(self.config.read_text(encoding="utf-8"))
+            entries = json.loads(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
+        return isinstance(entries, dict) and MARK in entries
 
     def create(self, run: RunConfig) -> None:
         """Makes the folder; of an earlier run in it only its own files are removed."""
@@ -99,7 +100,13 @@ class RunFolder:
 
     def read_manifest(self) -> dict:
         # Absent if the run was stopped before it was written.
-        return read_json(self.manifest) if self.manifest.exists() else {}
+        if not self.manifest.exists():
+            return {}
+        story = read_json(self.manifest)
+        model = story.get("model")
+        if not (isinstance(model, dict) and "fingerprint" in model and isinstance(story.get("resumed"), list)):
+            raise AegisError(f"{self.manifest} does not tell of a run: restore it, or start again (--overwrite)")
+        return story
 
     def read_metrics(self) -> list[dict]:
         """The lines of metrics.jsonl. Raises `AegisError` naming the first that is none of ours."""
@@ -117,7 +124,7 @@ class MetricsFile:
     """metrics.jsonl, opened after the line of step `done`; later lines are computed again."""
 
     def __init__(self, path: Path, done: int):
-        lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(True) if path.exists() else []
         if len(lines) < done:
             raise AegisError(f"{path} has {len(lines)} lines, its run has done {done} steps: start again")
         if path.exists():

@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 
 from aegis_jax.erasure import baselines, groups, rectify, trainable  # noqa: E402
 from aegis_jax.erasure import step as step_lib  # noqa: E402
-from aegis_jax.erasure.config import AETConfig, EraseConfig, GRPConfig, PromptConfig  # noqa: E402
+from aegis_jax.erasure.config import AETConfig, EraseConfig, GRPConfig, PromptConfig, check  # noqa: E402
 from aegis_jax.erasure.setup import setup  # noqa: E402
 from aegis_jax.models.layout import torch_key  # noqa: E402
 from tests.parity import torch_aegis  # noqa: E402
@@ -220,6 +220,14 @@ def check_omega(before, omega, wanted, given, grp):
     old, new = (omega_of_each(x, given["drift"]) for x in (before.omega, omega))
     for path in slope:
         np.testing.assert_allclose(new[path], old[path] - grp.mu * np.sign(slope[path]), rtol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("name", list(baselines.VARIANTS))
+def test_every_ablation_is_one_of_a_config_with_a_pull_and_prefixes_too(name):
+    base = EraseConfig(prompt=PromptConfig(prefixes=4), grp=GRPConfig(retention="constant", weight=0.1))
+    made = baselines.variant(base, name)
+    check(made)
+    assert made != base or name == "w/o DGR"
 
 
 def test_every_ablation_of_the_paper_is_a_setting():

@@ -119,6 +119,10 @@ def test_broken_folders(tmp_path):
     (folder / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(AegisError, match="cannot read the tokenizer in .*c"):
         Tokenizer(folder).ids(["a"])
+    folder = tiny_tokenizer(tmp_path / "d")
+    (folder / "special_tokens_map.json").write_text('{"pad_token": null}')
+    with pytest.raises(AegisError, match="d has no pad_token"):
+        Tokenizer(folder).ids(["a"])
 
 
 SILENT = """

@@ -11,13 +11,14 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aegis_jax
 from aegis_jax.erasure.config import EraseConfig
 from aegis_jax.errors import AegisError
-from aegis_jax.models.model import flatten
+from aegis_jax.models.model import flatten, unflatten
 from aegis_jax.run import erase as run_erase
 from aegis_jax.run import loop
 from aegis_jax.run.folder import disk_errors
@@ -125,6 +126,30 @@ def test_same_seed_same_result_and_other_seed_another(cheap_step, folder, tmp_pa
     assert metrics(tmp_path / "other") != metrics(finished)
 
 
+def test_off_the_device_makes_no_difference(cheap_step, folder, tmp_path, monkeypatch, finished):
+    """As on an accelerator, where UNet and VAE wait in the host's memory."""
+    monkeypatch.setattr(run_erase, "_off_device", lambda pipeline: run_erase._with_params(pipeline, jax.device_get))
+    result = erase(folder, tmp_path / "run")
+    assert files(tmp_path / "run" / "pipeline") == files(finished / "pipeline")
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(result.original.unet.params))
+    kept = erase(folder, None)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(kept.pipeline.unet.params))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_pipeline_loaded_in_fewer_bits_is_exported_in_full(cheap_step, folder, tmp_path, dtype):
+    """What comes out is the file's own tensors plus the drift, not their rounding; changes in memory are kept."""
+    pipeline = aegis_jax.load_pipeline(folder, dtype=jnp.dtype(dtype))
+    key = "conv_in.bias"
+    own = flatten(pipeline.unet.params) | {key: flatten(pipeline.unet.params)[key] + 1}
+    pipeline = dataclasses.replace(pipeline, unet=dataclasses.replace(pipeline.unet, params=unflatten(own)))
+    erase(pipeline, tmp_path / "run", keys={"learning_rate": 1e-9})
+    before, after = (flatten(aegis_jax.load_pipeline(p).unet.params) for p in (folder, tmp_path / "run" / "pipeline"))
+    for path, leaf in after.items():
+        wanted = own[key].astype(np.float32) if path == key else before[path]
+        np.testing.assert_allclose(leaf, wanted, atol=1e-7, rtol=1e-6, err_msg=path)
+
+
 def test_a_pipeline_in_memory_can_be_given(cheap_step, folder, tmp_path, finished):
     erase(aegis_jax.load_pipeline(folder), tmp_path / "run")
     assert files(tmp_path / "run" / "pipeline") == files(finished / "pipeline")
@@ -187,6 +212,15 @@ def test_a_broken_manifest_is_named(finished, folder):
     (finished / "manifest.json").write_text("{")
     with pytest.raises(AegisError, match="manifest.json is not valid JSON"):
         erase(folder, finished, resume=True)
+
+
+@pytest.mark.parametrize("text", ['{"status": "finished"}', '{"model": 3}', '{"model": {"fingerprint": "a"}}'])
+def test_a_manifest_of_something_else_is_named(finished, tmp_path, text):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "manifest.json").write_text(text)
+    with pytest.raises(AegisError, match="manifest.json does not tell of a run"):
+        aegis_jax.erase(out=out, resume=True)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished, folder):
@@ -293,10 +327,12 @@ def test_bad_input_leaves_an_existing_run_alone(finished, tmp_path):
     assert files(finished) == before
 
 
-@pytest.mark.parametrize("what", ["missing", "not a run"])
+@pytest.mark.parametrize("what", ["missing", "not a run", "null", '["aegis_jax"]', '"aegis_jax"'])
 def test_nothing_to_resume(tmp_path, what):
-    if what == "not a run":
+    if what != "missing":
         (tmp_path / "run").mkdir()
+    if what[0] in 'n["':
+        (tmp_path / "run" / "config.json").write_text(what)
     with pytest.raises(AegisError, match="nothing to resume"):
         aegis_jax.erase("world", "star", out=tmp_path / "run", resume=True)
 
