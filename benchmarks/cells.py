@@ -26,13 +26,13 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def config_of(cell: dict):
-    """The world's config with the cell's changes."""
+    """The world's config for the concept, with the cell's changes."""
     from aegis_jax.run import config as run_config
 
     overrides = dict(cell["overrides"] or {})
     phrases = overrides.pop("phrases", ["{}"])  # in which the concept is named, e.g. "a red {}"
     settings = [(key, str(value)) for key, value in overrides.items()]
-    config = run_config.load("world_star", [*settings, ("seed", str(cell["seed"]))])
+    config = run_config.load(run_config.of_world((cell["concept"],)), [*settings, ("seed", str(cell["seed"]))])
     return dataclasses.replace(config, concepts=tuple(phrase.format(cell["concept"]) for phrase in phrases))
 
 
@@ -97,10 +97,12 @@ def versions() -> dict:
 
 @functools.cache
 def world_hash() -> str:
+    """Of what is erased from and of those who judge."""
     from aegis_jax.world import WEIGHTS
 
-    weights = WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    files = ("unet/diffusion_pytorch_model", "judge/model", "second_judge/model")
+    weights = b"".join((WEIGHTS / f"{file}.safetensors").read_bytes() for file in files)
+    return hashlib.sha256(weights).hexdigest()[:16]
 
 
 def identity(cell: dict) -> str:

@@ -4,15 +4,19 @@ from cells import FINAL, SCREEN
 
 # What the first screening started from, in full: the world's config says by now what the study found.
 START = {
+    "steps": 250,
+    "latents.refresh_every": 50,
     "learning_rate": 3e-5,
     "trainable": "full",
     "aet.init": "random",
     "prompt.init": "random",
     "prompt.tokens": 1,
+    "prompt.prefixes": 1,
     "grp.retention": "grp",
     "grp.weight": 0.0,
     "grp.omega_rule": "fixed",
     "grp.omega": 1.0,
+    "grp.mu": 0.01,
 }
 ESD = {"aet.enabled": False, "prompt.enabled": False, "grp.retention": "none"}
 MEAN = {"aet.init": "mean", "prompt.init": "mean"}
@@ -183,7 +187,7 @@ SETS["final, original"] = final({"no erasure": None}, 1, seeds=(0,), attack={"re
 # Does a weaker pull withstand more? Seen after the finals, so again with prompts and starts of its own.
 SETS["weaker pull"] = final({"AEGIS k=4, w/o DGR 7e-3": CROSS | lr(1e-4) | K4 | CENTRE | pull(7e-3)}, 3)
 SETS["weaker pull, ESD"] = final({"ESD": ESD_BEST}, 3, seeds=(1,))
-# Four prefixes of their own start ("star" four times), instead of one.
+# Four prefixes of their own start, instead of one.
 SETS["four prefixes"] = final(
     {
         "k=4, c' from the concept, w/o DGR 7e-3, four prefixes": CROSS
@@ -197,4 +201,74 @@ SETS["four prefixes"] = final(
     2,
     seeds=(1,),
     images=128,
+)
+
+# What withstands an attack? Eight starts of the attack, and prompts that no earlier set has used.
+MANY = {"images": 64, "evaluation_seed": 4, "attack": {"restarts": 8, "steps": 100}}
+BASE = CROSS | lr(1e-4) | K4 | CENTRE
+APART = CONTEXT | {"prompt.init": "random", "phrases": ["{}"] * 4}  # four prefixes with latents of their own
+FOUR = {"prompt.init": "random", "prompt.prefixes": 4}  # which share the latents
+LONG = {"steps": 500}
+SETS["attacker"] = screen(
+    {
+        "ESD": ESD_BEST,
+        "pull 7e-3, four prefixes apart, 500 steps": BASE | pull(7e-3) | APART | LONG,
+        "pull 1e-2, four prefixes apart, 500 steps": BASE | pull(1e-2) | APART | LONG,
+        "pull 1e-2, gamma 3e-3, four prefixes apart, 500 steps": BASE
+        | pull(1e-2)
+        | APART
+        | LONG
+        | {"prompt.gamma": 3e-3},
+        "pull 1e-2, 500 steps": BASE | pull(1e-2) | LONG,
+        "pull 1e-2, four prefixes apart, 500 steps, 2 trajectories each": BASE
+        | pull(1e-2)
+        | APART
+        | LONG
+        | {"latents.trajectories": 2},
+        "ESD, 500 steps": ESD_BEST | LONG,
+        "pull 1e-2, four prefixes, 500 steps": BASE | pull(1e-2) | FOUR | LONG,
+        "pull 1e-2, four prefixes, 500 steps, 16 trajectories": BASE
+        | pull(1e-2)
+        | FOUR
+        | LONG
+        | {"latents.trajectories": 16},
+        "pull 1.3e-2, gamma 2e-3, four prefixes, 500 steps": BASE | pull(1.3e-2) | FOUR | LONG | {"prompt.gamma": 2e-3},
+    },
+    measure=MANY,
+)
+ONE = BASE | FREE | FOUR | lr(2e-4) | {"prompt.tokens": 1}
+SETS["attacker, red"] = screen(
+    {
+        "ESD lr 2e-4": ESD_BEST | lr(2e-4),
+        "w/o PR, four prefixes": BASE | FREE | FOUR,
+        "k=1, w/o PR, lr 2e-4, four prefixes": ONE,
+        "k=1, w/o PR, lr 2e-4, four prefixes, eta 2": ONE | {"eta": 2.0},
+        "ESD lr 2e-4, eta 2": ESD_BEST | lr(2e-4) | {"eta": 2.0},
+    },
+    ("red",),
+    measure=MANY,
+)
+SETS["attacker, striped"] = screen(
+    {f"pull {w:g}, four prefixes, 500 steps": BASE | pull(w) | FOUR | LONG for w in (3e-3, 6e-3)},
+    ("striped",),
+    measure=MANY,
+)
+
+# The figures of README.md: judges trained anew, prompts, noise, words and starts of the attack that no choice has seen.
+FRESH = FINAL | {"evaluation_seed": 5}
+SETS["final star"] = screen(
+    {"ESD": ESD_BEST, "AEGIS k=4, four prefixes, w/o DGR 1e-2": BASE | pull(1e-2) | FOUR | LONG},
+    ("star",),
+    (0, 1, 2),
+    FRESH,
+)
+SETS["final striped"] = screen(
+    {"ESD": ESD_BEST, "AEGIS k=4, four prefixes, w/o DGR 3e-3": BASE | pull(3e-3) | FOUR | LONG},
+    ("striped",),
+    (0, 1, 2),
+    FRESH,
+)
+SETS["final red"] = screen({"ESD": ESD_BEST | lr(2e-4)}, ("red",), (0, 1, 2), FRESH)
+SETS["final originals"] = screen(
+    {"no erasure": None}, ("star", "red", "striped"), (0,), FRESH | {"attack": {"restarts": 0}}
 )

@@ -1,14 +1,14 @@
 """Erase the shape "star" from the embedded world: the demonstration, and the default for the world.
 
-Command   aegis erase --model world --concept star        (or: make erase)
+Command   aegis erase --model world --concept star        (make erase: 250 of its 500 steps)
 Hardware  2 CPU cores
 Expected  see README.md, Results
 
 Not the paper's setting: of a small UNet with 8x8 latents the cross-attention alone is trained, at a higher rate, with a
 batch of 4 and latents from a buffer of 8 trajectories, redrawn with the current weights every 50 steps (the paper
-trains the whole UNet at 1e-5 and draws a trajectory for every step). The adversarial prefix has four tokens, and the
-drift is pulled back all the time instead of where it conflicts ("w/o DGR"). The prefix starts at the mean of all words,
-since four of five words of this vocabulary name something that is to be kept. Chosen by docs/study.md for shapes.
+trains the whole UNet at 1e-5 and draws a trajectory for every step). There are four adversarial prefixes of four tokens
+each, which start at random words, and the drift is pulled back all the time instead of where it conflicts ("w/o DGR").
+Chosen by docs/study.md for shapes.
 """
 
 import ml_collections
@@ -18,12 +18,12 @@ def get_config():
     config = ml_collections.ConfigDict()
     config.model = "world"
     config.concepts = ("star",)
-    config.steps = 250
+    config.steps = 500
     config.batch = 4
     config.learning_rate = 1e-4
     config.trainable = "xattn"
     config.aet = {"init": "concept"}
-    config.prompt = {"init": "mean", "tokens": 4}
+    config.prompt = {"init": "random", "tokens": 4, "prefixes": 4}
     config.grp = {"retention": "constant", "weight": 1e-2}
     config.latents = {"refresh_every": 50}
     config.picture = {"guidance": 3.0}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from aegis_jax.diffusion.schedule import Schedule, to_epsilon
 from aegis_jax.models import clip, unet
+from aegis_jax.models.model import full_precision
 
 
 def per_latent(rows, batch: int):
@@ -26,7 +27,8 @@ def predict(graph, params, schedule: Schedule, z_t, t, text_emb, *, remat: bool 
     """
     dtype = jax.tree.leaves(params)[0].dtype
     text_emb = per_latent(text_emb, z_t.shape[0])
-    output = unet.apply(graph, params, z_t.astype(dtype), t, text_emb.astype(dtype), remat=remat)
+    with full_precision(dtype):
+        output = unet.apply(graph, params, z_t.astype(dtype), t, text_emb.astype(dtype), remat=remat)
     return to_epsilon(schedule, output.astype(jnp.float32), z_t, t)
 
 

@@ -12,7 +12,7 @@ from aegis_jax import kinds
 from aegis_jax.models import initial
 from aegis_jax.models.attend import attend
 from aegis_jax.models.layers import refuse
-from aegis_jax.models.model import bind
+from aegis_jax.models.model import bind, full_precision
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -142,5 +142,6 @@ def encode(graph, params, token_embeddings):
     """
     model = bind(graph, params).text_model
     positions = model.embeddings.position_embedding(jnp.arange(token_embeddings.shape[1]))
-    hidden = model.encoder(token_embeddings + positions, causal=True)
+    with full_precision(token_embeddings.dtype):
+        hidden = model.encoder(token_embeddings + positions, causal=True)
     return model.final_layer_norm(hidden)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from aegis_jax.models import initial
+from aegis_jax.models.model import full_precision
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -36,13 +37,14 @@ def _forward(x, kernel, strides, padding):
 
 def _backward(strides, padding, saved, dy):
     x, kernel = saved
-    (dx,) = jax.vjp(lambda x: _native(x, kernel, strides, padding), x)[1](dy)
-    dkernel = jax.lax.platform_dependent(
-        x,
-        dy,
-        cpu=partial(_kernel_gradient, size=kernel.shape[:2], strides=strides, padding=padding),
-        default=lambda x, dy: jax.vjp(lambda k: _native(x, k, strides, padding), kernel)[1](dy)[0],
-    )
+    with full_precision(x.dtype):  # traced after the caller's own context is over
+        (dx,) = jax.vjp(lambda x: _native(x, kernel, strides, padding), x)[1](dy)
+        dkernel = jax.lax.platform_dependent(
+            x,
+            dy,
+            cpu=partial(_kernel_gradient, size=kernel.shape[:2], strides=strides, padding=padding),
+            default=lambda x, dy: jax.vjp(lambda k: _native(x, k, strides, padding), kernel)[1](dy)[0],
+        )
     return dx, dkernel
 
 

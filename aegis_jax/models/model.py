@@ -6,13 +6,25 @@ dict is the diffusers / transformers module path, because the modules use the sa
 `params["down_blocks"][0]["resnets"][0]["conv1"]["kernel"]` is `down_blocks.0.resnets.0.conv1.weight` in PyTorch.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from aegis_jax.models.initial import NoKeys
+
+
+def full_precision(dtype):
+    """A context in which products of float32 are taken in float32, if `dtype` is that.
+
+    XLA's own choice is TF32 on GPUs and bfloat16 on TPUs. A precision that the user has set in JAX stands.
+    """
+    if dtype == jnp.float32 and jax.config.jax_default_matmul_precision is None:
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
 
 
 class Graph:

@@ -15,6 +15,7 @@ from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.models import unet
+from aegis_jax.models.model import full_precision
 
 # float32 on both sides; the image has gone through dozens of network calls and 8-bit rounding.
 OUTPUT_TOLERANCE = 1e-4  # of order-1 outputs
@@ -59,7 +60,11 @@ def verify(folder, *, prompt: str = "a photo", steps: int = 25, seed: int = 0) -
     schedule, and one guided image from the same noise. folder: a diffusers folder, or a run folder.
     Needs the extra [torch]; raises `AegisError` without it.
     """
-    folder = expand(folder)
+    with full_precision(jnp.float32):
+        return _compared(expand(folder), prompt, steps, seed)
+
+
+def _compared(folder: Path, prompt: str, steps: int, seed: int) -> Report:
     if not (folder / "model_index.json").exists() and (folder / "pipeline").is_dir():
         folder = folder / "pipeline"
     ours = load_pipeline(folder if str(folder) != "world" else "world")
