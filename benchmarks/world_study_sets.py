@@ -209,7 +209,7 @@ BASE = CROSS | lr(1e-4) | K4 | CENTRE
 APART = CONTEXT | {"prompt.init": "random", "phrases": ["{}"] * 4}  # four prefixes with latents of their own
 FOUR = {"prompt.init": "random", "prompt.prefixes": 4}  # which share the latents
 LONG = {"steps": 500}
-SETS["attacker"] = screen(
+SETS["withstand"] = screen(
     {
         "ESD": ESD_BEST,
         "pull 7e-3, four prefixes apart, 500 steps": BASE | pull(7e-3) | APART | LONG,
@@ -225,6 +225,11 @@ SETS["attacker"] = screen(
         | APART
         | LONG
         | {"latents.trajectories": 2},
+        "pull 1.5e-2, gamma 3e-3, four prefixes apart, 500 steps, 2 trajectories each": BASE
+        | pull(1.5e-2)
+        | APART
+        | LONG
+        | {"latents.trajectories": 2, "prompt.gamma": 3e-3},
         "ESD, 500 steps": ESD_BEST | LONG,
         "pull 1e-2, four prefixes, 500 steps": BASE | pull(1e-2) | FOUR | LONG,
         "pull 1e-2, four prefixes, 500 steps, 16 trajectories": BASE
@@ -237,19 +242,21 @@ SETS["attacker"] = screen(
     measure=MANY,
 )
 ONE = BASE | FREE | FOUR | lr(2e-4) | {"prompt.tokens": 1}
-SETS["attacker, red"] = screen(
+SETS["withstand, red"] = screen(
     {
         "ESD lr 2e-4": ESD_BEST | lr(2e-4),
         "w/o PR, four prefixes": BASE | FREE | FOUR,
         "k=1, w/o PR, lr 2e-4, four prefixes": ONE,
         "k=1, w/o PR, lr 2e-4, four prefixes, eta 2": ONE | {"eta": 2.0},
-        "ESD lr 2e-4, eta 2": ESD_BEST | lr(2e-4) | {"eta": 2.0},
     },
     ("red",),
     measure=MANY,
 )
-SETS["attacker, striped"] = screen(
-    {f"pull {w:g}, four prefixes, 500 steps": BASE | pull(w) | FOUR | LONG for w in (3e-3, 6e-3)},
+SETS["withstand, striped"] = screen(
+    {
+        "pull 3e-3, four prefixes, 500 steps": BASE | pull(3e-3) | FOUR | LONG,
+        "pull 3e-3, four prefixes apart, 500 steps": BASE | pull(3e-3) | APART | LONG,
+    },
     ("striped",),
     measure=MANY,
 )
