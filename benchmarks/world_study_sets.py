@@ -278,7 +278,9 @@ SETS["final striped"] = screen(
     (0, 1, 2),
     FRESH,
 )
-SETS["final red"] = screen({"ESD": ESD_BEST | lr(2e-4)}, ("red",), (0, 1, 2), FRESH)
+SETS["final red"] = screen(
+    {"ESD": ESD_BEST, "AEGIS k=1, hypergradient, lr 3e-4": CROSS | RULE | lr(3e-4)}, ("red",), (0, 1, 2), FRESH
+)
 SETS["final originals"] = screen(
     {"no erasure": None}, ("star", "red", "striped"), (0,), FRESH | {"attack": {"restarts": 0}}
 )
