@@ -2,7 +2,6 @@
 # make test       the default test suite;  make test-slow  the long ones
 #
 # Both create .venv when it is missing and then install only when requirements.lock or setup.py changed.
-# On the embedded model `make erase` does 250 steps, half of what its configs say, to be done within three minutes.
 # Variables: PYTHON (the interpreter that makes .venv), MODEL, CONCEPT, OUT, ARGS (more `aegis erase` options).
 
 PYTHON ?= python3
@@ -10,7 +9,6 @@ MODEL ?= world
 CONCEPT ?= star
 OUT ?=
 ARGS ?=
-QUICK := $(if $(filter world,$(MODEL)),--config.steps=250)
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -22,7 +20,7 @@ PINS := requirements.lock setup.py pyproject.toml
 .PHONY: erase test test-slow lint clean
 
 erase: .venv/core.stamp
-	@$(BIN)/aegis erase --model "$(MODEL)" --concept "$(CONCEPT)" $(if $(OUT),--out "$(OUT)") $(QUICK) $(ARGS)
+	@$(BIN)/aegis erase --model "$(MODEL)" --concept "$(CONCEPT)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest -n 2

@@ -1,6 +1,6 @@
 """Erase the shape "star" from the embedded world: the demonstration, and the default for the world.
 
-Command   aegis erase --model world --concept star        (make erase: 250 of its 500 steps)
+Command   aegis erase --model world --concept star        (or: make erase)
 Hardware  2 CPU cores
 Expected  see README.md, Results
 

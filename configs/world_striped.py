@@ -1,6 +1,6 @@
 """Erase the texture "striped" from the embedded world, and the default there for every texture.
 
-Command   aegis erase --config world_striped      (make erase CONCEPT=striped: 250 of its 500 steps)
+Command   aegis erase --config world_striped      (or: make erase CONCEPT=striped)
 Hardware  2 CPU cores
 Expected  see README.md, Results
 
