@@ -3,8 +3,7 @@
 Command   aegis erase --config world_red      (or: make erase CONCEPT=red)
 Hardware  2 CPU cores
 Expected  the time of world_star
-Result    docs/study.md, screening only (one seed, 64 images a figure): 6 % plain, 25 %
-          for synonyms, 34 % under attack, 98 % of the other colours kept
+Result    docs/study.md, Finals: no better than ESD
 
 As world_star, but for what the study found to erase a colour: the plain method with a prefix of one
 token and the hypergradient rule, at a higher rate. Four tokens before a colour leave it in the model.
