@@ -2,7 +2,7 @@
 
 Command   aegis erase --config world_red      (or: make erase CONCEPT=red)
 Hardware  2 CPU cores
-Expected  the time of world_star
+Expected  half the time of world_star
 Result    docs/study.md, Finals: no better than ESD
 
 As world_star, but for what the study found to erase a colour: the plain method with a prefix of one

@@ -414,3 +414,10 @@ def test_ended_from_outside_and_resumed(cheap_step, folder, tmp_path, signum):
     finish(folder, tmp_path / "whole", {})
     assert files(out / "pipeline") == files(tmp_path / "whole" / "pipeline")
     assert metrics(out) == metrics(tmp_path / "whole")
+
+
+def test_the_worlds_settings_are_taken_however_it_is_named():
+    wanted = run_erase.settings("world", "red", None)
+    overrides = [("model", "world"), ("concepts", "red")]
+    assert run_erase.settings(None, None, None, overrides) == wanted
+    assert run_erase.settings("world", None, None, overrides[1:]) == wanted != run_erase.settings("world", "star", None)
