@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.run import untrained
+from tests.run import runs, untrained
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +29,12 @@ def cheap_step(monkeypatch):
 
     monkeypatch.setattr(erase, "setup", untrained.setup)
     monkeypatch.setattr(erase, "erase_step", untrained.erase_step)
+
+
+@pytest.fixture
+def finished(cheap_step, folder, tmp_path):
+    runs.erase(folder, tmp_path / "finished")
+    return tmp_path / "finished"
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,9 @@
-"""run/erase.py: the run folder, resuming, and what is refused."""
+"""run/erase.py: the run folder, what comes out, and what is refused."""
 
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -20,33 +15,8 @@ from aegis_jax.erasure.config import EraseConfig
 from aegis_jax.errors import AegisError
 from aegis_jax.models.model import flatten, unflatten
 from aegis_jax.run import erase as run_erase
-from aegis_jax.run import loop
 from aegis_jax.run.folder import disk_errors
-
-KEYS = {"steps": 7, "checkpoint.every": 3, "picture.images": 0, "trainable": "kv"}
-
-
-def erase(folder, out, resume=False, **more):
-    keys = {**KEYS, **more.pop("keys", {})}
-    overrides = [(key, str(value)) for key, value in keys.items()]
-    return aegis_jax.erase(folder, "star", overrides=overrides, out=out, resume=resume, **more)
-
-
-def files(path):
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-
-
-def metrics(path):
-    """The lines of metrics.jsonl without the rate, the one value that a clock has a say in."""
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    assert all(line.pop("steps_per_s") > 0 for line in lines)
-    return lines
-
-
-@pytest.fixture
-def finished(cheap_step, folder, tmp_path):
-    erase(folder, tmp_path / "finished")
-    return tmp_path / "finished"
+from tests.run.runs import erase, files, metrics
 
 
 def test_the_run_folder(cheap_step, folder, tmp_path):
@@ -164,118 +134,6 @@ def test_ways_to_give_the_settings(cheap_step, folder, tmp_path, kind):
     assert len(aegis_jax.erase(folder, ["star", "heart"], config=config).metrics) == 2
 
 
-def interrupt(folder, out, monkeypatch, step):
-    """A run that gets SIGTERM while its step `step` + 1 is being computed."""
-    honest = run_erase.erase_step
-
-    def erase_step(state, frozen, config):
-        if int(state.step) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return honest(state, frozen, config)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_erase, "erase_step", erase_step)
-        with pytest.raises(loop.Interrupted):
-            erase(folder, out)
-
-
-def test_resumed_is_as_uninterrupted(cheap_step, folder, tmp_path, monkeypatch, finished):
-    out = tmp_path / "run"
-    interrupt(folder, out, monkeypatch, 4)
-    assert len(metrics(out)) == 5 and not (out / "pipeline").exists()
-    assert "SIGTERM after step 5" in json.loads((out / "manifest.json").read_text())["status"]
-    result = aegis_jax.erase(out=out, resume=True)  # all settings are in the folder
-    assert files(out / "pipeline") == files(finished / "pipeline")
-    assert metrics(out) == metrics(finished)
-    assert len(result.metrics) == 7
-    assert len(json.loads((out / "manifest.json").read_text())["resumed"]) == 1
-
-
-def test_metrics_that_are_no_json_are_named(finished, tmp_path):
-    out = tmp_path / "run"
-    shutil.copytree(finished, out)
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    (out / "metrics.jsonl").write_text("\n".join([*lines[:2], lines[2][:9], *lines[3:]]))
-    with pytest.raises(AegisError, match="metrics.jsonl, line 3"):
-        aegis_jax.erase(out=out, resume=True)
-
-
-def test_a_config_file_does_not_send_a_resumed_run_to_another_model(finished, folder, tmp_path):
-    path = tmp_path / "c.py"
-    keys = {"model": "some/where", "concepts": ["star"], "steps": 7, "trainable": "kv"}
-    path.write_text(f"import ml_collections as m\nget_config = lambda: m.ConfigDict({keys})\n")
-    result = aegis_jax.erase(config=path, out=finished, resume=True)
-    assert result.run.model == str(folder)
-
-
-def test_a_broken_manifest_is_named(finished, folder):
-    (finished / "manifest.json").write_text("{")
-    with pytest.raises(AegisError, match="manifest.json is not valid JSON"):
-        erase(folder, finished, resume=True)
-
-
-@pytest.mark.parametrize("text", ['{"status": "finished"}', '{"model": 3}', '{"model": {"fingerprint": "a"}}'])
-def test_a_manifest_of_something_else_is_named(finished, tmp_path, text):
-    out = tmp_path / "run"
-    shutil.copytree(finished, out)
-    (out / "manifest.json").write_text(text)
-    with pytest.raises(AegisError, match="manifest.json does not tell of a run"):
-        aegis_jax.erase(out=out, resume=True)
-
-
-def test_resuming_a_finished_run_changes_nothing(finished, folder):
-    before = files(finished)
-    result = erase(folder, finished, resume=True)
-    assert files(finished) == before and len(result.metrics) == 7
-
-
-def test_resuming_a_run_whose_export_failed(cheap_step, folder, tmp_path, monkeypatch, finished):
-    def no_space(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(run_erase, "save_pipeline", no_space)
-        with pytest.raises(AegisError, match="no space left in .*run.*--resume"):
-            erase(folder, out)
-    assert (out / "checkpoints" / "7").is_dir()
-    erase(folder, out, resume=True)
-    assert files(out / "pipeline") == files(finished / "pipeline")
-
-
-@pytest.mark.parametrize(
-    ("keys", "part"),
-    [({"learning_rate": 1e-4}, "learning_rate was 1e-05, is 0.0001"), ({"seed": 3}, "seed was 0")],
-)
-def test_other_settings_are_refused(finished, folder, keys, part):
-    before = files(finished)
-    with pytest.raises(AegisError, match=part):
-        erase(folder, finished, resume=True, keys=keys)
-    assert files(finished) == before
-
-
-def test_another_concept_is_refused(finished, folder):
-    with pytest.raises(AegisError, match="concepts was .'star'., is .'heart'."):
-        aegis_jax.erase(folder, "heart", out=finished, resume=True)
-
-
-def test_another_base_model_is_refused(cheap_step, folder, tmp_path, monkeypatch):
-    from tests.run import untrained
-
-    out = tmp_path / "run"
-    interrupt(folder, out, monkeypatch, 4)
-    other = untrained.write(tmp_path / "pipeline", seed=1)
-    with pytest.raises(AegisError, match="base model was .*, is "):
-        erase(other, out, resume=True)
-
-
-def test_how_often_to_save_may_change(cheap_step, folder, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    interrupt(folder, out, monkeypatch, 4)
-    erase(folder, out, resume=True, keys={"checkpoint.every": 2})
-    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["6", "7"]
-
-
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(cheap_step, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_STEP", json.dumps({"loss": 5}))
     out = tmp_path / "run"
@@ -327,18 +185,7 @@ def test_bad_input_leaves_an_existing_run_alone(finished, tmp_path):
     assert files(finished) == before
 
 
-@pytest.mark.parametrize("what", ["missing", "not a run", "null", '["aegis_jax"]', '"aegis_jax"'])
-def test_nothing_to_resume(tmp_path, what):
-    if what != "missing":
-        (tmp_path / "run").mkdir()
-    if what[0] in 'n["':
-        (tmp_path / "run" / "config.json").write_text(what)
-    with pytest.raises(AegisError, match="nothing to resume"):
-        aegis_jax.erase("world", "star", out=tmp_path / "run", resume=True)
-
-
 def test_too_little_space_is_refused_first(cheap_step, folder, tmp_path, monkeypatch):
-    import shutil
 
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -368,52 +215,6 @@ def test_disk_errors_pass_others_on(tmp_path):
     with pytest.raises(ValueError, match="^other$"):
         with disk_errors(tmp_path):
             raise ValueError("other")
-
-
-def start(folder, out, seconds):
-    """A run in a process of its own, `seconds` a step, and wait until its third step is recorded."""
-    keys = {**KEYS, "steps": 40, "checkpoint.every": 2}
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "tests.run.untrained", "erase", "--model", str(folder),
-            "--concept", "star", "--out", str(out), *(f"--config.{k}={v}" for k, v in keys.items()),
-        ],
-        env={**os.environ, "FAKE_STEP": json.dumps({"seconds": seconds})},
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    lines = out / "metrics.jsonl"
-    until = time.monotonic() + 120
-    while not (lines.exists() and lines.read_text().count("\n") >= 3):
-        assert process.poll() is None and time.monotonic() < until, process.communicate()
-        time.sleep(0.02)
-    return process
-
-
-def finish(folder, out, how):
-    keys = {**KEYS, "steps": 40, "checkpoint.every": 2}
-    return erase(folder, out, keys=keys, **how)
-
-
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_ended_from_outside_and_resumed(cheap_step, folder, tmp_path, signum):
-    """kill -9 at any moment, or SIGTERM: the resumed run ends byte for byte as one left alone."""
-    out = tmp_path / "run"
-    process = start(folder, out, seconds=0.05)
-    time.sleep(np.random.default_rng().uniform(0, 1))
-    process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
-    if signum == signal.SIGTERM:
-        assert process.returncode == 128 + signal.SIGTERM
-        assert f"aegis erase --resume --out {out}" in errors and "Traceback" not in errors
-        step = len(metrics(out))
-        assert (out / "checkpoints" / str(step)).is_dir() and f"after step {step}" in errors
-    else:
-        assert process.returncode == -signal.SIGKILL
-    assert not (out / "pipeline").exists()
-    finish(folder, out, {"resume": True})
-    finish(folder, tmp_path / "whole", {})
-    assert files(out / "pipeline") == files(tmp_path / "whole" / "pipeline")
-    assert metrics(out) == metrics(tmp_path / "whole")
 
 
 def test_the_worlds_settings_are_taken_however_it_is_named():
