@@ -111,10 +111,9 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
     if saved:  # a config file names the model it was written for, which the run need not have had
         given = {key: getattr(saved, key) for key in ("model", "revision", "variant")} | given
     if config is None:
-        said = dict(overrides)
-        is_world = said.get("model", given.get("model")) == "world"
-        concepts = [said["concepts"]] if "concepts" in said else given.get("concepts")
-        run = saved or run_config.load(run_config.of_world(concepts) if is_world else None)
+        named = [(key, text) for key, text in overrides if key in ("model", "concepts")]
+        asked = run_config.merge(RunConfig(), given, named)
+        run = saved or run_config.load(run_config.of_world(asked.concepts) if asked.model == "world" else None)
     elif isinstance(config, RunConfig):
         run = config
     elif isinstance(config, EraseConfig):

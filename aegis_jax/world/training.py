@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from aegis_jax.errors import AegisError
 from aegis_jax.models.model import flatten, unflatten
 from aegis_jax.world import clip, export, judge, judge_training, stages
 from aegis_jax.world.towers import Headed
@@ -43,8 +44,11 @@ def train(
 ) -> pathlib.Path | None:
     """Train what is missing in `out`, export it, and return the exported folder `out/world`.
 
-    stop_after: name of a stage after which to return None, without an export.
+    stop_after: name of a stage after which to return None, without an export. Raises `AegisError` for a seed that
+    numpy or JAX would not take.
     """
+    if not 0 <= seed < 2**32:
+        raise AegisError(f"seed={seed!r}, wanted 0 to 2**32 - 1")
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     shop = stages.Workshop(out, seed, plan or stages.Plan(), log)
