@@ -246,7 +246,6 @@ SETS["withstand, red"] = screen(
     {
         "ESD lr 2e-4": ESD_BEST | lr(2e-4),
         "ESD lr 6e-4": ESD_BEST | lr(6e-4),
-        "k=1, hypergradient, lr 3e-4": CROSS | RULE | lr(3e-4),
         "k=1, hypergradient, lr 6e-4": CROSS | RULE | lr(6e-4),
         "w/o PR, four prefixes": BASE | FREE | FOUR,
         "k=1, w/o PR, lr 2e-4, four prefixes": ONE,

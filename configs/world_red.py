@@ -3,7 +3,7 @@
 Command   aegis erase --config world_red      (or: make erase CONCEPT=red)
 Hardware  2 CPU cores
 Expected  half the time of world_star
-Result    docs/study.md, Finals: no better than ESD
+Result    docs/study.md, Finals: worse than ESD
 
 As world_star, but for what the study found to erase a colour: the plain method with a prefix of one
 token and the hypergradient rule, at a higher rate. Four tokens before a colour leave it in the model.
