@@ -8,7 +8,7 @@ Not the paper's setting: of a small UNet with 8x8 latents the cross-attention al
 batch of 4 and latents from a buffer of 8 trajectories, redrawn with the current weights every 50 steps (the paper
 trains the whole UNet at 1e-5 and draws a trajectory for every step). There are four adversarial prefixes of four tokens
 each, which start at random words, and the drift is pulled back all the time instead of where it conflicts ("w/o DGR").
-Chosen by docs/study.md for shapes.
+Chosen by docs/study.md on the star; other shapes may want other settings (README.md).
 """
 
 import ml_collections

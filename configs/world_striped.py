@@ -4,7 +4,7 @@ Command   aegis erase --config world_striped      (or: make erase CONCEPT=stripe
 Hardware  2 CPU cores
 Expected  see README.md, Results
 
-As world_star, with a third of its pull: what the study found to erase a texture.
+As world_star, with a third of its pull: what the study found to erase "striped".
 """
 
 import ml_collections
