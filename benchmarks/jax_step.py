@@ -161,10 +161,12 @@ class JaxStep:
             t,
             c_star,
             goal,
+            None,
             jnp.float32(self.config.learning_rate),
             trainable_set=self.config.trainable,
             grp=self.config.grp,
             remat=self.config.remat,
+            weight=0.0,
         )
         self.state = dataclasses.replace(state, drift=drift, opt_state=opt_state, omega=omega, previous=previous)
         return metrics["L_e"]

@@ -12,10 +12,12 @@ VARIANTS = {
     "w/o PR": {"grp": {"retention": "none"}},
     "w/o DGR": {"grp": {"retention": "constant"}},
     "fixed omega": {"grp": {"retention": "grp", "omega_rule": "fixed", "omega": 1.0}},
+    "w/o preservation": {"preserve": {"weight": 0.0}},
     "ESD": {
         "aet": {"enabled": False},
         "prompt": {"enabled": False, "prefixes": 1},
         "grp": {"retention": "none"},
+        "preserve": {"weight": 0.0},
     },
 }
 

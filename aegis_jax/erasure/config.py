@@ -54,6 +54,15 @@ class GRPConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PreserveConfig:
+    """Preservation of what random words draw; not in the paper (preserve.py)."""
+
+    weight: float = 0.0  # of L_p beside L_e; 0: none, as in the paper
+    longest: int = 6  # words of a prompt, at most
+    similar: float = 0.6  # words whose encoding is nearer to the concept's than this cosine are not preserved
+
+
+@dataclasses.dataclass(frozen=True)
 class LatentsConfig:
     """Where z_t comes from (method.md 3.1, 6)."""
 
@@ -81,6 +90,7 @@ class EraseConfig:
     aet: AETConfig = AETConfig()
     prompt: PromptConfig = PromptConfig()
     grp: GRPConfig = GRPConfig()
+    preserve: PreserveConfig = PreserveConfig()
     latents: LatentsConfig = LatentsConfig()
 
 
@@ -124,6 +134,10 @@ def check(config: EraseConfig) -> None:
     need(grp.weight >= 0, "grp.weight", grp.weight, "0 or more")
     constant = grp.retention == "constant"
     need(not constant or grp.weight > 0, "grp.weight", grp.weight, 'more than 0 with grp.retention="constant"')
+    preserve = config.preserve
+    need(preserve.weight >= 0, "preserve.weight", preserve.weight, "0 or more")
+    need(preserve.longest >= 1, "preserve.longest", preserve.longest, "at least 1")
+    need(-1 <= preserve.similar <= 1, "preserve.similar", preserve.similar, "-1 to 1")
     latents = config.latents
     for key, value in (
         ("learning_rate", config.learning_rate),
@@ -131,6 +145,7 @@ def check(config: EraseConfig) -> None:
         ("aet.beta", config.aet.beta),
         ("aet.current_weight", config.aet.current_weight),
         ("prompt.gamma", config.prompt.gamma),
+        ("preserve.weight", preserve.weight),
         ("latents.guidance", latents.guidance),
     ):
         need(math.isfinite(value), key, value, "a finite number")

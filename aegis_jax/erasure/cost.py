@@ -20,16 +20,18 @@ class Cost:
     Attributes:
       latents: where z_t comes from: partial trajectories, or filling and redrawing the buffer.
       aet, prompt, erasure: the parts of method.md 3.2, 3.3 and 3.4.
+      preserve: the preservation of random words (preserve.py).
     """
 
     latents: float
     aet: float
     prompt: float
     erasure: float
+    preserve: float
 
     @property
     def total(self) -> float:
-        return self.latents + self.aet + self.prompt + self.erasure
+        return self.latents + self.aet + self.prompt + self.erasure + self.preserve
 
 
 def unet_evaluations(config: EraseConfig, concepts: int = 1) -> Cost:
@@ -42,6 +44,8 @@ def unet_evaluations(config: EraseConfig, concepts: int = 1) -> Cost:
         prompt=batch * (1 + BACKWARD_TO_TEXT) * config.prompt.enabled,
         # theta0 for c_e and c_0, theta for c* with its gradient.
         erasure=batch * (3 + BACKWARD_TO_ALL),
+        # theta0, and theta with its gradient.
+        preserve=batch * (2 + BACKWARD_TO_ALL) * (config.preserve.weight > 0),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from aegis_jax.diffusion.schedule import Schedule
+from aegis_jax.erasure.preserve import Vocabulary
 from aegis_jax.models.model import Graph
 
 
@@ -46,7 +47,16 @@ class State:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["unet", "text", "schedule", "concept_emb", "empty_emb", "target_template", "prompt_template"],
+    data_fields=[
+        "unet",
+        "text",
+        "schedule",
+        "concept_emb",
+        "empty_emb",
+        "target_template",
+        "prompt_template",
+        "vocabulary",
+    ],
     meta_fields=["unet_graph", "text_graph", "latent_shape", "placement"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +70,7 @@ class Frozen:
       empty_emb: c_0, (1, L, D).
       target_template: token embeddings of [BOS, slot x m', EOS, PAD...], (1, L, d).
       prompt_template: token embeddings of [BOS, slot x k, concept, EOS, PAD...] per concept, (K, 1, L, d).
+      vocabulary: the words that are preserved (preserve.py), or None.
       latent_shape: (h, w, C) of z.
       placement: None on one device, else says where a batch and a tensor lie (parallel.mesh.Placement).
     """
@@ -71,6 +82,7 @@ class Frozen:
     empty_emb: jax.Array
     target_template: jax.Array
     prompt_template: jax.Array
+    vocabulary: Vocabulary | None
     unet_graph: Graph
     text_graph: Graph
     latent_shape: tuple[int, int, int]

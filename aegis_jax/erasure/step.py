@@ -18,7 +18,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from aegis_jax.erasure import adam, groups, networks, prompt, rectify, target, trainable
+from aegis_jax.erasure import adam, groups, networks, preserve, prompt, rectify, target, trainable
 from aegis_jax.erasure import latents as latents_lib
 from aegis_jax.erasure.config import EraseConfig, GRPConfig
 from aegis_jax.erasure.setup import freeze
@@ -26,26 +26,45 @@ from aegis_jax.erasure.state import Frozen, State
 from aegis_jax.models.layout import to_torch, torch_key
 from aegis_jax.models.model import flatten, unflatten
 
+_PRESERVE = 0x9E5E  # folded into a step's key: none of its own splits
 _predict = jax.jit(networks.predict, static_argnums=0)
 _encode_soft = jax.jit(networks.encode_soft, static_argnums=0)
 
 
-def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, trainable_set: str, remat: bool):
-    """L_e and its gradient with respect to the trainable tensors, stacked by group (method.md 3.4)."""
-    flat = flatten(theta)
+def _erasure_gradients(
+    frozen: Frozen, theta: dict, z_t, t, c_star, goal, preserved, trainable_set: str, remat: bool, weight: float
+):
+    """The losses {"L_e"} (method.md 3.4) and the gradient of their sum with respect to the trainable tensors, stacked
+    by group.
+
+    preserved: None, or the random prompts (B, L, D) and theta0's predictions for them (B, h, w, C): then "L_p" joins,
+    times `weight` in the sum, in the same call of the network.
+    """
+    flat, B = flatten(theta), z_t.shape[0]
 
     def loss(tensors):
         params = unflatten(flat | tensors)
-        eps = networks.predict(frozen.unet_graph, params, frozen.schedule, z_t, t, c_star, remat=remat)
-        return networks.mean_square(eps - goal)
+        noise = partial(networks.predict, frozen.unet_graph, params, frozen.schedule, remat=remat)
+        if preserved is None:
+            L_e = networks.mean_square(noise(z_t, t, c_star) - goal)
+            return L_e, {"L_e": L_e}
+        c_p, eps_p = preserved
+        text_emb = jnp.concatenate([networks.per_latent(c_star, B), c_p])
+        eps = noise(jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t]), text_emb)
+        L_e, L_p = networks.mean_square(eps[:B] - goal), networks.mean_square(eps[B:] - eps_p)
+        return L_e + weight * L_p, {"L_e": L_e, "L_p": L_p}
 
-    L_e, gradients = jax.value_and_grad(loss)(trainable.select(theta, trainable_set))
+    gradients, losses = jax.grad(loss, has_aux=True)(trainable.select(theta, trainable_set))
     # Tensor by tensor, so that each may be freed early; without it XLA's CPU backend fuses the backward pass into
     # what follows and compiles for minutes.
-    return L_e, groups.stack(jax.tree.map(jax.lax.optimization_barrier, gradients))
+    return losses, groups.stack(jax.tree.map(jax.lax.optimization_barrier, gradients))
 
 
-@partial(jax.jit, static_argnames=("trainable_set", "grp", "remat"), donate_argnames=("drift", "opt_state", "previous"))
+@partial(
+    jax.jit,
+    static_argnames=("trainable_set", "grp", "remat", "weight"),
+    donate_argnames=("drift", "opt_state", "previous"),
+)
 def _erase_update(
     frozen,
     theta,
@@ -57,14 +76,19 @@ def _erase_update(
     t,
     c_star,
     goal,
+    preserved,
     learning_rate,
     *,
     trainable_set: str,
     grp: GRPConfig,
     remat: bool,
+    weight: float,
 ):
-    """Steps 4 to 7: gradient of L_e, GRP, omega, Adam. Returns the new (drift, opt_state, omega, previous), metrics."""
-    L_e, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, trainable_set, remat)
+    """Steps 4 to 7: gradient of L_e, with L_p if preserved, GRP, omega, Adam.
+
+    Returns the new (drift, opt_state, omega, previous), metrics.
+    """
+    losses, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, preserved, trainable_set, remat, weight)
     if previous is not None and not grp.after_adam:
         previous = previous | {"drift": adam.drift_before(drift, opt_state, learning_rate)}
     next_omega = rectify.next_omega(omega, gradients, drift, previous, grp)
@@ -80,7 +104,7 @@ def _erase_update(
     update = jax.tree.map(lambda u: -learning_rate * u, direction)
     cosines = rectify.gather(cosines)
     metrics = {
-        "L_e": L_e,
+        **losses,
         "L_r": 0.5 * rectify.tree_dot(drift, drift),
         "conflict_share": jnp.mean(cosines < 0),
         "mean_cosine": jnp.mean(cosines),
@@ -157,9 +181,9 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
     The latents of a batch are dealt round-robin to the adversarial prompts of all concepts. A prompt without a latent
     in this step keeps its soft tokens.
 
-    Metrics: L_aet, L_adv (where enabled; means over the batch's prompts), L_e, L_r, conflict_share (of tensors),
-    mean_cosine (of g_e and g_r), omega (mean, where there are several), update_dot_gr (<update, g_r>), drift_norm
-    (||theta - theta0||), s (denoising steps done), t (mean).
+    Metrics: L_aet, L_adv (where enabled; means over the batch's prompts), L_e, L_p (where preserved), L_r,
+    conflict_share (of tensors), mean_cosine (of g_e and g_r), omega (mean, where there are several), update_dot_gr
+    (<update, g_r>), drift_norm (||theta - theta0||), s (denoising steps done), t (mean).
     """
     concepts, visits = _dealt(state.step, frozen.concept_emb.shape[0], config.batch)
     prompts, _ = _dealt(state.step, state.p.shape[0], config.batch)
@@ -182,6 +206,12 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
     prompts: indices (G,), as in `_core`. The state's buffer of latents is passed through.
     """
     v, p, c_star, goal, metrics = _core(frozen, theta, prompts, z_t, t, state.v[prompts], state.p[prompts], config)
+    preserved = None
+    if config.preserve.weight:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), _PRESERVE)
+        draw = {"batch": z_t.shape[0], "longest": config.preserve.longest}
+        c_p = preserve.random_prompts(frozen.text_graph, frozen.text, frozen.vocabulary, key, **draw)
+        preserved = c_p, _predict(frozen.unet_graph, frozen.unet, frozen.schedule, z_t, t, c_p)
     drift, opt_state, omega, previous, update_metrics = _erase_update(
         frozen,
         theta,
@@ -193,10 +223,12 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
         t,
         c_star,
         goal,
+        preserved,
         jnp.float32(config.learning_rate),
         trainable_set=config.trainable,
         grp=config.grp,
         remat=config.remat,
+        weight=config.preserve.weight,
     )
     state = State(
         step=state.step + 1,
@@ -237,14 +269,16 @@ def explicit_step(
     z_t, v, p = (jnp.asarray(x, jnp.float32) for x in (z_t, v, p))
     t = jnp.asarray(t, jnp.int32)
     v, p, c_star, goal, metrics = _core(frozen, theta, jnp.array([0]), z_t, t, v[None], p[None], config)
-    L_e, gradients = _gradients(frozen, theta, z_t, t, c_star, goal, trainable_set="full", remat=False)
+    losses, gradients = _gradients(
+        frozen, theta, z_t, t, c_star, goal, None, trainable_set="full", remat=False, weight=0.0
+    )
     g, lambdas, cosines = _retain(gradients, drift, jnp.float32(omega), grp=GRPConfig())
     by_key = partial(_by_diffusers_key, like=flatten(theta))
     return {
         "v": v[0],
         "p": p[0],
         **metrics,
-        "L_e": L_e,
+        **losses,
         "grads": by_key(gradients),
         "rectified": by_key(g),
         "lambdas": by_key(lambdas),
@@ -252,7 +286,7 @@ def explicit_step(
     }
 
 
-_gradients = jax.jit(_erasure_gradients, static_argnames=("trainable_set", "remat"))
+_gradients = jax.jit(_erasure_gradients, static_argnames=("trainable_set", "remat", "weight"))
 _retain = jax.jit(rectify.retain, static_argnames="grp")
 
 
