@@ -26,13 +26,13 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def config_of(cell: dict):
-    """The world's config for the concept, with the cell's changes."""
+    """The world's config with the cell's changes."""
     from aegis_jax.run import config as run_config
 
     overrides = dict(cell["overrides"] or {})
     phrases = overrides.pop("phrases", ["{}"])  # in which the concept is named, e.g. "a red {}"
     settings = [(key, str(value)) for key, value in overrides.items()]
-    config = run_config.load(run_config.of_world((cell["concept"],)), [*settings, ("seed", str(cell["seed"]))])
+    config = run_config.load("world", [*settings, ("seed", str(cell["seed"]))])
     return dataclasses.replace(config, concepts=tuple(phrase.format(cell["concept"]) for phrase in phrases))
 
 

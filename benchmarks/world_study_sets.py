@@ -17,6 +17,8 @@ START = {
     "grp.omega_rule": "fixed",
     "grp.omega": 1.0,
     "grp.mu": 0.01,
+    "prompt.gamma": 1e-3,
+    "preserve.weight": 0.0,
 }
 ESD = {"aet.enabled": False, "prompt.enabled": False, "grp.retention": "none"}
 MEAN = {"aet.init": "mean", "prompt.init": "mean"}

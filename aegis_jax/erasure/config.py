@@ -58,7 +58,6 @@ class PreserveConfig:
     """Preservation of what random words draw; not in the paper (preserve.py)."""
 
     weight: float = 0.0  # of L_p beside L_e; 0: none, as in the paper
-    longest: int = 6  # words of a prompt, at most
     similar: float = 0.6  # words whose encoding is nearer to the concept's than this cosine are not preserved
 
 
@@ -136,7 +135,6 @@ def check(config: EraseConfig) -> None:
     need(not constant or grp.weight > 0, "grp.weight", grp.weight, 'more than 0 with grp.retention="constant"')
     preserve = config.preserve
     need(preserve.weight >= 0, "preserve.weight", preserve.weight, "0 or more")
-    need(preserve.longest >= 1, "preserve.longest", preserve.longest, "at least 1")
     need(-1 <= preserve.similar <= 1, "preserve.similar", preserve.similar, "-1 to 1")
     latents = config.latents
     for key, value in (

@@ -18,6 +18,7 @@ import numpy as np
 from aegis_jax.errors import AegisError
 from aegis_jax.models import clip
 
+_LONGEST = 6  # words of a random prompt
 _AT_ONCE = 1024  # words encoded in one call
 
 
@@ -84,11 +85,12 @@ def _unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@partial(jax.jit, static_argnames=("text_graph", "batch", "longest"))
-def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, *, batch: int, longest: int):
-    """Encodings (B, L, D) of prompts of 1 to `longest` words, each drawn evenly from the vocabulary."""
+@partial(jax.jit, static_argnames=("text_graph", "batch"))
+def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, *, batch: int):
+    """Encodings (B, L, D) of prompts of 1 to 6 words (fewer if no more fit), each drawn evenly from the vocabulary."""
     key_words, key_length = jax.random.split(key)
     place = jnp.arange(vocabulary.length)
+    longest = min(_LONGEST, vocabulary.length - 2)
     count = jax.random.randint(key_length, (batch, 1), 1, longest + 1)
     drawn = jax.random.choice(key_words, vocabulary.words, (batch, vocabulary.length))
     after = jnp.where(place == count + 1, vocabulary.eos, vocabulary.pad)

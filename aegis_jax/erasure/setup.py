@@ -79,21 +79,15 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
         empty_emb=encode_text(in_float32, [""]),
         target_template=template(config.aet.tokens, []),
         prompt_template=jnp.stack([template(config.prompt.tokens, ids) for ids in tokens]),
-        vocabulary=_vocabulary(in_float32, concepts, config) if config.preserve.weight else None,
+        vocabulary=preserve.vocabulary(tokenizer, text.graph, text_params, concepts, config.preserve.similar)
+        if config.preserve.weight
+        else None,
         unet_graph=unet.graph if placement is None else unet_lib.without_flash(unet.graph, unet.params),
         text_graph=text.graph,
         latent_shape=(height, width, channels),
         placement=placement,
     )
     return frozen if placement is None else placement.place(frozen)
-
-
-def _vocabulary(pipeline, concepts: list[str], config: EraseConfig) -> preserve.Vocabulary:
-    tokenizer, text = pipeline.tokenizer, pipeline.text_encoder
-    room = tokenizer.model_max_length - 2
-    if config.preserve.longest > room:
-        raise AegisError(f"preserve.longest={config.preserve.longest}, but a prompt has room for {room} words")
-    return preserve.vocabulary(tokenizer, text.graph, text.params, concepts, config.preserve.similar)
 
 
 def _check_text_width(config: dict, text_params) -> None:

@@ -209,8 +209,7 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
     preserved = None
     if config.preserve.weight:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), _PRESERVE)
-        draw = {"batch": z_t.shape[0], "longest": config.preserve.longest}
-        c_p = preserve.random_prompts(frozen.text_graph, frozen.text, frozen.vocabulary, key, **draw)
+        c_p = preserve.random_prompts(frozen.text_graph, frozen.text, frozen.vocabulary, key, batch=z_t.shape[0])
         preserved = c_p, _predict(frozen.unet_graph, frozen.unet, frozen.schedule, z_t, t, c_p)
     drift, opt_state, omega, previous, update_metrics = _erase_update(
         frozen,

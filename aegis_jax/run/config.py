@@ -16,9 +16,7 @@ from pathlib import Path
 from aegis_jax.erasure import config as erase_config
 from aegis_jax.erasure.config import EraseConfig
 from aegis_jax.errors import AegisError
-from aegis_jax.world.concepts import named
 
-WORLD_CONFIGS = {"shape": "world_star", "colour": "world_red", "texture": "world_striped"}  # by what is erased
 _WANTED = {
     int: "a whole number",
     float: "a number",
@@ -77,20 +75,11 @@ class RunConfig:
         erase_config.check(self.erase)
 
 
-def of_world(concepts: Iterable[str] | None) -> str:
-    """The name of the config for concepts of the world: a colour wants other settings than a shape.
-
-    Concepts of several attributes, or none that the world has, get those for shapes.
-    """
-    found = {attribute for concept in concepts or () for _, attribute, _ in named(concept)}
-    return WORLD_CONFIGS[found.pop() if len(found) == 1 else "shape"]
-
-
 def load(source=None, overrides: Iterable[tuple[str, str]] = ()) -> RunConfig:
     """The configuration from a file and overrides, checked.
 
     source: None (the defaults), a path, or the name of a config that comes with aegis_jax, such as
-    "world_star". overrides: (dotted key, text) pairs from the command line.
+    "world". overrides: (dotted key, text) pairs from the command line.
     """
     entries = flat(_read_file(source)) if source is not None else {}
     where = f"{source}: " if source is not None else ""

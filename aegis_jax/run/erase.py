@@ -111,9 +111,8 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
     if saved:  # a config file names the model it was written for, which the run need not have had
         given = {key: getattr(saved, key) for key in ("model", "revision", "variant")} | given
     if config is None:
-        named = [(key, text) for key, text in overrides if key in ("model", "concepts")]
-        asked = run_config.merge(RunConfig(), given, named)
-        run = saved or run_config.load(run_config.of_world(asked.concepts) if asked.model == "world" else None)
+        asked = run_config.merge(RunConfig(), given, [(key, text) for key, text in overrides if key == "model"])
+        run = saved or run_config.load("world" if asked.model == "world" else None)
     elif isinstance(config, RunConfig):
         run = config
     elif isinstance(config, EraseConfig):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from aegis_jax.erasure import cost
-from aegis_jax.erasure.config import AETConfig, EraseConfig, LatentsConfig, PromptConfig
+from aegis_jax.erasure.config import AETConfig, EraseConfig, LatentsConfig, PreserveConfig, PromptConfig
 from aegis_jax.erasure.setup import setup
 from aegis_jax.erasure.step import erase_step
 from aegis_jax.io.pipeline import load_pipeline
@@ -18,6 +18,7 @@ from tests.run.untrained import write
 def test_the_paper_s_setting():
     found = cost.unet_evaluations(EraseConfig())
     assert (found.latents, round(found.aet, 1), round(found.prompt, 1), found.erasure) == (49, 4.1, 2.1, 5)
+    assert found.preserve == 0
     plain = EraseConfig(aet=AETConfig(enabled=False), prompt=PromptConfig(enabled=False), batch=4)
     assert cost.unet_evaluations(plain).total == 4 * (49 + 5)
 
@@ -38,7 +39,8 @@ def test_against_the_step_itself(tmp_path, monkeypatch, refresh):
     """Every forward pass of an unjitted run counted; backward passes are left out of both sides."""
     pipeline = load_pipeline(write(tmp_path / "model"))
     latents = LatentsConfig(steps=4, refresh_every=refresh, trajectories=3)
-    config = EraseConfig(steps=5, batch=2, trainable="kv", latents=latents)
+    preserve = PreserveConfig(weight=0.5)
+    config = EraseConfig(steps=5, batch=2, trainable="kv", latents=latents, preserve=preserve)
     rows, done = [], []
 
     def counted(graph, params, z, t, text, *more):

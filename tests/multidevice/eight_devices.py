@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 
 import aegis_jax
 from aegis_jax.erasure import rectify, step, trainable
-from aegis_jax.erasure.config import AETConfig, EraseConfig, GRPConfig, LatentsConfig, PromptConfig
+from aegis_jax.erasure.config import AETConfig, EraseConfig, GRPConfig, LatentsConfig, PreserveConfig, PromptConfig
 from aegis_jax.erasure.setup import setup
 from aegis_jax.erasure.step import erase_step
 from aegis_jax.errors import AegisError
@@ -23,6 +23,7 @@ CONFIG = EraseConfig(
     aet=AETConfig(beta=2e-3),
     prompt=PromptConfig(gamma=5e-3),
     grp=GRPConfig(omega=0.5),
+    preserve=PreserveConfig(weight=2.0),
     latents=LatentsConfig(steps=4),
 )
 

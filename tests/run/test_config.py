@@ -8,7 +8,7 @@ from aegis_jax.errors import AegisError
 from aegis_jax.run import config as run_config
 from aegis_jax.run.config import RunConfig
 
-OURS = ["sd14_church", "sd14_nudity", "sd14_vangogh", "sd21_nudity", "world_red", "world_star", "world_striped"]
+OURS = ["sd14_church", "sd14_nudity", "sd14_vangogh", "sd21_nudity", "world"]
 
 
 def write(tmp_path, body):
@@ -49,23 +49,7 @@ def test_our_configs_load(name):
     header = text.partition('"""\n\nimport')[0]
     for part in ("Command", "Hardware", "Expected", "Result"):
         assert part in header
-    assert f"--config {name}" in header or name == "world_star"
-
-
-@pytest.mark.parametrize(
-    ("concepts", "name"),
-    [
-        (["star"], "world_star"),
-        (["a Crimson thing"], "world_red"),
-        (["banded", "dotted"], "world_striped"),
-        (["red", "star"], "world_star"),
-        (["a red star"], "world_star"),
-        (["nothing known"], "world_star"),
-        (None, "world_star"),
-    ],
-)
-def test_the_world_has_settings_for_each_attribute(concepts, name):
-    assert run_config.of_world(concepts) == name
+    assert f"--config {name}" in header or name == "world"
 
 
 def test_papers_settings():
@@ -138,6 +122,6 @@ def test_every_key_is_plain():
     """Keys hold values that survive JSON and a command line; there are few enough to know."""
     keys = run_config.keys()
     assert set(keys.values()) <= {int, float, str, bool, tuple[str, ...]}
-    assert len(keys) <= 42
+    assert len(keys) <= 44
     for field in dataclasses.fields(RunConfig):
         assert field.name == "erase" or field.name in {key.partition(".")[0] for key in keys}
