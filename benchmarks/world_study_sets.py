@@ -18,6 +18,7 @@ START = {
     "grp.omega": 1.0,
     "grp.mu": 0.01,
     "prompt.gamma": 1e-3,
+    "prompt.plain": False,
     "preserve.weight": 0.0,
 }
 ESD = {"aet.enabled": False, "prompt.enabled": False, "grp.retention": "none"}
@@ -284,4 +285,24 @@ SETS["final red"] = screen(
 )
 SETS["final originals"] = screen(
     {"no erasure": None}, ("star", "red", "striped"), (0,), FRESH | {"attack": {"restarts": 0}}
+)
+
+# What random words draw is preserved, instead of a pull: one recipe for all concepts.
+PRESERVE = {"preserve.weight": 3.0}
+WORDS = BASE | FREE | FOUR | LONG | PRESERVE | {"prompt.prefixes": 5, "prompt.plain": True, "prompt.gamma": 5e-3}
+SETS["final, words preserved"] = screen({"AEGIS, words preserved": WORDS}, ("star", "red", "striped"), (0, 1, 2), FRESH)
+# Concepts that no choice has seen, plain prompts only.
+SETS["words preserved, unseen"] = screen(
+    {"AEGIS, words preserved": WORDS},
+    ("ring", "cross", "blue", "green", "dotted"),
+    measure=FRESH | {"images": 128, "attack": {"restarts": 0}},
+)
+# What each part does beside the preservation.
+SETS["words preserved, parts"] = screen(
+    {
+        "ESD, words preserved": ESD_BEST | LONG | PRESERVE,
+        "w/o AET": WORDS | {"aet.enabled": False},
+        "with DGR, omega 1": WORDS | {"grp.retention": "grp"},
+    },
+    measure=MANY,
 )

@@ -36,11 +36,10 @@ def test_round_robin(concepts, batch):
         seen[mine] += 1
 
 
-def one_step(patch, pipeline, concepts, given, soft, step=0, prefixes=1):
+def one_step(patch, pipeline, concepts, given, soft, step=0, **prompt):
     """The state on the host after one `erase_step` from a given drift, z_t, t and soft tokens."""
     z_t, t = (jnp.asarray(given[name]) for name in ("z_t", "t"))
-    prompt = dataclasses.replace(CONFIG.prompt, prefixes=prefixes)
-    config = dataclasses.replace(CONFIG, batch=len(t), prompt=prompt)
+    config = dataclasses.replace(CONFIG, batch=len(t), prompt=dataclasses.replace(CONFIG.prompt, **prompt))
     patch.setattr(latents, "fresh", lambda *args, **kwargs: (z_t, t, jnp.int32(0)))
     state, frozen = setup(pipeline, concepts, config)
     v, p = (jnp.asarray(x) for x in soft)
@@ -100,6 +99,22 @@ def test_prefixes_are_as_the_concept_named_again(monkeypatch, pipeline, given, s
     assert metrics["L_e"] == their_metrics["L_e"]
     moved = (found.p != soft[1]).any((1, 2))
     assert moved.tolist() == ([False, False, True, True] if step else [True, True, False, False])
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_the_last_prompt_may_be_the_concept_alone(monkeypatch, pipeline, given, step):
+    """Of two prompts per concept the second has no prefix: its step is the one without an adversarial prompt."""
+    concepts = CONCEPTS[:2]
+    start, _ = setup(pipeline, [*concepts, *concepts], CONFIG)
+    soft = jax.device_get((start.v, start.p))
+    found, metrics = one_step(monkeypatch, pipeline, concepts, given, soft, step, prefixes=2, plain=True)
+    other = {"enabled": False} if step else {"prefixes": 2}
+    tokens = [x[2:] for x in soft] if step else soft
+    wanted, their_metrics = one_step(monkeypatch, pipeline, concepts, given, tokens, step, **other)
+    for name, ours in found.opt_state.mu.items():
+        theirs = wanted.opt_state.mu[name]
+        assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs), name
+    np.testing.assert_allclose(metrics["L_e"], their_metrics["L_e"], 1e-5)
 
 
 def test_each_latent_is_guided_by_its_own_concept(pipeline):

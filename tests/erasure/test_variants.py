@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 
 from aegis_jax.erasure import baselines, groups, rectify, trainable  # noqa: E402
 from aegis_jax.erasure import step as step_lib  # noqa: E402
-from aegis_jax.erasure.config import AETConfig, EraseConfig, GRPConfig, PromptConfig, check  # noqa: E402
+from aegis_jax.erasure.config import AETConfig, EraseConfig, GRPConfig, PreserveConfig, PromptConfig, check  # noqa: E402
 from aegis_jax.erasure.setup import setup  # noqa: E402
 from aegis_jax.models.layout import torch_key  # noqa: E402
 from tests.parity import torch_aegis  # noqa: E402
@@ -223,8 +223,12 @@ def check_omega(before, omega, wanted, given, grp):
 
 
 @pytest.mark.parametrize("name", list(baselines.VARIANTS))
-def test_every_ablation_is_one_of_a_config_with_a_pull_and_prefixes_too(name):
-    base = EraseConfig(prompt=PromptConfig(prefixes=4), grp=GRPConfig(retention="constant", weight=0.1))
+def test_every_ablation_is_one_of_a_config_with_all_parts_too(name):
+    base = EraseConfig(
+        prompt=PromptConfig(prefixes=4, plain=True),
+        grp=GRPConfig(retention="constant", weight=0.1),
+        preserve=PreserveConfig(weight=1.0),
+    )
     made = baselines.variant(base, name)
     check(made)
     assert made != base or name == "w/o DGR"
