@@ -18,7 +18,6 @@ START = {
     "grp.omega": 1.0,
     "grp.mu": 0.01,
     "prompt.gamma": 1e-3,
-    "prompt.plain": False,
     "preserve.weight": 0.0,
 }
 ESD = {"aet.enabled": False, "prompt.enabled": False, "grp.retention": "none"}
@@ -289,7 +288,7 @@ SETS["final originals"] = screen(
 
 # What random words draw is preserved, instead of a pull: one recipe for all concepts.
 PRESERVE = {"preserve.weight": 3.0}
-WORDS = BASE | FREE | FOUR | LONG | PRESERVE | {"prompt.prefixes": 5, "prompt.plain": True, "prompt.gamma": 5e-3}
+WORDS = BASE | FREE | FOUR | LONG | PRESERVE | {"prompt.gamma": 5e-3}
 SETS["final, words preserved"] = screen({"AEGIS, words preserved": WORDS}, ("star", "red", "striped"), (0, 1, 2), FRESH)
 # Concepts that no choice has seen, plain prompts only.
 SETS["words preserved, unseen"] = screen(

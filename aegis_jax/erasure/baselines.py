@@ -4,20 +4,18 @@ import dataclasses
 
 from aegis_jax.erasure.config import EraseConfig
 
-_PLAIN = {"enabled": False, "prefixes": 1, "plain": False}
-
 # Each entry: what it changes in an AEGIS config.
 VARIANTS = {
     "aegis": {"grp": {"retention": "grp"}},
     "w/o AET": {"aet": {"enabled": False}},
-    "w/o adversarial prompt": {"prompt": _PLAIN},
+    "w/o adversarial prompt": {"prompt": {"enabled": False, "prefixes": 1}},
     "w/o PR": {"grp": {"retention": "none"}},
     "w/o DGR": {"grp": {"retention": "constant"}},
     "fixed omega": {"grp": {"retention": "grp", "omega_rule": "fixed", "omega": 1.0}},
     "w/o preservation": {"preserve": {"weight": 0.0}},
     "ESD": {
         "aet": {"enabled": False},
-        "prompt": _PLAIN,
+        "prompt": {"enabled": False, "prefixes": 1},
         "grp": {"retention": "none"},
         "preserve": {"weight": 0.0},
     },

@@ -35,7 +35,6 @@ class PromptConfig:
     enabled: bool = True  # False: c* := c_e ("w/o adversarial prompt")
     tokens: int = 1  # k, learnable token embeddings before the concept
     prefixes: int = 1  # adversarial prompts per concept, each with a c' of its own; latents are dealt to them in turn
-    plain: bool = False  # the last of the prefixes is none: one of the prompts is the concept alone, c* := c_e
     init: str = "random"  # as aet.init
     gamma: float = 1e-3  # sign step, in units of a token embedding's coordinates
 
@@ -119,12 +118,6 @@ def check(config: EraseConfig) -> None:
         "prompt.prefixes",
         config.prompt.prefixes,
         "1 without an adversarial prompt",
-    )
-    need(
-        config.prompt.prefixes > 1 or not config.prompt.plain,
-        "prompt.plain",
-        config.prompt.plain,
-        "false with prompt.prefixes=1, which would leave no adversarial prompt",
     )
     need(config.prompt.init in SOFT_STARTS, "prompt.init", config.prompt.init, " | ".join(SOFT_STARTS))
     need(config.prompt.gamma >= 0, "prompt.gamma", config.prompt.gamma, "0 or more")

@@ -161,9 +161,6 @@ def _core(frozen: Frozen, theta, prompts, z_t, t, v, p, config: EraseConfig):
             frozen, theta, template, p, z_t, t, eps_concept, gamma=config.prompt.gamma, remat=config.remat
         )
         c_star = _encode_soft(frozen.text_graph, frozen.text, template, p)
-        if config.prompt.plain:
-            last = prompts >= (config.prompt.prefixes - 1) * frozen.concept_emb.shape[0]
-            c_star = jnp.where(last[:, None, None], c_e, c_star)
     goal = eps_empty - config.eta * (eps_target - eps_empty)
     return v, p, c_star, goal, metrics
 

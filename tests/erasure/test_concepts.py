@@ -101,22 +101,6 @@ def test_prefixes_are_as_the_concept_named_again(monkeypatch, pipeline, given, s
     assert moved.tolist() == ([False, False, True, True] if step else [True, True, False, False])
 
 
-@pytest.mark.parametrize("step", [0, 1])
-def test_the_last_prompt_may_be_the_concept_alone(monkeypatch, pipeline, given, step):
-    """Of two prompts per concept the second has no prefix: its step is the one without an adversarial prompt."""
-    concepts = CONCEPTS[:2]
-    start, _ = setup(pipeline, [*concepts, *concepts], CONFIG)
-    soft = jax.device_get((start.v, start.p))
-    found, metrics = one_step(monkeypatch, pipeline, concepts, given, soft, step, prefixes=2, plain=True)
-    other = {"enabled": False} if step else {"prefixes": 2}
-    tokens = [x[2:] for x in soft] if step else soft
-    wanted, their_metrics = one_step(monkeypatch, pipeline, concepts, given, tokens, step, **other)
-    for name, ours in found.opt_state.mu.items():
-        theirs = wanted.opt_state.mu[name]
-        assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs), name
-    np.testing.assert_allclose(metrics["L_e"], their_metrics["L_e"], 1e-5)
-
-
 def test_each_latent_is_guided_by_its_own_concept(pipeline):
     """A mixed draw consists of the latents that draws for one concept have at the same places."""
     frozen = freeze(pipeline, CONCEPTS[:2], CONFIG)

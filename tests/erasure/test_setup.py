@@ -48,8 +48,6 @@ def test_each_prefix_has_a_start_of_its_own(tiny):
     assert not np.array_equal(state.p[0], state.p[2])
     with pytest.raises(AegisError, match="prompt.prefixes=2 .*without an adversarial prompt"):
         setup(pipeline, "star", EraseConfig(prompt=PromptConfig(enabled=False, prefixes=2)))
-    with pytest.raises(AegisError, match="prompt.plain=True .*would leave no adversarial prompt"):
-        setup(pipeline, "star", EraseConfig(prompt=PromptConfig(plain=True)))
 
 
 def test_an_unknown_start_is_refused(tiny):
