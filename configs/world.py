@@ -7,8 +7,8 @@ Expected  see README.md, Results
 Not the paper's setting: of a small UNet with 8x8 latents the cross-attention alone is trained, at a higher rate, with a
 batch of 4 and latents from a buffer of 8 trajectories, redrawn with the current weights every 50 steps (the paper
 trains the whole UNet at 1e-5 and draws a trajectory for every step). There are four adversarial prefixes of four tokens
-each, which start at random words; what random words draw is preserved, instead of the paper's penalty on the distance to
-the original weights. Chosen by docs/study.md.
+each, which start at random words; what random words draw is preserved, instead of the paper's penalty on the distance
+to the original weights. Chosen by docs/study.md.
 """
 
 import ml_collections
