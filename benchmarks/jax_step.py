@@ -166,7 +166,6 @@ class JaxStep:
             trainable_set=self.config.trainable,
             grp=self.config.grp,
             remat=self.config.remat,
-            weight=0.0,
         )
         self.state = dataclasses.replace(state, drift=drift, opt_state=opt_state, omega=omega, previous=previous)
         return metrics["L_e"]

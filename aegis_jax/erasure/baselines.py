@@ -4,20 +4,21 @@ import dataclasses
 
 from aegis_jax.erasure.config import EraseConfig
 
+_NOT = {"weight": 0.0}  # preservation is not in the paper, so what names a way of keeping the rest goes without
+
 # Each entry: what it changes in an AEGIS config.
 VARIANTS = {
-    "aegis": {"grp": {"retention": "grp"}},
+    "aegis": {"grp": {"retention": "grp"}, "preserve": _NOT},
     "w/o AET": {"aet": {"enabled": False}},
     "w/o adversarial prompt": {"prompt": {"enabled": False, "prefixes": 1}},
-    "w/o PR": {"grp": {"retention": "none"}},
-    "w/o DGR": {"grp": {"retention": "constant"}},
-    "fixed omega": {"grp": {"retention": "grp", "omega_rule": "fixed", "omega": 1.0}},
-    "w/o preservation": {"preserve": {"weight": 0.0}},
+    "w/o PR": {"grp": {"retention": "none"}, "preserve": _NOT},
+    "w/o DGR": {"grp": {"retention": "constant"}, "preserve": _NOT},
+    "fixed omega": {"grp": {"retention": "grp", "omega_rule": "fixed", "omega": 1.0}, "preserve": _NOT},
     "ESD": {
         "aet": {"enabled": False},
         "prompt": {"enabled": False, "prefixes": 1},
         "grp": {"retention": "none"},
-        "preserve": {"weight": 0.0},
+        "preserve": _NOT,
     },
 }
 

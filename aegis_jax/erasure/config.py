@@ -58,7 +58,7 @@ class PreserveConfig:
     """Preservation of what random words draw; not in the paper (preserve.py)."""
 
     weight: float = 0.0  # of L_p beside L_e; 0: none, as in the paper
-    similar: float = 0.6  # words whose encoding is nearer to the concept's than this cosine are not preserved
+    similar: float = 0.6  # not preserved: words with a larger cosine to the concept, of encodings less all words' mean
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,10 @@ same step with every random draw given, for checks from outside, and `_core` wha
 their weights as arguments, so frozen and current UNet share one compilation:
 
   latents.fresh / buffered     z_t and t, by guided sampling with the current weights
-  _predict                     noise of theta0 for {c_e, c_0} stacked, of theta for c_e, of theta0 for c'
+  _predict                     noise of theta0 for {c_e, c_0} stacked, of theta for c_e, of theta0 for c' and for
+                               random words, if those are preserved
   target.sign_step             gradient of a distance to soft tokens: AET with theta0, adversarial prompt with theta
-  _erase_update                gradient of L_e, GRP and Adam in one pass
+  _erase_update                gradient of L_e (and L_p), GRP and Adam in one pass
 
 Randomness is `fold_in(key(seed), step)` and named splits of it; no key is stored.
 """
@@ -31,14 +32,12 @@ _predict = jax.jit(networks.predict, static_argnums=0)
 _encode_soft = jax.jit(networks.encode_soft, static_argnums=0)
 
 
-def _erasure_gradients(
-    frozen: Frozen, theta: dict, z_t, t, c_star, goal, preserved, trainable_set: str, remat: bool, weight: float
-):
+def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, preserved, trainable_set: str, remat: bool):
     """The losses {"L_e"} (method.md 3.4) and the gradient of their sum with respect to the trainable tensors, stacked
     by group.
 
-    preserved: None, or the random prompts (B, L, D) and theta0's predictions for them (B, h, w, C): then "L_p" joins,
-    times `weight` in the sum, in the same call of the network.
+    preserved: None, or the weight of "L_p", its random prompts (B, L, D) and theta0's predictions for them
+    (B, h, w, C): then it joins the sum, in the same call of the network.
     """
     flat, B = flatten(theta), z_t.shape[0]
 
@@ -48,7 +47,7 @@ def _erasure_gradients(
         if preserved is None:
             L_e = networks.mean_square(noise(z_t, t, c_star) - goal)
             return L_e, {"L_e": L_e}
-        c_p, eps_p = preserved
+        weight, c_p, eps_p = preserved
         text_emb = jnp.concatenate([networks.per_latent(c_star, B), c_p])
         eps = noise(jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t]), text_emb)
         L_e, L_p = networks.mean_square(eps[:B] - goal), networks.mean_square(eps[B:] - eps_p)
@@ -62,7 +61,7 @@ def _erasure_gradients(
 
 @partial(
     jax.jit,
-    static_argnames=("trainable_set", "grp", "remat", "weight"),
+    static_argnames=("trainable_set", "grp", "remat"),
     donate_argnames=("drift", "opt_state", "previous"),
 )
 def _erase_update(
@@ -82,13 +81,12 @@ def _erase_update(
     trainable_set: str,
     grp: GRPConfig,
     remat: bool,
-    weight: float,
 ):
     """Steps 4 to 7: gradient of L_e, with L_p if preserved, GRP, omega, Adam.
 
     Returns the new (drift, opt_state, omega, previous), metrics.
     """
-    losses, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, preserved, trainable_set, remat, weight)
+    losses, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, preserved, trainable_set, remat)
     if previous is not None and not grp.after_adam:
         previous = previous | {"drift": adam.drift_before(drift, opt_state, learning_rate)}
     next_omega = rectify.next_omega(omega, gradients, drift, previous, grp)
@@ -182,8 +180,9 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
     in this step keeps its soft tokens.
 
     Metrics: L_aet, L_adv (where enabled; means over the batch's prompts), L_e, L_p (where preserved), L_r,
-    conflict_share (of tensors), mean_cosine (of g_e and g_r), omega (mean, where there are several), update_dot_gr
-    (<update, g_r>), drift_norm (||theta - theta0||), s (denoising steps done), t (mean).
+    conflict_share (of tensors), mean_cosine (of g_e, which is here the gradient of L_e + weight L_p, and g_r), omega
+    (mean, where there are several), update_dot_gr (<update, g_r>), drift_norm (||theta - theta0||), s (denoising steps
+    done), t (mean).
     """
     concepts, visits = _dealt(state.step, frozen.concept_emb.shape[0], config.batch)
     prompts, _ = _dealt(state.step, state.p.shape[0], config.batch)
@@ -210,7 +209,8 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
     if config.preserve.weight:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), _PRESERVE)
         c_p = preserve.random_prompts(frozen.text_graph, frozen.text, frozen.vocabulary, key, batch=z_t.shape[0])
-        preserved = c_p, _predict(frozen.unet_graph, frozen.unet, frozen.schedule, z_t, t, c_p)
+        eps_p = _predict(frozen.unet_graph, frozen.unet, frozen.schedule, z_t, t, c_p)
+        preserved = jnp.float32(config.preserve.weight), c_p, eps_p
     drift, opt_state, omega, previous, update_metrics = _erase_update(
         frozen,
         theta,
@@ -227,7 +227,6 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
         trainable_set=config.trainable,
         grp=config.grp,
         remat=config.remat,
-        weight=config.preserve.weight,
     )
     state = State(
         step=state.step + 1,
@@ -268,9 +267,7 @@ def explicit_step(
     z_t, v, p = (jnp.asarray(x, jnp.float32) for x in (z_t, v, p))
     t = jnp.asarray(t, jnp.int32)
     v, p, c_star, goal, metrics = _core(frozen, theta, jnp.array([0]), z_t, t, v[None], p[None], config)
-    losses, gradients = _gradients(
-        frozen, theta, z_t, t, c_star, goal, None, trainable_set="full", remat=False, weight=0.0
-    )
+    losses, gradients = _gradients(frozen, theta, z_t, t, c_star, goal, None, trainable_set="full", remat=False)
     g, lambdas, cosines = _retain(gradients, drift, jnp.float32(omega), grp=GRPConfig())
     by_key = partial(_by_diffusers_key, like=flatten(theta))
     return {
@@ -285,7 +282,7 @@ def explicit_step(
     }
 
 
-_gradients = jax.jit(_erasure_gradients, static_argnames=("trainable_set", "remat", "weight"))
+_gradients = jax.jit(_erasure_gradients, static_argnames=("trainable_set", "remat"))
 _retain = jax.jit(rectify.retain, static_argnames="grp")
 
 

@@ -249,10 +249,11 @@ def _write_at(descriptor: int, content: memoryview, start: int) -> None:
     while content:
         count = os.pwrite(descriptor, content, start)
         content, start = content[count:], start + count
-    if hasattr(os, "posix_fadvise"):  # not on macOS
+    if start > first and hasattr(os, "posix_fadvise"):  # not on macOS; of length 0 would be the whole file
         # On Linux this sends what was written to the disk while the next part is laid out, for fsync waits for all
         # that is not there yet.
-        os.posix_fadvise(descriptor, first, start - first, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):  # advice only
+            os.posix_fadvise(descriptor, first, start - first, os.POSIX_FADV_DONTNEED)
 
 
 def _bytes(entry: Entry, array: np.ndarray) -> memoryview:

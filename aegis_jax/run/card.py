@@ -57,6 +57,7 @@ def text(run, metrics: list[dict], measured: str | None = None) -> str:
         )
         if is_off
     ]
+    added = "Added, not in the paper: preservation of what random words draw. " if erase.preserve.weight else ""
     return _TEXT.format(
         title=f"{Path(model).name} without {quoted}",
         model=model,
@@ -66,7 +67,7 @@ def text(run, metrics: list[dict], measured: str | None = None) -> str:
         batch=erase.batch,
         learning_rate=erase.learning_rate,
         trainable=erase.trainable,
-        method=f"Switched off: {', '.join(switched_off)}. " if switched_off else "",
+        method=(f"Switched off: {', '.join(switched_off)}. " if switched_off else "") + added,
         table="\n".join(f"| {key} | {value} |" for key, value in settings.items()),
         measured=f"```\n{measured}\n```" if measured else _unmeasured(metrics),
     )

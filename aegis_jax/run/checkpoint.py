@@ -25,7 +25,8 @@ class Checkpoints:
     checkpoint becomes visible whole or not at all.
     """
 
-    def __init__(self, folder: Path, identity: dict, keep: int):
+    def __init__(self, folder: Path, identity: dict, keep: int, defaults: dict | None = None):
+        """defaults: what holds for settings that a checkpoint, being older than they are, says nothing of."""
         # Orbax logs every save, and an error once in each thread that sees it before raising it.
         self._log = logging.getLogger("absl")
         self._log_level = self._log.level
@@ -34,6 +35,7 @@ class Checkpoints:
 
         self.folder = Path(folder)
         self.identity = json.loads(json.dumps(identity))  # as it comes back from disk
+        self.defaults = json.loads(json.dumps(defaults or {}))
         training = ocp.training
         self._orbax = training.Checkpointer(
             self.folder,
@@ -102,7 +104,7 @@ class Checkpoints:
     def _check_identity(self, where, marks):
         if marks.get("format") != FORMAT:
             raise AegisError(f"{where} is not a checkpoint of this version of aegis_jax")
-        refuse_other(where, marks["identity"], self.identity)
+        refuse_other(where, self.defaults | marks["identity"], self.identity)
 
 
 def refuse_other(where, saved: dict, now: dict) -> None:

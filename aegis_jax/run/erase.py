@@ -231,7 +231,7 @@ def _check_space(run, state, folder):
 def _train(run, state, step_fn, folder, base, story, progress):
     """The loop with its checkpoints and metrics; returns the last state."""
     identity = {BASE: base, **_computed(run)}
-    with Checkpoints(folder.checkpoints, identity, run.checkpoint.keep) as checkpoints:
+    with Checkpoints(folder.checkpoints, identity, run.checkpoint.keep, _computed(RunConfig())) as checkpoints:
         done = checkpoints.latest or 0
         if done:
             state = checkpoints.restore(state)

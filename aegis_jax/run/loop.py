@@ -18,7 +18,8 @@ class NonFiniteError(AegisError):
 
     def __init__(self, step: int, what: str):
         super().__init__(
-            f"step {step}: {what} is not finite, the run was stopped; lower learning_rate, grp.weight or eta"
+            f"step {step}: {what} is not finite, the run was stopped; lower learning_rate, grp.weight, preserve.weight "
+            "or eta"
         )
         self.step = step
 

@@ -65,7 +65,7 @@ def test_the_concept_s_class_is_left_out():
     tokenizer, text = pipeline.tokenizer, pipeline.text_encoder
     everything = set(map(int, tokenizer.word_ids))
     for value in itertools.chain(*concepts.ATTRIBUTES.values()):
-        found = preserve.vocabulary(tokenizer, text.graph, text.params, [value.name], 0.6)
+        found = preserve.vocabulary(tokenizer, text.graph, text.params, [value.name], PreserveConfig().similar)
         missing = everything - set(np.asarray(found.words).tolist())
         own = {tokenizer.tokens(word)[0] for word in value.words}
         assert missing == own, value.name
@@ -83,6 +83,45 @@ def test_nothing_left_to_preserve(pipeline):
     config = dataclasses.replace(ESD, preserve=PreserveConfig(weight=1.0, similar=-1.0))
     with pytest.raises(aegis_jax.AegisError, match=r"preserve\.similar=-1\.0 leaves no word"):
         setup(pipeline, "star", config)
+
+
+def one_step(pipeline, config, step=0, concepts=("star",), batch=2):
+    """(state, metrics) after a step from theta0 at given latents."""
+    rng = np.random.default_rng(3)
+    z_t = jnp.asarray(rng.normal(size=(batch, 8, 8, 4)).astype(np.float32))
+    state, frozen = setup(pipeline, list(concepts), dataclasses.replace(config, batch=batch))
+    state = dataclasses.replace(state, step=jnp.int32(step))
+    dealt, _ = step_lib._dealt(jnp.int32(step), len(concepts), batch)
+    return step_lib.step_at(state, frozen, frozen.unet, dealt, z_t, jnp.full(batch, 444), config)
+
+
+@pytest.mark.parametrize("concepts", [("star",), ("star", "red")])
+def test_at_theta0_there_is_nothing_to_preserve(pipeline, concepts):
+    """L_p is 0 there, and the gradient is that of L_e alone."""
+    kept, metrics = one_step(pipeline, dataclasses.replace(ESD, preserve=PreserveConfig(weight=5.0)), 0, concepts, 3)
+    plain, their_metrics = one_step(pipeline, ESD, 0, concepts, 3)
+    assert metrics["L_p"] < 1e-10 and "L_p" not in their_metrics
+    np.testing.assert_allclose(metrics["L_e"], their_metrics["L_e"], 1e-5)
+    for name, ours in kept.opt_state.mu.items():
+        theirs = np.asarray(plain.opt_state.mu[name])
+        assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(theirs), name
+
+
+def test_every_step_and_seed_draws_its_own_words(monkeypatch, pipeline):
+    drawn, random_prompts = [], preserve.random_prompts
+
+    def watched(*args, **kwargs):
+        drawn.append(np.asarray(random_prompts(*args, **kwargs)))
+        return jnp.asarray(drawn[-1])
+
+    monkeypatch.setattr(preserve, "random_prompts", watched)
+    config = dataclasses.replace(ESD, preserve=PreserveConfig(weight=1.0))
+    for step, seed in ((0, 0), (1, 0), (0, 1), (1, 0)):
+        one_step(pipeline, dataclasses.replace(config, seed=seed), step)
+    np.testing.assert_array_equal(drawn[1], drawn[3])
+    for a, b in itertools.combinations(drawn[:3], 2):
+        assert np.abs(a - b).max() > 1e-3
+    assert np.abs(drawn[0][0] - drawn[0][1]).max() > 1e-3  # and every latent
 
 
 def test_the_step_matches_the_transcription(monkeypatch, folder, pipeline):

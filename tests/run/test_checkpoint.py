@@ -61,6 +61,15 @@ def test_round_trip_and_retention(saved):
         assert_same(checkpoints.restore(make_state(1)), make_state(12))
 
 
+def test_a_setting_younger_than_the_checkpoint_has_its_default(saved):
+    now = IDENTITY | {"preserve.weight": 0.0}
+    with Checkpoints(saved, now, 2, {"preserve.weight": 0.0}) as checkpoints:
+        assert_same(checkpoints.restore(make_state(1)), make_state(12))
+    with Checkpoints(saved, now | {"preserve.weight": 3.0}, 2, {"preserve.weight": 0.0}) as checkpoints:
+        with pytest.raises(AegisError, match=r"preserve\.weight was 0\.0, is 3\.0"):
+            checkpoints.restore(make_state(1))
+
+
 def test_one_omega_for_each_tensor(tmp_path):
     state = make_state(3)
     state = dataclasses.replace(state, omega={name: jnp.full(len(d), 0.7) for name, d in state.drift.items()})

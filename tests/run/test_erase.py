@@ -14,6 +14,8 @@ import aegis_jax
 from aegis_jax.erasure.config import EraseConfig
 from aegis_jax.errors import AegisError
 from aegis_jax.models.model import flatten, unflatten
+from aegis_jax.run import card
+from aegis_jax.run import config as run_config
 from aegis_jax.run import erase as run_erase
 from aegis_jax.run.folder import disk_errors
 from tests.run.runs import erase, files, metrics
@@ -222,3 +224,8 @@ def test_the_worlds_settings_are_taken_however_it_is_named():
     overrides = [("model", "world"), ("concepts", "red")]
     assert run_erase.settings(None, None, None, overrides) == wanted
     assert run_erase.settings("world", None, None, overrides[1:]) == wanted != run_erase.settings("world", "star", None)
+
+
+def test_the_card_says_what_is_not_in_the_paper():
+    cards = [card.text(run_config.load(name), [{"L_e": 1.0, "drift_norm": 1.0}]) for name in ("world", "sd14_nudity")]
+    assert ["not in the paper: preservation" in text for text in cards] == [True, False]
