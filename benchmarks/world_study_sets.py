@@ -265,7 +265,7 @@ SETS["withstand, striped"] = screen(
     measure=MANY,
 )
 
-# The figures of README.md: judges trained anew, prompts, noise, words and starts of the attack that no choice has seen.
+# The figures of README.md: judges trained anew, prompts, noise, words and starts of the attack that no screening used.
 FRESH = FINAL | {"evaluation_seed": 5}
 SETS["final star"] = screen(
     {"ESD": ESD_BEST, "AEGIS k=4, four prefixes, w/o DGR 1e-2": BASE | pull(1e-2) | FOUR | LONG},
@@ -290,7 +290,7 @@ SETS["final originals"] = screen(
 PRESERVE = {"preserve.weight": 3.0}
 WORDS = BASE | FREE | FOUR | LONG | PRESERVE | {"prompt.gamma": 5e-3}
 SETS["final, words preserved"] = screen({"AEGIS, words preserved": WORDS}, ("star", "red", "striped"), (0, 1, 2), FRESH)
-# Concepts that no choice has seen, plain prompts only.
+# Concepts that this recipe was not tuned on, plain prompts only.
 SETS["words preserved, unseen"] = screen(
     {"AEGIS, words preserved": WORDS},
     ("ring", "cross", "blue", "green", "dotted"),

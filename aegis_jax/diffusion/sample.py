@@ -82,7 +82,8 @@ def sample_latents(
 
 
 @partial(jax.jit, static_argnums=0)
-def _encode(graph, params, input_ids):
+def encode_ids(graph, params, input_ids):
+    """The text encoder's last hidden state for token ids (n, L): (n, L, D)."""
     return clip.encode(graph, params, clip.embed(graph, params, input_ids))
 
 
@@ -103,7 +104,7 @@ def encode_text(pipeline, prompts: str | list[str]) -> jax.Array:
     input_ids = pipeline.tokenizer.ids(prompts)
     encoder = pipeline.text_encoder
     parts = [
-        _encode(encoder.graph, encoder.params, input_ids[i : i + PROMPTS_PER_CALL])
+        encode_ids(encoder.graph, encoder.params, input_ids[i : i + PROMPTS_PER_CALL])
         for i in range(0, len(prompts), PROMPTS_PER_CALL)
     ]
     return jnp.concatenate(parts)

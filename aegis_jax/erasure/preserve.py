@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aegis_jax.diffusion.sample import encode_ids
 from aegis_jax.errors import AegisError
-from aegis_jax.models import clip
 
 _LONGEST = 6  # words of a random prompt
 _AT_ONCE = 1024  # words encoded in one call
@@ -45,8 +45,8 @@ def vocabulary(tokenizer, text_graph, text_params, concepts: list[str], similar:
     A word belongs to a concept if it is one of its tokens, or if the cosine of the two's encodings at the
     end-of-text token, less the mean of all words', is more than `similar`.
 
-    Raises `AegisError` if no word is left, or the tokenizer has none. All words are encoded once: for the 40,000 of
-    CLIP that is seconds on an accelerator and minutes on a CPU.
+    Raises `AegisError` if no word is left, or the tokenizer has none. Every word is encoded once, in prompts of three
+    tokens; how long that takes with CLIP's tens of thousands has not been measured.
     """
     ids = np.asarray(tokenizer.word_ids, np.int32)
     named = [tokenizer.tokens(concept) for concept in concepts]
@@ -78,14 +78,9 @@ def _states(tokenizer, text_graph, text_params, rows: list[list[int]]) -> np.nda
     at_once, parts = min(_AT_ONCE, len(rows)), []
     for i in range(0, len(rows), at_once):
         some = np.resize(ids[i : i + at_once], (at_once, longest))  # filled up, for one program
-        states = _encode(text_graph, text_params, some)
+        states = encode_ids(text_graph, text_params, some)
         parts.append(np.asarray(states[np.arange(at_once), np.resize(ends[i : i + at_once], at_once)]))
     return np.concatenate(parts)[: len(rows)]
-
-
-@partial(jax.jit, static_argnums=0)
-def _encode(text_graph, text_params, ids):
-    return clip.encode(text_graph, text_params, clip.embed(text_graph, text_params, ids))
 
 
 def _unit(x):
@@ -102,4 +97,4 @@ def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, *, batc
     drawn = jax.random.choice(key_words, vocabulary.words, (batch, vocabulary.length))
     after = jnp.where(place == count + 1, vocabulary.eos, vocabulary.pad)
     ids = jnp.where(place == 0, vocabulary.bos, jnp.where(place <= count, drawn, after))
-    return _encode(text_graph, text_params, ids)
+    return encode_ids(text_graph, text_params, ids)
