@@ -18,6 +18,7 @@ START = {
     "grp.omega": 1.0,
     "grp.mu": 0.01,
     "prompt.gamma": 1e-3,
+    "prompt.context": False,
     "preserve.weight": 0.0,
 }
 ESD = {"aet.enabled": False, "prompt.enabled": False, "grp.retention": "none"}

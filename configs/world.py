@@ -23,7 +23,7 @@ def get_config():
     config.learning_rate = 1e-4
     config.trainable = "xattn"
     config.aet = {"init": "concept"}
-    config.prompt = {"init": "random", "tokens": 4, "prefixes": 4, "gamma": 5e-3}
+    config.prompt = {"init": "random", "tokens": 4, "prefixes": 4, "gamma": 5e-3, "context": True}
     config.grp = {"retention": "none"}
     config.preserve = {"weight": 3.0}
     config.latents = {"refresh_every": 50}

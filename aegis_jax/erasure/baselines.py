@@ -4,22 +4,20 @@ import dataclasses
 
 from aegis_jax.erasure.config import EraseConfig
 
-_NOT = {"weight": 0.0}  # preservation is not in the paper, so what names a way of keeping the rest goes without
+# What is not in the paper; what names a way of keeping the rest, or of prompting, goes without.
+_NOT_PRESERVED = {"preserve": {"weight": 0.0}}
+_PAPER = {"prompt": {"context": False}, **_NOT_PRESERVED}
+_PLAIN = {"prompt": {"enabled": False, "prefixes": 1, "context": False}}
 
 # Each entry: what it changes in an AEGIS config.
 VARIANTS = {
-    "aegis": {"grp": {"retention": "grp"}, "preserve": _NOT},
+    "aegis": {"grp": {"retention": "grp"}, **_PAPER},
     "w/o AET": {"aet": {"enabled": False}},
-    "w/o adversarial prompt": {"prompt": {"enabled": False, "prefixes": 1}},
-    "w/o PR": {"grp": {"retention": "none"}, "preserve": _NOT},
-    "w/o DGR": {"grp": {"retention": "constant"}, "preserve": _NOT},
-    "fixed omega": {"grp": {"retention": "grp", "omega_rule": "fixed", "omega": 1.0}, "preserve": _NOT},
-    "ESD": {
-        "aet": {"enabled": False},
-        "prompt": {"enabled": False, "prefixes": 1},
-        "grp": {"retention": "none"},
-        "preserve": _NOT,
-    },
+    "w/o adversarial prompt": _PLAIN,
+    "w/o PR": {"grp": {"retention": "none"}, **_PAPER},
+    "w/o DGR": {"grp": {"retention": "constant"}, **_PAPER},
+    "fixed omega": {"grp": {"retention": "grp", "omega_rule": "fixed", "omega": 1.0}, **_PAPER},
+    "ESD": {"aet": {"enabled": False}, "grp": {"retention": "none"}, **_PLAIN, **_NOT_PRESERVED},
 }
 
 

@@ -37,6 +37,8 @@ class PromptConfig:
     prefixes: int = 1  # adversarial prompts per concept, each with a c' of its own; latents are dealt to them in turn
     init: str = "random"  # as aet.init
     gamma: float = 1e-3  # sign step, in units of a token embedding's coordinates
+    # every other latent: the concept among random words instead of an adversarial prompt; not in the paper (words.py)
+    context: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +57,10 @@ class GRPConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PreserveConfig:
-    """Preservation of what random words draw; not in the paper (preserve.py)."""
+    """Preservation of what random words draw; not in the paper (words.py)."""
 
     weight: float = 0.0  # of L_p beside L_e; 0: none, as in the paper
-    similar: float = 0.6  # not preserved: words with a larger cosine to the concept, of encodings less all words' mean
+    similar: float = 0.6  # no random words: those with a larger cosine to the concept, of encodings less the mean
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,18 +20,18 @@ class Cost:
     Attributes:
       latents: where z_t comes from: partial trajectories, or filling and redrawing the buffer.
       aet, prompt, erasure: the parts of method.md 3.2, 3.3 and 3.4.
-      preserve: the preservation of random words (preserve.py).
+      words: random words, and their preservation (words.py).
     """
 
     latents: float
     aet: float
     prompt: float
     erasure: float
-    preserve: float
+    words: float
 
     @property
     def total(self) -> float:
-        return self.latents + self.aet + self.prompt + self.erasure + self.preserve
+        return self.latents + self.aet + self.prompt + self.erasure + self.words
 
 
 def unet_evaluations(config: EraseConfig, concepts: int = 1) -> Cost:
@@ -44,8 +44,9 @@ def unet_evaluations(config: EraseConfig, concepts: int = 1) -> Cost:
         prompt=batch * (1 + BACKWARD_TO_TEXT) * config.prompt.enabled,
         # theta0 for c_e and c_0, theta for c* with its gradient.
         erasure=batch * (3 + BACKWARD_TO_ALL),
-        # theta0, and theta with its gradient.
-        preserve=batch * (2 + BACKWARD_TO_ALL) * (config.preserve.weight > 0),
+        # theta0, and, to preserve them, theta with its gradient.
+        words=batch * (config.prompt.context or config.preserve.weight > 0)
+        + batch * (1 + BACKWARD_TO_ALL) * (config.preserve.weight > 0),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from aegis_jax.diffusion.sample import encode_text
 from aegis_jax.diffusion.schedule import make_schedule
-from aegis_jax.erasure import adam, latents, preserve, rectify, trainable
+from aegis_jax.erasure import adam, latents, rectify, trainable, words
 from aegis_jax.erasure.config import EraseConfig, check
 from aegis_jax.erasure.state import Frozen, State
 from aegis_jax.errors import AegisError
@@ -79,8 +79,8 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
         empty_emb=encode_text(in_float32, [""]),
         target_template=template(config.aet.tokens, []),
         prompt_template=jnp.stack([template(config.prompt.tokens, ids) for ids in tokens]),
-        vocabulary=preserve.vocabulary(tokenizer, text.graph, text_params, concepts, config.preserve.similar)
-        if config.preserve.weight
+        vocabulary=words.vocabulary(tokenizer, text.graph, text_params, concepts, config.preserve.similar)
+        if config.preserve.weight or config.prompt.context
         else None,
         unet_graph=unet.graph if placement is None else unet_lib.without_flash(unet.graph, unet.params),
         text_graph=text.graph,
@@ -154,8 +154,8 @@ def random_tokens(pipeline, key, shape):
 
     Pieces of words are left out: in a small vocabulary most of them were never trained.
     """
-    words = _embeddings(pipeline, pipeline.tokenizer.word_ids)
-    return words[jax.random.randint(key, (math.prod(shape),), 0, len(words))].reshape(*shape, -1)
+    all_words = _embeddings(pipeline, pipeline.tokenizer.word_ids)
+    return all_words[jax.random.randint(key, (math.prod(shape),), 0, len(all_words))].reshape(*shape, -1)
 
 
 def _soft_tokens(pipeline, key, concepts: list[str], tokens: int, init: str):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from aegis_jax.diffusion.schedule import Schedule
-from aegis_jax.erasure.preserve import Vocabulary
+from aegis_jax.erasure.words import Vocabulary
 from aegis_jax.models.model import Graph
 
 
@@ -70,7 +70,7 @@ class Frozen:
       empty_emb: c_0, (1, L, D).
       target_template: token embeddings of [BOS, slot x m', EOS, PAD...], (1, L, d).
       prompt_template: token embeddings of [BOS, slot x k, concept, EOS, PAD...] per concept, (K, 1, L, d).
-      vocabulary: the words that are preserved (preserve.py), or None.
+      vocabulary: what random prompts are made of (words.py), or None if there are none.
       latent_shape: (h, w, C) of z.
       placement: None on one device, else says where a batch and a tensor lie (parallel.mesh.Placement).
     """

@@ -6,7 +6,7 @@ their weights as arguments, so frozen and current UNet share one compilation:
 
   latents.fresh / buffered     z_t and t, by guided sampling with the current weights
   _predict                     noise of theta0 for {c_e, c_0} stacked, of theta for c_e, of theta0 for c' and for
-                               random words, if those are preserved
+                               random words, if those are used
   target.sign_step             gradient of a distance to soft tokens: AET with theta0, adversarial prompt with theta
   _erase_update                gradient of L_e (and L_p), GRP and Adam in one pass
 
@@ -19,15 +19,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from aegis_jax.erasure import adam, groups, networks, preserve, prompt, rectify, target, trainable
+from aegis_jax.erasure import adam, groups, networks, prompt, rectify, target, trainable, words
 from aegis_jax.erasure import latents as latents_lib
 from aegis_jax.erasure.config import EraseConfig, GRPConfig
 from aegis_jax.erasure.setup import freeze
 from aegis_jax.erasure.state import Frozen, State
 from aegis_jax.models.layout import to_torch, torch_key
 from aegis_jax.models.model import flatten, unflatten
+from aegis_jax.parallel.beside import beside
 
-_PRESERVE = 0x9E5E  # folded into a step's key: none of its own splits
+_WORDS = 0x9E5E  # folded into a step's key: none of its own splits
 _predict = jax.jit(networks.predict, static_argnums=0)
 _encode_soft = jax.jit(networks.encode_soft, static_argnums=0)
 
@@ -122,45 +123,75 @@ def _as_float32(tree):
 
 
 def _core(frozen: Frozen, theta, prompts, z_t, t, v, p, config: EraseConfig):
-    """Steps 2 and 3 and the constants of step 4: (v, p, c_star (G, L, D), erasure goal (B, h, w, C), metrics).
+    """Steps 2 and 3 and the constants of step 4: (v, p, c_star (G, L, D), eps_empty, push, metrics).
 
-    prompts: the rows of the state's v and p that the batch uses, (G,), latent i belongs to the one at i mod G; v
-    (G, m', d) and p (G, k, d) are those rows.
+    The goal of erasure is eps_empty + push: theta0's prediction for the empty prompt, and -eta (eps0(c') - eps0(c_0)),
+    both (B, h, w, C). prompts: the rows of the state's v and p that the batch uses, (G,), latent i belongs to the one
+    at i mod G; v (G, m', d) and p (G, k, d) are those rows.
     """
     concepts = prompts % frozen.concept_emb.shape[0]
-    noise = partial(_predict, frozen.unet_graph)
     c_e = frozen.concept_emb[concepts, 0]
-    # The frozen predictions that share z_t and t go through the network together.
-    pair = jnp.concatenate([networks.per_latent(emb, z_t.shape[0]) for emb in (c_e, frozen.empty_emb)])
-    both = noise(frozen.unet, frozen.schedule, jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t]), pair)
-    eps_concept, eps_empty = jnp.split(both, 2)
     metrics = {}
     if config.aet.enabled:
-        eps_current = noise(theta, frozen.schedule, z_t, t, c_e)
+        eps_current = beside(z_t, _predict, frozen.unet_graph, theta, frozen.schedule, z_t, t, c_e)
+    # The frozen predictions that share z_t and t go through the network together.
+    pair = jnp.concatenate([networks.per_latent(emb, z_t.shape[0]) for emb in (c_e, frozen.empty_emb)])
+    twice = jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t])
+    both = _predict(frozen.unet_graph, frozen.unet, frozen.schedule, *twice, pair)
+    eps_concept, eps_empty = jnp.split(both, 2)
+    if config.prompt.enabled:
+        adversary = beside(z_t, _adversary, frozen, theta, concepts, p, z_t, t, eps_concept, config)
+    if config.aet.enabled:
         v, metrics["L_aet"] = target.update_target(
             frozen,
             v,
             z_t,
             t,
-            eps_current,
+            eps_current(),
             eps_concept,
             beta=config.aet.beta,
             current_weight=config.aet.current_weight,
             remat=config.remat,
         )
         c_prime = _encode_soft(frozen.text_graph, frozen.text, frozen.target_template, v)
-        eps_target = noise(frozen.unet, frozen.schedule, z_t, t, c_prime)
+        eps_target = _predict(frozen.unet_graph, frozen.unet, frozen.schedule, z_t, t, c_prime)
     else:
         eps_target = eps_concept
     c_star = c_e
     if config.prompt.enabled:
-        template = frozen.prompt_template[concepts, 0]
-        p, metrics["L_adv"] = prompt.update_prompt(
-            frozen, theta, template, p, z_t, t, eps_concept, gamma=config.prompt.gamma, remat=config.remat
-        )
-        c_star = _encode_soft(frozen.text_graph, frozen.text, template, p)
-    goal = eps_empty - config.eta * (eps_target - eps_empty)
-    return v, p, c_star, goal, metrics
+        p, metrics["L_adv"], c_star = adversary()
+    return v, p, c_star, eps_empty, -config.eta * (eps_target - eps_empty), metrics
+
+
+def _adversary(frozen: Frozen, theta, concepts, p, z_t, t, eps_concept, config: EraseConfig):
+    """Step 3: (new p, A, c_star (G, L, D))."""
+    template = frozen.prompt_template[concepts, 0]
+    p, value = prompt.update_prompt(
+        frozen, theta, template, p, z_t, t, eps_concept, gamma=config.prompt.gamma, remat=config.remat
+    )
+    return p, value, _encode_soft(frozen.text_graph, frozen.text, template, p)
+
+
+def _random_words(frozen: Frozen, concepts, z_t, t, step, config: EraseConfig):
+    """Encoded random words, with the concepts among them too if that is asked for, and theta0's predictions for the
+    words alone: ((B, L, D) or (2 B, L, D), (B, h, w, C))."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), step), _WORDS)
+    concepts = concepts if config.prompt.context else None
+    c_p = words.random_prompts(frozen.text_graph, frozen.text, frozen.vocabulary, key, concepts, batch=z_t.shape[0])
+    return c_p, _predict(frozen.unet_graph, frozen.unet, frozen.schedule, z_t, t, c_p[: z_t.shape[0]])
+
+
+@jax.jit
+def _in_context(step, prompts, of_prompts, c_star, c_context, eps_empty, eps_words):
+    """(c_star (B, L, D), eps_empty) with those of half of the latents replaced: every other one of each prompt.
+
+    of_prompts: how many prompts there are in all; prompts (G,) are those of this step.
+    """
+    batch = len(eps_empty)
+    visit = (step * batch + jnp.arange(batch)) // of_prompts
+    inside = (networks.per_latent(prompts, batch) + visit) % 2 == 0
+    c_star = jnp.where(inside[:, None, None], c_context, networks.per_latent(c_star, batch))
+    return c_star, jnp.where(inside[:, None, None, None], eps_words, eps_empty)
 
 
 def _dealt(step, n: int, batch: int):
@@ -204,13 +235,20 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
 
     prompts: indices (G,), as in `_core`. The state's buffer of latents is passed through.
     """
-    v, p, c_star, goal, metrics = _core(frozen, theta, prompts, z_t, t, state.v[prompts], state.p[prompts], config)
+    concepts, batch = prompts % frozen.concept_emb.shape[0], z_t.shape[0]
+    if frozen.vocabulary is not None:
+        random_words = beside(z_t, _random_words, frozen, concepts, z_t, t, state.step, config)
+    v, p, c_star, eps_empty, push, metrics = _core(
+        frozen, theta, prompts, z_t, t, state.v[prompts], state.p[prompts], config
+    )
     preserved = None
-    if config.preserve.weight:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), _PRESERVE)
-        c_p = preserve.random_prompts(frozen.text_graph, frozen.text, frozen.vocabulary, key, batch=z_t.shape[0])
-        eps_p = _predict(frozen.unet_graph, frozen.unet, frozen.schedule, z_t, t, c_p)
-        preserved = jnp.float32(config.preserve.weight), c_p, eps_p
+    if frozen.vocabulary is not None:
+        c_p, eps_p = random_words()
+        if config.prompt.context:
+            both = c_star, c_p[batch:], eps_empty, eps_p
+            c_star, eps_empty = _in_context(state.step, prompts, len(state.p), *both)
+        if config.preserve.weight:
+            preserved = jnp.float32(config.preserve.weight), c_p[:batch], eps_p
     drift, opt_state, omega, previous, update_metrics = _erase_update(
         frozen,
         theta,
@@ -221,7 +259,7 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
         z_t,
         t,
         c_star,
-        goal,
+        eps_empty + push,
         preserved,
         jnp.float32(config.learning_rate),
         trainable_set=config.trainable,
@@ -266,7 +304,8 @@ def explicit_step(
     drift = groups.stack(flatten(jax.tree.map(jnp.subtract, theta, frozen.unet)))
     z_t, v, p = (jnp.asarray(x, jnp.float32) for x in (z_t, v, p))
     t = jnp.asarray(t, jnp.int32)
-    v, p, c_star, goal, metrics = _core(frozen, theta, jnp.array([0]), z_t, t, v[None], p[None], config)
+    v, p, c_star, eps_empty, push, metrics = _core(frozen, theta, jnp.array([0]), z_t, t, v[None], p[None], config)
+    goal = eps_empty + push
     losses, gradients = _gradients(frozen, theta, z_t, t, c_star, goal, None, trainable_set="full", remat=False)
     g, lambdas, cosines = _retain(gradients, drift, jnp.float32(omega), grp=GRPConfig())
     by_key = partial(_by_diffusers_key, like=flatten(theta))

@@ -57,7 +57,14 @@ def text(run, metrics: list[dict], measured: str | None = None) -> str:
         )
         if is_off
     ]
-    added = "Added, not in the paper: preservation of what random words draw. " if erase.preserve.weight else ""
+    added = [
+        name
+        for name, is_on in (
+            ("preservation of what random words draw", erase.preserve.weight),
+            ("erasure of the concept among random words", erase.prompt.context),
+        )
+        if is_on
+    ]
     return _TEXT.format(
         title=f"{Path(model).name} without {quoted}",
         model=model,
@@ -67,7 +74,11 @@ def text(run, metrics: list[dict], measured: str | None = None) -> str:
         batch=erase.batch,
         learning_rate=erase.learning_rate,
         trainable=erase.trainable,
-        method=(f"Switched off: {', '.join(switched_off)}. " if switched_off else "") + added,
+        method="".join(
+            f"{what}: {', '.join(names)}. "
+            for what, names in (("Switched off", switched_off), ("Added, not in the paper", added))
+            if names
+        ),
         table="\n".join(f"| {key} | {value} |" for key, value in settings.items()),
         measured=f"```\n{measured}\n```" if measured else _unmeasured(metrics),
     )

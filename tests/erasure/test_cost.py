@@ -18,7 +18,9 @@ from tests.run.untrained import write
 def test_the_paper_s_setting():
     found = cost.unet_evaluations(EraseConfig())
     assert (found.latents, round(found.aet, 1), round(found.prompt, 1), found.erasure) == (49, 4.1, 2.1, 5)
-    assert found.preserve == 0
+    assert found.words == 0
+    context = EraseConfig(prompt=PromptConfig(context=True), batch=4)
+    assert cost.unet_evaluations(context).words == 4
     plain = EraseConfig(aet=AETConfig(enabled=False), prompt=PromptConfig(enabled=False), batch=4)
     assert cost.unet_evaluations(plain).total == 4 * (49 + 5)
 
@@ -40,7 +42,8 @@ def test_against_the_step_itself(tmp_path, monkeypatch, refresh):
     pipeline = load_pipeline(write(tmp_path / "model"))
     latents = LatentsConfig(steps=4, refresh_every=refresh, trajectories=3)
     preserve = PreserveConfig(weight=0.5)
-    config = EraseConfig(steps=5, batch=2, trainable="kv", latents=latents, preserve=preserve)
+    prompt = PromptConfig(context=True)
+    config = EraseConfig(steps=5, batch=2, trainable="kv", latents=latents, preserve=preserve, prompt=prompt)
     rows, done = [], []
 
     def counted(graph, params, z, t, text, *more):

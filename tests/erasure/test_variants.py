@@ -225,7 +225,7 @@ def check_omega(before, omega, wanted, given, grp):
 @pytest.mark.parametrize("name", list(baselines.VARIANTS))
 def test_every_ablation_is_one_of_a_config_with_all_parts_too(name):
     base = EraseConfig(
-        prompt=PromptConfig(prefixes=4),
+        prompt=PromptConfig(prefixes=4, context=True),
         grp=GRPConfig(retention="constant", weight=0.1),
         preserve=PreserveConfig(weight=1.0),
     )

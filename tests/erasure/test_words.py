@@ -1,5 +1,5 @@
-"""Preservation of random words: its prompts against the tokenizer's, its words in the world, its part of the step
-against the float64 PyTorch transcription.
+"""Random words: their prompts against the tokenizer's, the words left out in the world, their part of the step against
+the float64 PyTorch transcription.
 """
 
 import copy
@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 
 import aegis_jax  # noqa: E402
 from aegis_jax.diffusion.sample import encode_text  # noqa: E402
-from aegis_jax.erasure import groups, preserve, trainable  # noqa: E402
+from aegis_jax.erasure import groups, trainable, words  # noqa: E402
 from aegis_jax.erasure import step as step_lib  # noqa: E402
 from aegis_jax.erasure.config import AETConfig, EraseConfig, GRPConfig, PreserveConfig, PromptConfig  # noqa: E402
 from aegis_jax.erasure.setup import setup  # noqa: E402
@@ -32,23 +32,24 @@ ESD = EraseConfig(
 )
 
 
-def of_words(pipeline, words: list[str]) -> preserve.Vocabulary:
-    tokenizer = pipeline.tokenizer
-    ids = [i for word in words for i in tokenizer.tokens(word)]
-    assert len(ids) == len(words)
-    special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    return preserve.Vocabulary(jnp.array(ids, jnp.int32), *special, tokenizer.model_max_length)
+def vocabulary(pipeline, chosen: list[str], concepts=("star",)) -> words.Vocabulary:
+    """That of the chosen words alone."""
+    tokenizer, text = pipeline.tokenizer, pipeline.text_encoder
+    whole = words.vocabulary(tokenizer, text.graph, text.params, list(concepts), 1.0)
+    ids = [i for word in chosen for i in tokenizer.tokens(word)]
+    assert len(ids) == len(chosen)
+    return dataclasses.replace(whole, words=jnp.array(ids, jnp.int32))
 
 
 @pytest.mark.parametrize("v_prediction", [False, True])  # padding with EOS, and with "!"
 def test_prompts_are_encoded_as_if_they_had_been_typed(monkeypatch, tiny, v_prediction):
-    monkeypatch.setattr(preserve, "_LONGEST", 3)
+    monkeypatch.setattr(words, "_LONGEST", 3)
     pipeline = aegis_jax.load_pipeline(tiny(v_prediction=v_prediction))
-    typed = [" ".join(words) for n in (1, 2, 3) for words in itertools.product(("dog", "cat"), repeat=n)]
+    typed = [" ".join(some) for n in (1, 2, 3) for some in itertools.product(("dog", "cat"), repeat=n)]
     wanted = np.asarray(encode_text(pipeline, typed)).reshape(len(typed), -1)
     text = pipeline.text_encoder
-    drawn = preserve.random_prompts(
-        text.graph, text.params, of_words(pipeline, ["dog", "cat"]), jax.random.key(0), batch=200
+    drawn = words.random_prompts(
+        text.graph, text.params, vocabulary(pipeline, ["dog", "cat"]), jax.random.key(0), batch=200
     )
     distance = np.abs(np.asarray(drawn).reshape(200, 1, -1) - wanted).max(-1)  # (200, 14)
     assert distance.min(1).max() < 1e-5
@@ -58,6 +59,49 @@ def test_prompts_are_encoded_as_if_they_had_been_typed(monkeypatch, tiny, v_pred
     assert min(by_length) > 40  # a third each, give or take
 
 
+@pytest.mark.parametrize("v_prediction", [False, True])
+def test_a_concept_is_put_anywhere_among_the_words(monkeypatch, tiny, v_prediction):
+    """Latents take the concepts in turn; one has two tokens, so that the other's row is padded."""
+    monkeypatch.setattr(words, "_LONGEST", 2)
+    pipeline = aegis_jax.load_pipeline(tiny(v_prediction=v_prediction))
+    names, some = ("star", "red star"), ["dog", "cat"]
+    alone = [prompt for n in (1, 2) for prompt in itertools.product(some, repeat=n)]
+    text = pipeline.text_encoder
+    drawn = words.random_prompts(
+        text.graph, text.params, vocabulary(pipeline, some, names), jax.random.key(1), jnp.array([1, 0]), batch=200
+    )
+    drawn = np.asarray(drawn).reshape(2, 200, -1)
+    of_alone = np.asarray(encode_text(pipeline, [" ".join(prompt) for prompt in alone])).reshape(len(alone), -1)
+    nearest = np.abs(drawn[0][:, None] - of_alone).max(-1)
+    assert nearest.min(1).max() < 1e-5
+    for first, name in ((0, names[1]), (1, names[0])):
+        seen = set()
+        for row, which in zip(drawn[1, first::2], nearest.argmin(1)[first::2]):
+            prompt = alone[which]
+            typed = [" ".join([*prompt[:at], name, *prompt[at:]]) for at in range(len(prompt) + 1)]
+            distance = np.abs(np.asarray(encode_text(pipeline, typed)).reshape(len(typed), -1) - row).max(-1)
+            assert distance.min() < 1e-5, (prompt, name)
+            seen.add((len(prompt), int(distance.argmin())))
+        assert seen == {(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)}
+
+
+@pytest.mark.parametrize(("prompts", "batch"), [(1, 1), (1, 4), (2, 4), (4, 4), (4, 1), (8, 4), (3, 2), (3, 4)])
+def test_every_prompt_is_in_context_half_of_the_time(prompts, batch):
+    context, total = np.zeros(prompts), np.zeros(prompts)
+    for step in range(4 * prompts):
+        dealt, _ = step_lib._dealt(jnp.int32(step), prompts, batch)
+        mark = lambda value, *shape: jnp.full(shape, value)  # noqa: E731
+        texts = mark(0.0, len(dealt), 1, 1), mark(1.0, batch, 1, 1)
+        noises = mark(0.0, batch, 1, 1, 1), mark(1.0, batch, 1, 1, 1)
+        c_star, eps = step_lib._in_context(jnp.int32(step), dealt, prompts, *texts, *noises)
+        np.testing.assert_array_equal(c_star.ravel(), eps.ravel())
+        for latent, inside in enumerate(np.asarray(c_star).ravel()):
+            mine = int(dealt[latent % len(dealt)])
+            context[mine] += inside
+            total[mine] += 1
+    np.testing.assert_allclose(context / total, 0.5, atol=0.1)
+
+
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="the world's weights are not here")
 def test_the_concept_s_class_is_left_out():
     """By the text encoder alone, from the name alone: of every value of the world all synonyms and nothing else."""
@@ -65,7 +109,7 @@ def test_the_concept_s_class_is_left_out():
     tokenizer, text = pipeline.tokenizer, pipeline.text_encoder
     everything = set(map(int, tokenizer.word_ids))
     for value in itertools.chain(*concepts.ATTRIBUTES.values()):
-        found = preserve.vocabulary(tokenizer, text.graph, text.params, [value.name], PreserveConfig().similar)
+        found = words.vocabulary(tokenizer, text.graph, text.params, [value.name], PreserveConfig().similar)
         missing = everything - set(np.asarray(found.words).tolist())
         own = {tokenizer.tokens(word)[0] for word in value.words}
         assert missing == own, value.name
@@ -74,7 +118,7 @@ def test_the_concept_s_class_is_left_out():
 def test_the_concept_s_own_tokens_are_left_out(pipeline):
     """Also those whose encodings say nothing of it, as in a phrase."""
     text, tokenizer = pipeline.text_encoder, pipeline.tokenizer
-    found = preserve.vocabulary(tokenizer, text.graph, text.params, ["a red star", "dog"], 1.0)
+    found = words.vocabulary(tokenizer, text.graph, text.params, ["a red star", "dog"], 1.0)
     left = set(np.asarray(found.words).tolist())
     assert left == set(map(int, tokenizer.word_ids)) - set(tokenizer.tokens("a red star dog"))
 
@@ -108,13 +152,13 @@ def test_at_theta0_there_is_nothing_to_preserve(pipeline):
 
 
 def test_every_step_and_seed_draws_its_own_words(monkeypatch, pipeline):
-    drawn, random_prompts = [], preserve.random_prompts
+    drawn, random_prompts = [], words.random_prompts
 
     def watched(*args, **kwargs):
         drawn.append(np.asarray(random_prompts(*args, **kwargs)))
         return jnp.asarray(drawn[-1])
 
-    monkeypatch.setattr(preserve, "random_prompts", watched)
+    monkeypatch.setattr(words, "random_prompts", watched)
     config = dataclasses.replace(ESD, preserve=PreserveConfig(weight=1.0))
     for step, seed in ((0, 0), (1, 0), (0, 1), (1, 0)):
         one_step(pipeline, dataclasses.replace(config, seed=seed), step)
@@ -124,15 +168,22 @@ def test_every_step_and_seed_draws_its_own_words(monkeypatch, pipeline):
     assert np.abs(drawn[0][0] - drawn[0][1]).max() > 1e-3  # and every latent
 
 
-def test_the_step_matches_the_transcription(monkeypatch, folder, pipeline):
-    """The gradient that enters Adam is that of L_e + weight L_p, from a drift at which both are at work."""
+@pytest.mark.parametrize("context", [False, True])
+def test_the_step_matches_the_transcription(monkeypatch, folder, pipeline, context):
+    """The gradient that enters Adam is that of L_e + weight L_p, from a drift at which both are at work.
+
+    In context the concept is erased from a prompt of random words, whose goal these words alone take part in.
+    """
     rng = np.random.default_rng(8)
-    phrase, weight = "a blue dog", 3.0
+    phrase, joined, weight = "a blue dog", "a blue star dog", 3.0
     z_t, t = rng.normal(size=(1, 8, 8, 4)).astype(np.float32), np.array([444], np.int32)
     chosen = trainable.select(pipeline.unet.params, ESD.trainable)
     drift = {path: 0.05 * rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in chosen.items()}
-    monkeypatch.setattr(preserve, "random_prompts", lambda *args, **kwargs: encode_text(pipeline, [phrase]))
-    config = dataclasses.replace(ESD, preserve=PreserveConfig(weight=weight))
+    typed = [phrase, joined] if context else [phrase]
+    monkeypatch.setattr(words, "random_prompts", lambda *args, **kwargs: encode_text(pipeline, typed))
+    config = dataclasses.replace(
+        ESD, prompt=PromptConfig(enabled=False, context=context), preserve=PreserveConfig(weight=weight)
+    )
     state, frozen = setup(pipeline, "star", config)
     state = dataclasses.replace(state, drift=groups.stack(drift))
     theta = trainable.add_drift(frozen.unet, state.drift, config.trainable)
@@ -146,10 +197,20 @@ def test_the_step_matches_the_transcription(monkeypatch, folder, pipeline):
             weights[torch_key(path)].add_(torch.as_tensor(d.T))
     current = dataclasses.replace(original, unet=unet)
     inputs = torch_aegis.prepare(original, current, "star", z_t, t)
-    L_e = torch_aegis.erasure_loss(inputs, None, None, 1.0)
-    c_p = torch_aegis.prompt_embedding(original, None, torch_aegis.word_ids(original.tokenizer, phrase))
-    there = torch_aegis.predict_noise(original, inputs.z_t, inputs.t, c_p).detach()
-    L_p = torch_aegis.mse(torch_aegis.predict_noise(current, inputs.z_t, inputs.t, c_p) - there)
+
+    def noise(pipeline, prompt):
+        embedding = torch_aegis.prompt_embedding(
+            original, None, torch_aegis.word_ids(original.tokenizer, prompt) if prompt else []
+        )
+        return torch_aegis.predict_noise(pipeline, inputs.z_t, inputs.t, embedding)
+
+    there = noise(original, phrase).detach()
+    if context:
+        push = noise(original, "star") - noise(original, "")
+        L_e = torch_aegis.mse(noise(current, joined) - (there - push).detach())
+    else:
+        L_e = torch_aegis.erasure_loss(inputs, None, None, 1.0)
+    L_p = torch_aegis.mse(noise(current, phrase) - there)
     np.testing.assert_allclose(metrics["L_e"], L_e.item(), 1e-4)
     np.testing.assert_allclose(metrics["L_p"], L_p.item(), 1e-4)
     mean = groups.unstack(after.opt_state.mu, drift)

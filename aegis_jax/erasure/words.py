@@ -1,0 +1,142 @@
+"""Random words, of which the step makes prompts to preserve and company for the concept. Not in the paper
+(docs/decisions.md).
+
+  preserve.weight   L_p, the mean squared difference between theta's and theta0's predictions for random words, at the
+                    latents and timesteps of the step. Like the paper's penalty on ||theta - theta0|| it needs no data,
+                    but it knows which changes of the weights other prompts would notice.
+  prompt.context    for half of the latents the prompt that the concept is erased from is not the adversarial one but
+                    the concept among random words w, with the goal eps0(w) - eta (eps0(c') - eps0(c_0)): these words
+                    and the push away from the concept. Otherwise a network may learn to withhold the concept where it
+                    stands alone or behind a prefix, and draw it in a sentence.
+
+The words are the tokenizer's, without those that mean the concept, which the text encoder tells.
+
+Shapes: B latents, G concepts of the batch, L tokens, D text width, W words, K concepts, m tokens of the longest.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aegis_jax.diffusion.sample import encode_ids
+from aegis_jax.erasure.networks import per_latent
+from aegis_jax.errors import AegisError
+
+_LONGEST = 6  # words of a random prompt
+_AT_ONCE = 1024  # words encoded in one call
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["words", "concepts", "lengths"],
+    meta_fields=["bos", "eos", "pad", "length"],
+)
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What random prompts are made of.
+
+    Attributes:
+      words: token ids of whole words, (W,) int32.
+      concepts: the concepts' token ids, (K, m) int32, of which the first `lengths` (K,) count.
+      bos, eos, pad, length: special ids of the tokenizer, and the tokens of a prompt.
+    """
+
+    words: jax.Array
+    concepts: jax.Array
+    lengths: jax.Array
+    bos: int
+    eos: int
+    pad: int
+    length: int
+
+
+def vocabulary(tokenizer, text_graph, text_params, concepts: list[str], similar: float) -> Vocabulary:
+    """The tokenizer's whole words (tokens that end a word) but those of the concepts.
+
+    A word belongs to a concept if it is one of its tokens, or if the cosine of the two's encodings at the
+    end-of-text token, less the mean of all words', is more than `similar`.
+
+    Raises `AegisError` if no word is left, or the tokenizer has none. Every word is encoded once, in prompts of three
+    tokens; how long that takes with CLIP's tens of thousands has not been measured.
+    """
+    ids = np.asarray(tokenizer.word_ids, np.int32)
+    named = [tokenizer.tokens(concept) for concept in concepts]
+    states = partial(_states, tokenizer, text_graph, text_params)
+    if len(ids) < 2:
+        raise AegisError(
+            f"the tokenizer has {len(ids)} whole words, too few for random prompts; set preserve.weight=0 and "
+            "prompt.context=false"
+        )
+    words, concept_states = states([[i] for i in ids]), states(named)
+    centre = words.mean(0)
+    nearest = (_unit(words - centre) @ _unit(concept_states - centre).T).max(1)
+    kept = ids[(nearest <= similar) & ~np.isin(ids, [i for tokens in named for i in tokens])]
+    if not len(kept):
+        raise AegisError(f"preserve.similar={similar} leaves no word for random prompts; choose a larger one")
+    lengths = np.array([len(tokens) for tokens in named], np.int32)
+    padded = np.zeros((len(named), lengths.max()), np.int32)
+    for row, tokens in zip(padded, named):
+        row[: len(tokens)] = tokens
+    return Vocabulary(
+        jnp.asarray(kept),
+        jnp.asarray(padded),
+        jnp.asarray(lengths),
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.model_max_length,
+    )
+
+
+def _states(tokenizer, text_graph, text_params, rows: list[list[int]]) -> np.ndarray:
+    """The encodings (n, D) of token rows, each at its end-of-text token; what follows that cannot change them."""
+    longest = max(map(len, rows)) + 2
+    ids = np.full((len(rows), longest), tokenizer.eos_token_id, np.int32)
+    ends = np.array([len(row) + 1 for row in rows])
+    for i, row in enumerate(rows):
+        ids[i, : ends[i]] = [tokenizer.bos_token_id, *row]
+    at_once, parts = min(_AT_ONCE, len(rows)), []
+    for i in range(0, len(rows), at_once):
+        some = np.resize(ids[i : i + at_once], (at_once, longest))  # filled up, for one program
+        states = encode_ids(text_graph, text_params, some)
+        parts.append(np.asarray(states[np.arange(at_once), np.resize(ends[i : i + at_once], at_once)]))
+    return np.concatenate(parts)[: len(rows)]
+
+
+def _unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@partial(jax.jit, static_argnames=("text_graph", "batch"))
+def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concepts=None, *, batch: int):
+    """Encodings of prompts of 1 to 6 words (fewer if no more fit), each drawn evenly from the vocabulary.
+
+    Returns (B, L, D). concepts: indices into K, (G,); then (2 B, L, D), of which the second half are the prompts of
+    the first with a concept put before, between or behind the words: that of latent i, at i mod G.
+    """
+    key_words, key_length, key_place = jax.random.split(key, 3)
+    place = jnp.arange(vocabulary.length)
+    room = vocabulary.length - 2 - (0 if concepts is None else vocabulary.concepts.shape[1])
+    count = jax.random.randint(key_length, (batch, 1), 1, min(_LONGEST, room) + 1)
+    drawn = jax.random.choice(key_words, vocabulary.words, (batch, vocabulary.length))  # at 1..count
+    ids = _closed(vocabulary, drawn, count)
+    if concepts is not None:
+        before = jax.random.randint(key_place, (batch, 1), 0, count + 1)  # words that the concept comes after
+        mine = per_latent(concepts, batch)
+        tokens, length = vocabulary.concepts[mine], vocabulary.lengths[mine][:, None]
+        at = place - 1 - before  # position in the concept, if in 0..length - 1
+        moved = jnp.take_along_axis(drawn, jnp.maximum(jnp.where(at < 0, place, place - length), 0), 1)
+        inside = jnp.take_along_axis(tokens, jnp.clip(at, 0, tokens.shape[1] - 1), 1)
+        joined = jnp.where((at >= 0) & (at < length), inside, moved)
+        ids = jnp.concatenate([ids, _closed(vocabulary, joined, count + length)])
+    return encode_ids(text_graph, text_params, ids)
+
+
+def _closed(vocabulary: Vocabulary, ids, count):
+    """BOS, the ids at 1..count, EOS and padding."""
+    place = jnp.arange(vocabulary.length)
+    after = jnp.where(place == count + 1, vocabulary.eos, vocabulary.pad)
+    return jnp.where(place == 0, vocabulary.bos, jnp.where(place <= count, ids, after))
