@@ -291,18 +291,36 @@ SETS["final originals"] = screen(
 PRESERVE = {"preserve.weight": 3.0}
 WORDS = BASE | FREE | FOUR | LONG | PRESERVE | {"prompt.gamma": 5e-3}
 SETS["final, words preserved"] = screen({"AEGIS, words preserved": WORDS}, ("star", "red", "striped"), (0, 1, 2), FRESH)
-# Concepts that this recipe was not tuned on, plain prompts only.
-SETS["words preserved, unseen"] = screen(
-    {"AEGIS, words preserved": WORDS},
-    ("ring", "cross", "blue", "green", "dotted"),
-    measure=FRESH | {"images": 128, "attack": {"restarts": 0}},
+# Also the concept among random words, on prompts, noise and starts of the attack that no choice has seen.
+CONTEXT_TOO = WORDS | {"prompt.context": True}
+FRESHER = FINAL | {"evaluation_seed": 7}
+SETS["final, in context"] = screen(
+    {"ESD": ESD_BEST, "AEGIS, in context": CONTEXT_TOO}, ("star", "red", "striped"), (0, 1, 2), FRESHER
 )
-# What each part does beside the preservation.
-SETS["words preserved, parts"] = screen(
+SETS["final, in context, originals"] = screen(
+    {"no erasure": None}, ("star", "red", "striped"), (0,), FRESHER | {"attack": {"restarts": 0}}
+)
+# Values of the world that no setting was tuned on, plain prompts only.
+SETS["in context, unseen"] = screen(
+    {"AEGIS, in context": CONTEXT_TOO},
+    ("heart", "ring", "cross", "moon", "blue", "green", "dotted", "gradient"),
+    measure=FRESHER | {"images": 128, "attack": {"restarts": 0}},
+)
+# What each part does.
+ESD_MORE = ESD_BEST | LONG | PRESERVE
+SETS["in context, parts"] = screen(
     {
-        "ESD, words preserved": ESD_BEST | LONG | PRESERVE,
-        "w/o AET": WORDS | {"aet.enabled": False},
-        "with DGR, omega 1": WORDS | {"grp.retention": "grp"},
+        "AEGIS, in context": CONTEXT_TOO,
+        "w/o context": WORDS,
+        "w/o AET": CONTEXT_TOO | {"aet.enabled": False},
+        "w/o adversarial prompt": CONTEXT_TOO | {"prompt.enabled": False, "prompt.prefixes": 1},
+        "w/o preservation": CONTEXT_TOO | {"preserve.weight": 0.0},
+        "with DGR": CONTEXT_TOO | {"grp.retention": "grp"},
+        "ESD, words preserved": ESD_MORE,
+        "ESD, words preserved, in context": ESD_MORE | {"prompt.context": True},
+        # Of the other shapes only ring, square and circle are among the preserved words then.
+        "no near words preserved": CONTEXT_TOO | {"preserve.similar": 0.15},
     },
+    ("star", "red"),
     measure=MANY,
 )
