@@ -4,6 +4,7 @@ the float64 PyTorch transcription.
 
 import copy
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -123,6 +124,18 @@ def test_the_concept_s_own_tokens_are_left_out(pipeline):
     assert left == set(map(int, tokenizer.word_ids)) - set(tokenizer.tokens("a red star dog"))
 
 
+def test_many_words_are_encoded_in_parts(monkeypatch, pipeline):
+    """As CLIP's tens of thousands are: each row at its own end, also in the last part, which is not full."""
+    text, tokenizer = pipeline.text_encoder, pipeline.tokenizer
+    rows = [tokenizer.tokens(phrase) for phrase in ("dog", "a red star", "star dog", "cat", "red")]
+    states = functools.partial(words._states, tokenizer, text.graph, text.params)
+    whole = states(rows)
+    monkeypatch.setattr(words, "_AT_ONCE", 2)
+    np.testing.assert_allclose(states(rows), whole, atol=1e-5)
+    alone = [states([row])[0] for row in rows]
+    np.testing.assert_allclose(alone, whole, atol=1e-5)
+
+
 def test_nothing_left_to_preserve(pipeline):
     config = dataclasses.replace(ESD, preserve=PreserveConfig(weight=1.0, similar=-1.0))
     with pytest.raises(aegis_jax.AegisError, match=r"preserve\.similar=-1\.0 leaves no word"):
@@ -168,12 +181,14 @@ def test_every_step_and_seed_draws_its_own_words(monkeypatch, pipeline):
     assert np.abs(drawn[0][0] - drawn[0][1]).max() > 1e-3  # and every latent
 
 
-@pytest.mark.parametrize("context", [False, True])
-def test_the_step_matches_the_transcription(monkeypatch, folder, pipeline, context):
+@pytest.mark.parametrize(("context", "v_prediction"), [(False, False), (True, False), (True, True)])
+def test_the_step_matches_the_transcription(monkeypatch, fewest, context, v_prediction):
     """The gradient that enters Adam is that of L_e + weight L_p, from a drift at which both are at work.
 
     In context the concept is erased from a prompt of random words, whose goal these words alone take part in.
     """
+    folder = fewest(v_prediction=v_prediction)
+    pipeline = aegis_jax.load_pipeline(folder)
     rng = np.random.default_rng(8)
     phrase, joined, weight = "a blue dog", "a blue star dog", 3.0
     z_t, t = rng.normal(size=(1, 8, 8, 4)).astype(np.float32), np.array([444], np.int32)
