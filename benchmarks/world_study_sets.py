@@ -291,36 +291,43 @@ SETS["final originals"] = screen(
 PRESERVE = {"preserve.weight": 3.0}
 WORDS = BASE | FREE | FOUR | LONG | PRESERVE | {"prompt.gamma": 5e-3}
 SETS["final, words preserved"] = screen({"AEGIS, words preserved": WORDS}, ("star", "red", "striped"), (0, 1, 2), FRESH)
-# Also the concept among random words, on prompts, noise and starts of the attack that no choice has seen.
-CONTEXT_TOO = WORDS | {"prompt.context": True}
+# Also the concept among random words (not the phrases of the first screening), on prompts, noise and starts of the
+# attack that no choice has seen.
+AMONG_WORDS = WORDS | {"prompt.context": True}
 FRESHER = FINAL | {"evaluation_seed": 7}
-SETS["final, in context"] = screen(
-    {"ESD": ESD_BEST, "AEGIS, in context": CONTEXT_TOO}, ("star", "red", "striped"), (0, 1, 2), FRESHER
+SETS["final, among words"] = screen(
+    {"ESD": ESD_BEST, "AEGIS, among words": AMONG_WORDS}, ("star", "red", "striped"), (0, 1, 2), FRESHER
 )
-SETS["final, in context, originals"] = screen(
+SETS["final, among words, originals"] = screen(
     {"no erasure": None}, ("star", "red", "striped"), (0,), FRESHER | {"attack": {"restarts": 0}}
 )
-# Values of the world that no setting was tuned on, plain prompts only.
-SETS["in context, unseen"] = screen(
-    {"AEGIS, in context": CONTEXT_TOO},
-    ("heart", "ring", "cross", "moon", "blue", "green", "dotted", "gradient"),
-    measure=FRESHER | {"images": 128, "attack": {"restarts": 0}},
+# Values of the world that no setting was tuned on, plain prompts only; the heart was looked at while developing.
+PLAIN_ONLY = FRESHER | {"images": 128, "attack": {"restarts": 0}}
+SETS["among words, unseen"] = screen(
+    {"AEGIS, among words": AMONG_WORDS},
+    ("ring", "cross", "moon", "blue", "green", "dotted", "gradient"),
+    measure=PLAIN_ONLY,
 )
+SETS["among words, heart"] = screen({"AEGIS, among words": AMONG_WORDS}, ("heart",), measure=PLAIN_ONLY)
 # What each part does.
 ESD_MORE = ESD_BEST | LONG | PRESERVE
-SETS["in context, parts"] = screen(
+SETS["among words, parts"] = screen(
     {
-        "AEGIS, in context": CONTEXT_TOO,
-        "w/o context": WORDS,
-        "w/o AET": CONTEXT_TOO | {"aet.enabled": False},
-        "w/o adversarial prompt": CONTEXT_TOO | {"prompt.enabled": False, "prompt.prefixes": 1},
-        "w/o preservation": CONTEXT_TOO | {"preserve.weight": 0.0},
-        "with DGR": CONTEXT_TOO | {"grp.retention": "grp"},
+        "AEGIS, among words": AMONG_WORDS,
+        "not among words": WORDS,
+        "w/o AET": AMONG_WORDS | {"aet.enabled": False},
+        "w/o prefixes": AMONG_WORDS | {"prompt.enabled": False, "prompt.prefixes": 1},
+        "w/o preservation": AMONG_WORDS | {"preserve.weight": 0.0},
+        "with DGR": AMONG_WORDS | {"grp.retention": "grp"},
         "ESD, words preserved": ESD_MORE,
-        "ESD, words preserved, in context": ESD_MORE | {"prompt.context": True},
-        # Of the other shapes only ring, square and circle are among the preserved words then.
-        "no near words preserved": CONTEXT_TOO | {"preserve.similar": 0.15},
+        "ESD, words preserved, among words": ESD_MORE | {"prompt.context": True},
     },
     ("star", "red"),
     measure=MANY,
+)
+# Without the words near the star (triangle, cross, heart, moon and theirs): of the other shapes only ring, square and
+# circle are among the random words then.
+SETS["among words, star's neighbours unsaid"] = screen(
+    {"AEGIS, among words": AMONG_WORDS, "similar 0.15": AMONG_WORDS | {"preserve.similar": 0.15}},
+    measure=PLAIN_ONLY,
 )

@@ -9,7 +9,6 @@ import math
 import operator
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 
 from aegis_jax.diffusion import schedule as schedule_lib
 from aegis_jax.diffusion.schedule import Schedule
+from aegis_jax.diffusion.threads import side_by_side
 from aegis_jax.errors import AegisError
 from aegis_jax.models import clip, unet, vae
 
@@ -238,20 +238,9 @@ def generate(
         return z
 
     loop(rows[0], z_T[rows[0]], last=0)  # no step: compiles, before several threads would each do so
-    latents = jnp.concatenate(_side_by_side(call, rows, (os.cpu_count() or 1) if on_cpu else 1))
+    latents = jnp.concatenate(side_by_side(call, rows, (os.cpu_count() or 1) if on_cpu else 1))
     parts = [to_uint8(decode(pipeline, latents[i : i + batch])) for i in range(0, calls * batch, batch)]
     return np.concatenate(parts)[:n]
-
-
-def _side_by_side(call, items: list, at_once: int) -> list:
-    """[call(item) for every item], up to `at_once` of them at the same time.
-
-    For the cores of a CPU: a network call leaves some idle, since XLA runs small operations on one core each.
-    """
-    if min(at_once, len(items)) == 1:
-        return list(map(call, items))
-    with ThreadPoolExecutor(min(at_once, len(items))) as pool:
-        return list(pool.map(call, items))
 
 
 class _Counter:

@@ -4,20 +4,21 @@ import dataclasses
 
 from aegis_jax.erasure.config import EraseConfig
 
-# What is not in the paper; what names a way of keeping the rest, or of prompting, goes without.
+# Not in the paper: preservation, and the concept in context. A variant that says how the rest is kept goes without
+# both, one without a part of AEGIS keeps what the config has besides.
 _NOT_PRESERVED = {"preserve": {"weight": 0.0}}
 _PAPER = {"prompt": {"context": False}, **_NOT_PRESERVED}
-_PLAIN = {"prompt": {"enabled": False, "prefixes": 1, "context": False}}
+_NO_PROMPT = {"prompt": {"enabled": False, "prefixes": 1, "context": False}}
 
 # Each entry: what it changes in an AEGIS config.
 VARIANTS = {
     "aegis": {"grp": {"retention": "grp"}, **_PAPER},
     "w/o AET": {"aet": {"enabled": False}},
-    "w/o adversarial prompt": _PLAIN,
+    "w/o adversarial prompt": _NO_PROMPT,
     "w/o PR": {"grp": {"retention": "none"}, **_PAPER},
     "w/o DGR": {"grp": {"retention": "constant"}, **_PAPER},
     "fixed omega": {"grp": {"retention": "grp", "omega_rule": "fixed", "omega": 1.0}, **_PAPER},
-    "ESD": {"aet": {"enabled": False}, "grp": {"retention": "none"}, **_PLAIN, **_NOT_PRESERVED},
+    "ESD": {"aet": {"enabled": False}, "grp": {"retention": "none"}, **_NO_PROMPT, **_NOT_PRESERVED},
 }
 
 

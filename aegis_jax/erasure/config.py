@@ -60,7 +60,9 @@ class PreserveConfig:
     """Preservation of what random words draw; not in the paper (words.py)."""
 
     weight: float = 0.0  # of L_p beside L_e; 0: none, as in the paper
-    similar: float = 0.6  # no random words: those with a larger cosine to the concept, of encodings less the mean
+    # not among the random words, these or prompt.context's: those with a larger cosine to the concept, of encodings
+    # less all words' mean
+    similar: float = 0.6
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from aegis_jax.diffusion.threads import beside
 from aegis_jax.erasure import adam, groups, networks, prompt, rectify, target, trainable, words
 from aegis_jax.erasure import latents as latents_lib
 from aegis_jax.erasure.config import EraseConfig, GRPConfig
@@ -26,7 +27,6 @@ from aegis_jax.erasure.setup import freeze
 from aegis_jax.erasure.state import Frozen, State
 from aegis_jax.models.layout import to_torch, torch_key
 from aegis_jax.models.model import flatten, unflatten
-from aegis_jax.parallel.beside import beside
 
 _WORDS = 0x9E5E  # folded into a step's key: none of its own splits
 _predict = jax.jit(networks.predict, static_argnums=0)
@@ -133,14 +133,14 @@ def _core(frozen: Frozen, theta, prompts, z_t, t, v, p, config: EraseConfig):
     c_e = frozen.concept_emb[concepts, 0]
     metrics = {}
     if config.aet.enabled:
-        eps_current = beside(z_t, _predict, frozen.unet_graph, theta, frozen.schedule, z_t, t, c_e)
+        eps_current = beside(_predict, frozen.unet_graph, theta, frozen.schedule, z_t, t, c_e)
     # The frozen predictions that share z_t and t go through the network together.
     pair = jnp.concatenate([networks.per_latent(emb, z_t.shape[0]) for emb in (c_e, frozen.empty_emb)])
     twice = jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t])
     both = _predict(frozen.unet_graph, frozen.unet, frozen.schedule, *twice, pair)
     eps_concept, eps_empty = jnp.split(both, 2)
     if config.prompt.enabled:
-        adversary = beside(z_t, _adversary, frozen, theta, concepts, p, z_t, t, eps_concept, config)
+        adversary = beside(_adversary, frozen, theta, concepts, p, z_t, t, eps_concept, config)
     if config.aet.enabled:
         v, metrics["L_aet"] = target.update_target(
             frozen,
@@ -172,23 +172,22 @@ def _adversary(frozen: Frozen, theta, concepts, p, z_t, t, eps_concept, config: 
     return p, value, _encode_soft(frozen.text_graph, frozen.text, template, p)
 
 
-def _random_words(frozen: Frozen, concepts, z_t, t, step, config: EraseConfig):
+def _random_words(frozen: Frozen, concepts, z_t, t, key, config: EraseConfig):
     """Encoded random words, with the concepts among them too if that is asked for, and theta0's predictions for the
     words alone: ((B, L, D) or (2 B, L, D), (B, h, w, C))."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), step), _WORDS)
     concepts = concepts if config.prompt.context else None
     c_p = words.random_prompts(frozen.text_graph, frozen.text, frozen.vocabulary, key, concepts, batch=z_t.shape[0])
     return c_p, _predict(frozen.unet_graph, frozen.unet, frozen.schedule, z_t, t, c_p[: z_t.shape[0]])
 
 
 @jax.jit
-def _in_context(step, prompts, of_prompts, c_star, c_context, eps_empty, eps_words):
+def _in_context(step, prompts, prompt_count, c_star, c_context, eps_empty, eps_words):
     """(c_star (B, L, D), eps_empty) with those of half of the latents replaced: every other one of each prompt.
 
-    of_prompts: how many prompts there are in all; prompts (G,) are those of this step.
+    prompt_count: of all prompts; prompts (G,) are those of this step.
     """
     batch = len(eps_empty)
-    visit = (step * batch + jnp.arange(batch)) // of_prompts
+    visit = (step * batch + jnp.arange(batch)) // prompt_count
     inside = (networks.per_latent(prompts, batch) + visit) % 2 == 0
     c_star = jnp.where(inside[:, None, None], c_context, networks.per_latent(c_star, batch))
     return c_star, jnp.where(inside[:, None, None, None], eps_words, eps_empty)
@@ -208,7 +207,8 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
     """One training step: (new state, metrics as float32 scalars). The old state's buffers are donated: do not reuse it.
 
     The latents of a batch are dealt round-robin to the adversarial prompts of all concepts. A prompt without a latent
-    in this step keeps its soft tokens.
+    in this step keeps its soft tokens. With `prompt.context` every other latent of a prompt is erased from the concept
+    among random words instead, and L_e is the mean over both kinds.
 
     Metrics: L_aet, L_adv (where enabled; means over the batch's prompts), L_e, L_p (where preserved), L_r,
     conflict_share (of tensors), mean_cosine (of g_e, which is here the gradient of L_e + weight L_p, and g_r), omega
@@ -237,7 +237,8 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
     """
     concepts, batch = prompts % frozen.concept_emb.shape[0], z_t.shape[0]
     if frozen.vocabulary is not None:
-        random_words = beside(z_t, _random_words, frozen, concepts, z_t, t, state.step, config)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), _WORDS)
+        random_words = beside(_random_words, frozen, concepts, z_t, t, key, config)
     v, p, c_star, eps_empty, push, metrics = _core(
         frozen, theta, prompts, z_t, t, state.v[prompts], state.p[prompts], config
     )
@@ -245,8 +246,8 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
     if frozen.vocabulary is not None:
         c_p, eps_p = random_words()
         if config.prompt.context:
-            both = c_star, c_p[batch:], eps_empty, eps_p
-            c_star, eps_empty = _in_context(state.step, prompts, len(state.p), *both)
+            alone_and_joined = c_star, c_p[batch:], eps_empty, eps_p
+            c_star, eps_empty = _in_context(state.step, prompts, len(state.p), *alone_and_joined)
         if config.preserve.weight:
             preserved = jnp.float32(config.preserve.weight), c_p[:batch], eps_p
     drift, opt_state, omega, previous, update_metrics = _erase_update(

@@ -70,9 +70,9 @@ def vocabulary(tokenizer, text_graph, text_params, concepts: list[str], similar:
             f"the tokenizer has {len(ids)} whole words, too few for random prompts; set preserve.weight=0 and "
             "prompt.context=false"
         )
-    words, concept_states = states([[i] for i in ids]), states(named)
-    centre = words.mean(0)
-    nearest = (_unit(words - centre) @ _unit(concept_states - centre).T).max(1)
+    word_states, concept_states = states([[i] for i in ids]), states(named)
+    centre = word_states.mean(0)
+    nearest = (_unit(word_states - centre) @ _unit(concept_states - centre).T).max(1)
     kept = ids[(nearest <= similar) & ~np.isin(ids, [i for tokens in named for i in tokens])]
     if not len(kept):
         raise AegisError(f"preserve.similar={similar} leaves no word for random prompts; choose a larger one")
@@ -119,6 +119,7 @@ def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concept
     """
     key_words, key_length, key_place = jax.random.split(key, 3)
     place = jnp.arange(vocabulary.length)
+    # At least 1: setup refuses concepts that leave no room for soft tokens, of which there is one or more.
     room = vocabulary.length - 2 - (0 if concepts is None else vocabulary.concepts.shape[1])
     count = jax.random.randint(key_length, (batch, 1), 1, min(_LONGEST, room) + 1)
     drawn = jax.random.choice(key_words, vocabulary.words, (batch, vocabulary.length))  # at 1..count
@@ -128,7 +129,7 @@ def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concept
         mine = per_latent(concepts, batch)
         tokens, length = vocabulary.concepts[mine], vocabulary.lengths[mine][:, None]
         at = place - 1 - before  # position in the concept, if in 0..length - 1
-        moved = jnp.take_along_axis(drawn, jnp.maximum(jnp.where(at < 0, place, place - length), 0), 1)
+        moved = jnp.take_along_axis(drawn, jnp.where(at < 0, place, place - length), 1)
         inside = jnp.take_along_axis(tokens, jnp.clip(at, 0, tokens.shape[1] - 1), 1)
         joined = jnp.where((at >= 0) & (at < length), inside, moved)
         ids = jnp.concatenate([ids, _closed(vocabulary, joined, count + length)])

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import aegis_jax
-from aegis_jax.erasure.config import AETConfig, EraseConfig, LatentsConfig, PromptConfig
+from aegis_jax.erasure.config import AETConfig, EraseConfig, LatentsConfig, PreserveConfig, PromptConfig
 from aegis_jax.erasure.setup import merged_params, setup
 from aegis_jax.erasure.step import erase_step
 from aegis_jax.errors import AegisError
@@ -19,7 +19,8 @@ CONFIG = EraseConfig(
     learning_rate=1e-3,
     trainable="kv",
     aet=AETConfig(beta=BETA),
-    prompt=PromptConfig(gamma=GAMMA),
+    prompt=PromptConfig(gamma=GAMMA, context=True),
+    preserve=PreserveConfig(weight=1.0),
     latents=LatentsConfig(steps=4),
 )
 CONCEPTS = ["star", "red heart"]

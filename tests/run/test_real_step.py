@@ -14,7 +14,8 @@ import aegis_jax
 # The buffer of trajectories, soft tokens and Adam's moments all have to survive.
 KEYS = {
     "steps": 60, "checkpoint.every": 4, "picture.images": 0, "latents.steps": 5, "trainable": "kv",
-    "latents.refresh_every": 2, "latents.trajectories": 2, "learning_rate": 1e-3,
+    "latents.refresh_every": 2, "latents.trajectories": 2, "learning_rate": 1e-3, "prompt.context": True,
+    "preserve.weight": 1.0,
 }  # fmt: skip
 
 
