@@ -291,10 +291,18 @@ SETS["final originals"] = screen(
 PRESERVE = {"preserve.weight": 3.0}
 WORDS = BASE | FREE | FOUR | LONG | PRESERVE | {"prompt.gamma": 5e-3}
 SETS["final, words preserved"] = screen({"AEGIS, words preserved": WORDS}, ("star", "red", "striped"), (0, 1, 2), FRESH)
-# Also the concept among random words (not the phrases of the first screening), on prompts, noise and starts of the
-# attack that no choice has seen.
-AMONG_WORDS = WORDS | {"prompt.context": True}
-FRESHER = FINAL | {"evaluation_seed": 7}
+# Also the concept among random words (not the phrases of the first screening).
+WEIGHT_3 = WORDS | {"prompt.context": True}
+# Begun as finals, and stopped after the star's second seed, where less was kept than with ESD: hence the weight below.
+SETS["final, among words, weight 3"] = screen(
+    {"ESD": ESD_BEST, "AEGIS, among words, weight 3": WEIGHT_3},
+    ("star", "red", "striped"),
+    (0, 1, 2),
+    FINAL | {"evaluation_seed": 7},
+)
+# Prompts, noise and starts of the attack that no choice has seen.
+AMONG_WORDS = WEIGHT_3 | {"preserve.weight": 5.0}
+FRESHER = FINAL | {"evaluation_seed": 9}
 SETS["final, among words"] = screen(
     {"ESD": ESD_BEST, "AEGIS, among words": AMONG_WORDS}, ("star", "red", "striped"), (0, 1, 2), FRESHER
 )
@@ -310,11 +318,11 @@ SETS["among words, unseen"] = screen(
 )
 SETS["among words, heart"] = screen({"AEGIS, among words": AMONG_WORDS}, ("heart",), measure=PLAIN_ONLY)
 # What each part does.
-ESD_MORE = ESD_BEST | LONG | PRESERVE
+ESD_MORE = ESD_BEST | LONG | {"preserve.weight": 5.0}
 SETS["among words, parts"] = screen(
     {
         "AEGIS, among words": AMONG_WORDS,
-        "not among words": WORDS,
+        "not among words": AMONG_WORDS | {"prompt.context": False},
         "w/o AET": AMONG_WORDS | {"aet.enabled": False},
         "w/o prefixes": AMONG_WORDS | {"prompt.enabled": False, "prompt.prefixes": 1},
         "w/o preservation": AMONG_WORDS | {"preserve.weight": 0.0},

@@ -7,8 +7,8 @@ Expected  see README.md, Results
 Not the paper's setting: of a small UNet with 8x8 latents the cross-attention alone is trained, at a higher rate, with a
 batch of 4 and latents from a buffer of 8 trajectories, redrawn with the current weights every 50 steps (the paper
 trains the whole UNet at 1e-5 and draws a trajectory for every step). There are four adversarial prefixes of four tokens
-each, which start at random words; what random words draw is preserved, instead of the paper's penalty on the distance
-to the original weights. Chosen by docs/study.md.
+each, which start at random words; every other latent has the concept among random words instead. What random words draw
+is preserved, instead of the paper's penalty on the distance to the original weights. Chosen by docs/study.md.
 """
 
 import ml_collections
@@ -25,7 +25,7 @@ def get_config():
     config.aet = {"init": "concept"}
     config.prompt = {"init": "random", "tokens": 4, "prefixes": 4, "gamma": 5e-3, "context": True}
     config.grp = {"retention": "none"}
-    config.preserve = {"weight": 3.0}
+    config.preserve = {"weight": 5.0}
     config.latents = {"refresh_every": 50}
     config.picture = {"guidance": 3.0}
     return config
