@@ -179,8 +179,8 @@ _ROWS = (
 )
 
 
-def world_table(before, after, concept: str, *, n: int = 48, seed: int = 0) -> str:
-    """A small before/after table for two pipelines of the world, n images a figure.
+def world_table(before, after, concept: str, *, n: int = 32, seed: int = 0) -> str:
+    """A small before/after table for two pipelines of the world, n images a figure (32: a batch for each of 2 cores).
 
     Raises `AegisError` if the concept is not one value of an attribute of the world.
     """
