@@ -46,7 +46,7 @@ def test_against_the_step_itself(tmp_path, monkeypatch, refresh):
     config = EraseConfig(steps=5, batch=2, trainable="kv", latents=latents, preserve=preserve, prompt=prompt)
     rows, done = [], []
 
-    def counted(graph, params, z, t, text, *more):
+    def counted(graph, params, z, t, text, **options):
         rows.append(len(z))
         return z + text.mean().astype(z.dtype)  # no network: the evaluations are what counts, and it has a gradient
 
