@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 import aegis_jax  # noqa: E402
+from aegis_jax.diffusion import threads  # noqa: E402
 from aegis_jax.diffusion.sample import encode_text  # noqa: E402
 from aegis_jax.erasure import groups, trainable, words  # noqa: E402
 from aegis_jax.erasure import step as step_lib  # noqa: E402
@@ -115,7 +116,10 @@ def test_threads_change_no_bit(monkeypatch, pipeline):
     config = EraseConfig(
         trainable="kv", batch=2, prompt=PromptConfig(context=True), preserve=PreserveConfig(weight=1.0)
     )
+    started, within = [], threads._within
+    monkeypatch.setattr(threads, "_within", lambda *args: started.append(args) or within(*args))
     threaded = one_step(pipeline, config)
+    assert len(started) == 3  # the random words, theta's noise for the concept, the adversarial prompt
     monkeypatch.setattr(step_lib, "beside", lambda function, *args: functools.partial(function, *args))
     for ours, theirs in zip(jax.tree.leaves(threaded), jax.tree.leaves(one_step(pipeline, config)), strict=True):
         assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
