@@ -5,11 +5,9 @@ import pytest
 import torch
 
 from benchmarks import agreement, cases, step_vs_pytorch, torch_nets, torch_step
+from tests.parity.compare import QUICK_COMPILE
 
-# Compiling takes most of the time; XLA's cheapest settings do the same arithmetic.
-QUICK_XLA = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
-)
+QUICK_XLA = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK_COMPILE.items())
 TINY = ["--model", "tiny", "--device", "cpu", "--against", "p1,p2", "--threads", "1"]
 
 
