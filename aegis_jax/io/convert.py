@@ -6,10 +6,11 @@ constant `position_ids`, which is no parameter. The kind of a leaf is taken from
 parameter tree, never guessed from the file.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -91,18 +92,36 @@ def read(model: Model, origins: dict[str, Origin], headers: tuple[safetensors.He
     Tensors are read part by part and laid out straight into their final memory: the peak is the
     parameters plus a part for each core.
     """
+    return dataclasses.replace(model, params=reader(model, origins, headers, dtype)())
+
+
+def reader(
+    model: Model, origins: dict[str, Origin], headers: tuple[safetensors.Header, ...], dtype
+) -> Callable[[], dict]:
+    """What reads the parameters of `headers` as `read` does, to be called once, in any thread.
+
+    The files are opened here and now: they may be moved or deleted before they are read.
+    """
     dtype = safetensors.DTYPES[safetensors.dtype_name(dtype)]
     shapes = {path: leaf.shape for path, leaf in flatten(model.params).items()}
-    leaves = {}
-    for index, header in enumerate(headers):
-        keys = {path: origin.key for path, origin in origins.items() if origin.file == index}
-        in_order = sorted(keys, key=lambda path: header.entries[keys[path]].start)
-        with safetensors.open_unchanged(header) as file:
-            for arrays in _groups({path: shapes[path] for path in in_order}, dtype):
-                _fill(arrays, keys, file, header)
-                # Elsewhere than on the CPU, waiting keeps the host from holding two groups.
-                leaves |= jax.block_until_ready(jax.device_put(arrays))
-    return Model(model.config, model.graph, unflatten({path: leaves[path] for path in shapes}))
+    device = jax.config.jax_default_device  # a setting of the caller's thread
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(safetensors.open_unchanged(header)) for header in headers]
+        files = stack.pop_all()
+
+    def read_all():
+        leaves = {}
+        with files, jax.default_device(device):
+            for index, (header, file) in enumerate(zip(headers, opened)):
+                keys = {path: origin.key for path, origin in origins.items() if origin.file == index}
+                in_order = sorted(keys, key=lambda path: header.entries[keys[path]].start)
+                for arrays in _groups({path: shapes[path] for path in in_order}, dtype):
+                    _fill(arrays, keys, file, header)
+                    # Elsewhere than on the CPU, waiting keeps the host from holding two groups.
+                    leaves |= jax.block_until_ready(jax.device_put(arrays))
+        return unflatten({path: leaves[path] for path in shapes})
+
+    return read_all
 
 
 def _groups(shapes: dict[str, tuple], dtype: np.dtype) -> Iterator[dict[str, np.ndarray]]:

@@ -1,5 +1,6 @@
 """A Stable Diffusion pipeline in memory, and how it is loaded. Exporting is in `export.py`."""
 
+import concurrent.futures
 import copy
 import dataclasses
 import functools
@@ -63,9 +64,10 @@ def load_pipeline(source, *, revision: str | None = None, variant: str | None = 
     revision: branch, tag or commit of a hub id. variant: e.g. "fp16" for model.fp16.safetensors.
     dtype: of the parameters in memory (float32, bfloat16 or float16).
 
-    Peak memory is the parameters plus about one tensor. Everything that can be told from configs
-    and headers is checked before any weights are read, and mismatches of all components are raised
-    together as one `AegisError`.
+    Everything that can be told from configs and headers is checked at once, and mismatches of all
+    components are raised together as one `AegisError`. The weights are then read by another thread
+    while the caller goes on; whoever looks at a model's `params` waits for them. Peak memory is the
+    parameters plus about one tensor.
     """
     safetensors.dtype_name(dtype)  # refuses other types before any work
     found = folder.examine(hub.locate(source, revision=revision, variant=variant), variant)
@@ -85,10 +87,14 @@ def load_pipeline(source, *, revision: str | None = None, variant: str | None = 
         limit=embeddings["position_embedding"]["embedding"].shape[0],
         vocabulary=embeddings["token_embedding"]["embedding"].shape[0],
     )
-    models = {
-        name: convert.read(abstract[name], origins[name], found.components[name].weights.headers, dtype)
-        for name in MODELS
+    readers = {
+        name: convert.reader(abstract[name], origins[name], found.components[name].weights.headers, dtype)
+        for name in ("text_encoder", "unet", "vae")  # as they are needed
     }
+    # One after the other: each reads on all cores.
+    thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="weights")
+    models = {name: dataclasses.replace(abstract[name], params=thread.submit(read)) for name, read in readers.items()}
+    thread.shutdown(wait=False)
     return Pipeline(
         **models,
         tokenizer=tokenizer,

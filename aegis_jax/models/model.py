@@ -6,6 +6,7 @@ dict is the diffusers / transformers module path, because the modules use the sa
 `params["down_blocks"][0]["resnets"][0]["conv1"]["kernel"]` is `down_blocks.0.resnets.0.conv1.weight` in PyTorch.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 from typing import Any
@@ -46,6 +47,24 @@ class Graph:
         )
 
 
+class _Awaited:
+    """A field that may be set to a future; whoever looks at it waits for the result."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, instance, owner=None):
+        if instance is None:
+            raise AttributeError(self.name)  # tells dataclasses that there is no default
+        value = instance.__dict__[self.name]
+        if isinstance(value, concurrent.futures.Future):
+            value = instance.__dict__[self.name] = value.result()
+        return value
+
+    def __set__(self, instance, value):
+        instance.__dict__[self.name] = value
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A network: its config.json, its structure and its parameters.
@@ -53,12 +72,13 @@ class Model:
     Attributes:
       config: config.json as read, every key kept.
       graph: the structure; hashable, so it can be a static argument of `jax.jit`.
-      params: nested plain dict of arrays (of `jax.ShapeDtypeStruct` in an abstract model).
+      params: nested plain dict of arrays (of `jax.ShapeDtypeStruct` in an abstract model). May be given as a
+        future of one, of weights that are still being read; the first look at it waits, and raises what reading raised.
     """
 
     config: dict
     graph: Graph
-    params: dict
+    params: dict = _Awaited()
 
 
 def _split(module: nnx.Module, config: dict) -> Model:

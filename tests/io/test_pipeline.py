@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from aegis_jax.errors import AegisError
-from aegis_jax.io import safetensors
+from aegis_jax.io import convert, safetensors
 from aegis_jax.io.pipeline import MODELS, load_pipeline
 from aegis_jax.models import layout, model
 from aegis_jax.models.model import flatten
@@ -128,6 +130,28 @@ def test_parameters_in_another_dtype(tiny):
         assert np.asarray(pipeline.unet.params["conv_in"]["kernel"]).tobytes() == rounded.tobytes()
     with pytest.raises(AegisError, match="int8.*use float32"):
         load_pipeline(folder, dtype=jnp.int8)
+
+
+def test_weights_arrive_while_the_caller_goes_on(tiny_copy, monkeypatch):
+    folder, may_read, fill = tiny_copy(sharded=True), threading.Event(), convert._fill
+    wanted = torch_tensors(folder, "vae")["decoder.conv_out.bias"].numpy()
+    monkeypatch.setattr(convert, "_fill", lambda *args: may_read.wait(60) and fill(*args))
+    pipeline = load_pipeline(folder)
+    shutil.rmtree(folder)  # its files are open already
+    may_read.set()
+    np.testing.assert_array_equal(np.asarray(pipeline.vae.params["decoder"]["conv_out"]["bias"]), wanted)
+    assert pipeline.vae.params is pipeline.vae.params
+
+
+def test_an_error_while_reading_reaches_whoever_looks(tiny, monkeypatch):
+    def broken(*args):
+        raise AegisError("the disk is gone")
+
+    monkeypatch.setattr(convert, "_fill", broken)
+    pipeline = load_pipeline(tiny())
+    for _ in range(2):
+        with pytest.raises(AegisError, match="the disk is gone"):
+            pipeline.unet.params  # noqa: B018
 
 
 def test_source_knows_every_tensor(tiny):

@@ -203,3 +203,10 @@ def test_refuses_more_devices_than_there_are():
     with pytest.raises(AegisError, match="16 devices"):
         mesh.make_placement(data=4, fsdp=4)
     assert mesh.make_placement() is None
+
+
+def test_weights_lie_where_the_caller_wants_them():
+    with jax.default_device(jax.devices()[5]):
+        loaded = aegis_jax.load_pipeline("world")
+    # Looked at without the setting: they were read by a thread to which it was passed on.
+    assert {device for leaf in jax.tree.leaves(loaded.vae.params) for device in leaf.devices()} == {jax.devices()[5]}
