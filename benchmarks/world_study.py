@@ -3,6 +3,7 @@
   python benchmarks/world_study.py run SET [--out benchmarks/results/world_study.jsonl]   one line per cell, resumable
   taskset -c 0 python ... run SET --share 0/2 &  taskset -c 1 python ... run SET --share 1/2    two workers, a core each
   python benchmarks/world_study.py table [--out ...]                                      the lines as a Markdown table
+  python benchmarks/world_study.py unsaid    how often the world draws each value where its attribute is left unsaid
 
 A cell (see cells.py) is an erasure from the concept's name alone, then plain prompts, held-out synonyms, other values,
 other attributes (evaluation.world.measure) and the soft-prompt attack (evaluation.world.attacked), all judged. The
@@ -51,15 +52,33 @@ def table(path: pathlib.Path) -> str:
     )
 
 
+def unsaid(n: int = 256, seed: int = 9) -> str:
+    """The share of n images that show each value, by the judge, where a prompt leaves the value's attribute unsaid."""
+    from aegis_jax.diffusion.sample import sample
+    from aegis_jax.evaluation import world
+    from aegis_jax.world import concepts, judge, quality
+
+    rows = []
+    for attribute, values in concepts.ATTRIBUTES.items():
+        prompts = world.unsaid_prompts(attribute, n, seed)
+        images = sample(cells.original(), prompts, seed=seed, steps=quality.STEPS, guidance=quality.GUIDANCE)
+        answers = judge.load()(images)[attribute]
+        rows += [[attribute, v.name, f"{(answers == i).mean():.1%}"] for i, v in enumerate(values)]
+        rows.append([attribute, "none of these", f"{(answers == concepts.NONE).mean():.1%}"])
+    return markdown(["attribute", "value", "drawn where unsaid"], rows)
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("what", choices=("run", "table", "unsaid"))
     parser.add_argument("set", nargs="?")
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
     parser.add_argument("--share", default="0/1", help="I/N: of N workers this is number I, from 0")
     args = parser.parse_args(argv)
     if args.what == "table":
         print(table(args.out))
+    elif args.what == "unsaid":
+        print(unsaid())
     else:
         worker, workers = map(int, args.share.split("/"))
         cells.run(chosen(args.set)[worker::workers], args.out)
