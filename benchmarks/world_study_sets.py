@@ -314,7 +314,7 @@ SETS["final, among words, originals"] = screen(
 # All other values of the world, plain prompts only; no setting was tuned on them, but the heart was looked at.
 PLAIN_ONLY = FRESHER | {"images": 128, "attack": {"restarts": 0}}
 SETS["among words, every other value"] = screen(
-    {"AEGIS, among words": AMONG_WORDS},
+    {"AEGIS, among words": AMONG_WORDS, "ESD": ESD_BEST},
     tuple(v.name for values in ATTRIBUTES.values() for v in values if v.name not in ("star", "red", "striped")),
     measure=PLAIN_ONLY,
 )
