@@ -80,6 +80,9 @@ class Model:
     graph: Graph
     params: dict = _Awaited()
 
+    def __getstate__(self):
+        return self.__dict__ | {"params": self.params}  # a future can be neither copied nor pickled
+
 
 def _split(module: nnx.Module, config: dict) -> Model:
     graph, state = nnx.split(module, nnx.Param)

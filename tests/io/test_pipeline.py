@@ -1,5 +1,6 @@
 """Loading pipelines: every tensor against the file, every variety of folder, memory."""
 
+import copy
 import json
 import os
 import pathlib
@@ -141,6 +142,14 @@ def test_weights_arrive_while_the_caller_goes_on(tiny_copy, monkeypatch):
     may_read.set()
     np.testing.assert_array_equal(np.asarray(pipeline.vae.params["decoder"]["conv_out"]["bias"]), wanted)
     assert pipeline.vae.params is pipeline.vae.params
+
+
+def test_a_pipeline_can_be_copied_before_its_weights_are_there(tiny, monkeypatch):
+    may_read, fill = threading.Event(), convert._fill
+    monkeypatch.setattr(convert, "_fill", lambda *args: may_read.wait(60) and fill(*args))
+    pipeline = load_pipeline(tiny())
+    threading.Timer(0.2, may_read.set).start()
+    assert_loaded(copy.deepcopy(pipeline), tiny())
 
 
 def test_an_error_while_reading_reaches_whoever_looks(tiny, monkeypatch):
