@@ -4,13 +4,13 @@
 
 The folder has the shapes of SD 1.4 (UNet of 859,520,964 parameters, VAE, CLIP, a vocabulary of its size) and random
 weights. Both sides load and save in the files' own dtype, from a warm page cache: every trial first reads the files
-once. safetensors maps files, so that diffusers may return before the weights are read; therefore `load` is given as
-returned and, comparably, with every byte of the weights read. Every UNet tensor is then multiplied by 1.5; this is
-given too, because the weights of diffusers are still pages of the files until they are first written, which training
-does. Then the pipeline is saved, as returned and, comparably, with all files on the disk (our own save always ends
-there). The comparable figures are given in processor time as well (all threads), which other work disturbs less.
-Memory is the process's resident high-water mark, mapped pages included, above what the imports left, in units of the
-weights' size. Both sides must report the same bits of the loaded and of the saved weights.
+once. Both return before the weights are in memory (diffusers maps the files, ours reads them in a thread); therefore
+`load` is given as returned and, comparably, with every byte of the weights read. Every UNet tensor is then multiplied
+by 1.5; this is given too, because the weights of diffusers are still pages of the files until they are first written,
+which training does. Then the pipeline is saved, as returned and, comparably, with all files on the disk (our own save
+always ends there). The comparable figures are given in processor time as well (all threads), which other work disturbs
+less. Memory is the process's resident high-water mark, mapped pages included, above what the imports left, in units of
+the weights' size. Both sides must report the same bits of the loaded and of the saved weights.
 
 diffusers loads by another, quicker way if accelerate is installed; whether it was is in the result.
 """
