@@ -24,10 +24,11 @@ _CONTEXTS = {
 
 def side_by_side(function: Callable, items: list, at_once: int) -> list:
     """[function(item) for every item], up to `at_once` of them at the same time."""
-    if min(at_once, len(items)) == 1:
+    if min(at_once, len(items)) <= 1:
         return list(map(function, items))
+    contexts = _contexts()
     with ThreadPoolExecutor(min(at_once, len(items))) as pool:
-        return list(pool.map(function, items))
+        return list(pool.map(lambda item: _within(contexts, function, item), items))
 
 
 def beside(function: Callable, *args) -> Callable:
@@ -38,8 +39,7 @@ def beside(function: Callable, *args) -> Callable:
     and what is being traced. Errors are raised by the wait, or at once by what stays.
     """
     if _on_one_cpu(args) and not jax.config.jax_disable_jit:
-        contexts = {name: getattr(jax.config, name) for name in _CONTEXTS}
-        return _one_thread().submit(_within, contexts, function, *args).result
+        return _one_thread().submit(_within, _contexts(), function, *args).result
     result = function(*args)
     return lambda: result
 
@@ -50,6 +50,10 @@ def _on_one_cpu(args) -> bool:
         return False
     devices = {x.sharding for x in arrays}
     return len(devices) == 1 and [d.platform for d in devices.pop().device_set] == ["cpu"]
+
+
+def _contexts() -> dict:
+    return {name: getattr(jax.config, name) for name in _CONTEXTS}
 
 
 def _within(contexts, function, *args):

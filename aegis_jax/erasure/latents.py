@@ -13,6 +13,7 @@ from aegis_jax.diffusion.sample import sample_latents
 from aegis_jax.diffusion.schedule import guide, output_step
 from aegis_jax.erasure.config import LatentsConfig
 from aegis_jax.erasure.networks import per_latent
+from aegis_jax.erasure.programs import program
 from aegis_jax.erasure.state import Frozen
 from aegis_jax.models import unet
 
@@ -35,7 +36,7 @@ def _draw_t(key, s, batch: int, stride: int, config: LatentsConfig):
     return stride * (config.steps - 1 - s) + jax.random.randint(key, (batch,), 0, stride)
 
 
-@partial(jax.jit, static_argnames=("batch", "config"))
+@program(static_argnames=("batch", "config"))
 def fresh(frozen: Frozen, theta, concept_emb, key, *, batch: int, config: LatentsConfig):
     """The faithful draw: (z_t (B, h, w, C), t (B,), s): s guided steps with the current theta, s shared by the batch.
 
@@ -48,7 +49,7 @@ def fresh(frozen: Frozen, theta, concept_emb, key, *, batch: int, config: Latent
     return z_t, _draw_t(key_t, s, batch, stride, config), s
 
 
-@partial(jax.jit, static_argnames="config")
+@program(static_argnames="config")
 def partial_trajectory(frozen: Frozen, theta, concept_emb, z_T, s, *, config: LatentsConfig):
     """z_T (B, h, w, C) after s guided steps with theta; concept_emb (G, L, D) as in `fresh`, s a traced scalar."""
     _, grid = _grid(frozen, config)
@@ -79,7 +80,7 @@ def fill(frozen: Frozen, theta, key, *, config: LatentsConfig):
     return jax.lax.map(draw, (frozen.concept_emb, keys))
 
 
-@partial(jax.jit, static_argnames=("batch", "config"), donate_argnames="buffer")
+@program(static_argnames=("batch", "config"), donate_argnames="buffer")
 def buffered(frozen: Frozen, theta, buffer, concepts, visits, key, *, batch: int, config: LatentsConfig):
     """A draw from the buffer: latent i from the trajectories of its concept.
 

@@ -23,14 +23,15 @@ from aegis_jax.diffusion.threads import beside
 from aegis_jax.erasure import adam, groups, networks, prompt, rectify, target, trainable, words
 from aegis_jax.erasure import latents as latents_lib
 from aegis_jax.erasure.config import EraseConfig, GRPConfig
+from aegis_jax.erasure.programs import program
 from aegis_jax.erasure.setup import freeze
 from aegis_jax.erasure.state import Frozen, State
 from aegis_jax.models.layout import to_torch, torch_key
 from aegis_jax.models.model import flatten, unflatten
 
 _WORDS = 0x9E5E  # folded into a step's key: none of its own splits
-_predict = jax.jit(networks.predict, static_argnums=0)
-_encode_soft = jax.jit(networks.encode_soft, static_argnums=0)
+_predict = program(networks.predict, static_argnums=0)
+_encode_soft = program(networks.encode_soft, static_argnums=0)
 
 
 def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, preserved, trainable_set: str, remat: bool):
@@ -60,11 +61,7 @@ def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, preser
     return losses, groups.stack(jax.tree.map(jax.lax.optimization_barrier, gradients))
 
 
-@partial(
-    jax.jit,
-    static_argnames=("trainable_set", "grp", "remat"),
-    donate_argnames=("drift", "opt_state", "previous"),
-)
+@program(static_argnames=("trainable_set", "grp", "remat"), donate_argnames=("drift", "opt_state", "previous"))
 def _erase_update(
     frozen,
     theta,
@@ -180,7 +177,7 @@ def _random_words(frozen: Frozen, concepts, z_t, t, key, config: EraseConfig):
     return c_p, _predict(frozen.unet_graph, frozen.unet, frozen.schedule, z_t, t, c_p[: z_t.shape[0]])
 
 
-@jax.jit
+@program
 def _in_context(step, prompts, prompt_count, c_star, c_context, eps_empty, eps_words):
     """(c_star (B, L, D), eps_empty) with those of half of the latents replaced: every other one of each prompt.
 

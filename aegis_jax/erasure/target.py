@@ -7,15 +7,14 @@ One compiled program serves both when the number of soft tokens agrees. In a bat
 of its own, which answer for its own latents only: every G-th one (networks.py).
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
 from aegis_jax.erasure.networks import encode_soft, mean_square, predict
+from aegis_jax.erasure.programs import program
 
 
-@partial(jax.jit, static_argnames=("unet_graph", "text_graph", "remat"))
+@program(static_argnames=("unet_graph", "text_graph", "remat"))
 def sign_step(
     unet_graph,
     unet_params,

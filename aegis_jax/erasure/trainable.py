@@ -1,11 +1,9 @@
 """Which UNet tensors an erasure may change, and how the change (the drift) is put on top of the frozen weights."""
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 
 from aegis_jax.erasure import groups
+from aegis_jax.erasure.programs import program
 from aegis_jax.models.model import flatten, unflatten
 
 # ESD's noxattn leaves out the cross-attention and the two ends of the network that see every prompt.
@@ -48,7 +46,7 @@ def add_drift(params: dict, drift: dict, trainable: str, dtype=None, placement=N
 
 
 # Compiled over the trainable tensors only: what passes through a compiled function comes out as a copy.
-@partial(jax.jit, static_argnames=("dtype", "placement"))
+@program(static_argnames=("dtype", "placement"))
 def _moved(mine: dict, drift: dict, *, dtype, placement) -> dict:
     drift = groups.unstack(drift, like=mine)
     moved = {path: (x.astype(jnp.float32) + drift[path]).astype(dtype or x.dtype) for path, x in mine.items()}

@@ -23,6 +23,7 @@ import numpy as np
 
 from aegis_jax.diffusion.sample import encode_ids
 from aegis_jax.erasure.networks import per_latent
+from aegis_jax.erasure.programs import program
 from aegis_jax.errors import AegisError
 
 _LONGEST = 6  # words of a random prompt
@@ -110,7 +111,7 @@ def _unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@partial(jax.jit, static_argnames=("text_graph", "batch"))
+@program(static_argnames=("text_graph", "batch"))
 def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concepts=None, *, batch: int):
     """Encodings of prompts of 1 to 6 words (fewer if no more fit), each drawn evenly from the vocabulary.
 
