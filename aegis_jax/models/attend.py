@@ -26,7 +26,7 @@ def attend(q_BLNd, k_BSNd, v_BSNd, *, causal: bool = False, flash: bool = True):
     if q_BLNd.shape[1] >= _LONG and not causal:
         if flash and _block(q_BLNd, k_BSNd):
             kernels["tpu"] = _flash
-        if _cudnn_takes(q_BLNd):
+        if _cudnn_takes(q_BLNd, k_BSNd):
             kernels["cuda"] = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     if not kernels:
         return jax.nn.dot_product_attention(q_BLNd, k_BSNd, v_BSNd, is_causal=causal)
@@ -52,10 +52,16 @@ def _flash(q_BLNd, k_BLNd, v_BLNd):
     return jnp.swapaxes(out[..., :d], 1, 2)
 
 
-def _cudnn_takes(q) -> bool:
-    """Whether this machine's GPU has cuDNN's kernel for such heads; no GPU, no kernel."""
+def _cudnn_takes(q, k) -> bool:
+    """Whether this machine's GPU has cuDNN's kernel for such heads and lengths; no GPU, no kernel.
+
+    Odd lengths, such as the 77 tokens of a prompt, cannot be differentiated: JAX (0.10 to 0.11) refuses them where
+    there is a bias, and takes the placeholder of an absent one for a bias.
+    """
     head_dim = q.shape[3]
     if q.dtype not in (jnp.float16, jnp.bfloat16) or head_dim % 8 or head_dim > 256:
+        return False
+    if q.shape[1] % 2 or k.shape[1] % 2:
         return False
     return _cudnn_works(q.dtype.name, head_dim)
 

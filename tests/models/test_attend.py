@@ -67,6 +67,24 @@ def test_without_a_gpu_there_is_no_cudnn_and_no_warning():
         assert not lib._cudnn_works("bfloat16", 40)
 
 
+@pytest.mark.parametrize(
+    "query, keys, head_dim, dtype, takes",
+    [
+        (4096, 4096, 40, jnp.bfloat16, True),
+        (1024, 1024, 160, jnp.float16, True),
+        (4096, 77, 40, jnp.bfloat16, False),  # a prompt's tokens: no gradient at odd lengths
+        (1025, 1024, 40, jnp.bfloat16, False),
+        (4096, 4096, 44, jnp.bfloat16, False),
+        (4096, 4096, 264, jnp.bfloat16, False),
+        (4096, 4096, 40, jnp.float32, False),
+    ],
+)
+def test_what_cudnn_takes(monkeypatch, query, keys, head_dim, dtype, takes):
+    monkeypatch.setattr(lib, "_cudnn_works", lambda dtype, head_dim: True)
+    q, k = (jax.ShapeDtypeStruct((1, n, 8, head_dim), dtype) for n in (query, keys))
+    assert lib._cudnn_takes(q, k) == takes
+
+
 def test_a_failing_cudnn_is_told_once(monkeypatch):
     lib._cudnn_works.cache_clear()
     monkeypatch.setattr(lib.jax, "devices", lambda kind: [jax.local_devices()[0]])
