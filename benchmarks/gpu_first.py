@@ -1,4 +1,4 @@
-"""The first six measurements on a new accelerator (performance.md section 6), as one command.
+"""The first measurements on a new accelerator (performance.md section 6), as one command.
 
   python -m benchmarks.gpu_first --out gpu_first.json     the full-size SD 1.4 shapes, bfloat16
   python -m benchmarks.gpu_first --tiny                   the same code on a CPU, as a test of it; times mean nothing
@@ -6,17 +6,24 @@
   1 cuDNN attention, forward and backward, at head widths 40, 80 and 160     4 convolutions' kernel gradients by time
   2 a UNet forward F at batch 1, 2, 8, 16, 32                                5 the GRP + Adam pass alone
   3 F with its gradient to the text, and to all weights                      6 compile times, of all of these
+  7 where the time of 2, 3 and 5 goes, kernel by kernel
 
-Each measurement that fails is reported and the next one runs. What has been found is written after each.
+The programs of a measurement are compiled side by side and run one after the other. Each measurement that fails is
+reported and the next one runs. What has been found is written after each.
 """
 
 import argparse
+import dataclasses
+import gzip
 import itertools
 import json
 import os
 import pathlib
+import tempfile
 import time
 import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -26,6 +33,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import cases  # noqa: E402
+
+PROFILED = ("2 F, batch 2", "3 F + B to the text", "3 F + B to all weights", "5 GRP + Adam")
 
 
 class Bench:
@@ -43,31 +52,100 @@ class Bench:
         print(f"{time.perf_counter() - self.started:6.0f} s  {name:44} {text}", flush=True)
         self.args.out.write_text(json.dumps(self.found, indent=1))
 
-    def time(self, name: str, function, *arguments, flop: float | None = None, donate=()) -> None:
-        """Compile seconds and the median of some runs, noted under the name. Donated arguments go round."""
+    def time(self, *runs: "Run") -> None:
+        """Compiles all, then notes each one's compile seconds and median under its name."""
+        for run, (program, compile_s) in zip(runs, threads(self._compile, runs)):
+            if program is None:
+                continue
+            try:
+                self._run(run, program, compile_s)
+            except Exception as error:
+                self.failed(run.name, error)
+
+    def _compile(self, run: "Run"):
+        start = time.perf_counter()
         try:
-            start = time.perf_counter()
-            compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
-            compile_s = time.perf_counter() - start
-            seconds, arguments = [], list(arguments)
-            for _ in range(2 + self.args.repeats):
-                start = time.perf_counter()
-                result = jax.block_until_ready(compiled(*arguments))
-                seconds.append(time.perf_counter() - start)
-                for i, position in enumerate(donate):
-                    arguments[position] = result[i]
-            median = float(np.median(seconds[2:]))
-            values = {"ms": 1e3 * median, "compile_s": compile_s}
-            values |= {"TFLOP/s": flop / median / 1e12} if flop else {}
-            memory = compiled.memory_analysis()
-            values |= {"temporaries_MiB": memory.temp_size_in_bytes / 2**20} if memory else {}
-            self.note(name, **values)
+            program = jax.jit(run.function, donate_argnums=run.donate).lower(*run.arguments).compile()
         except Exception as error:
-            self.failed(name, error)
+            self.failed(run.name, error)
+            return None, None
+        return program, time.perf_counter() - start
+
+    def _run(self, run: "Run", program, compile_s: float) -> None:
+        seconds = []
+        for _ in range(2 + self.args.repeats):
+            start = time.perf_counter()
+            run.call(program)
+            seconds.append(time.perf_counter() - start)
+        median = float(np.median(seconds[2:]))
+        values = {"ms": 1e3 * median, "compile_s": compile_s}
+        values |= {"TFLOP/s": run.flop / median / 1e12} if run.flop else {}
+        memory = program.memory_analysis()
+        values |= {"temporaries_MiB": memory.temp_size_in_bytes / 2**20} if memory else {}
+        self.note(run.name, **values)
+        if run.name in self.args.profile:
+            self.profile(run, program)
+
+    def profile(self, run: "Run", program, calls: int = 5) -> None:
+        """7: seconds by kernel of a few calls, and the program's text after XLA's passes, beside the results."""
+        stem = self.args.out.parent / "".join(c if c.isalnum() else "_" for c in run.name)
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                for _ in range(calls):
+                    run.call(program)
+            (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
+            kernels = kernel_times(jax.profiler.ProfileData.from_file(str(file)), calls)
+        pathlib.Path(f"{stem}.kernels.json").write_text(json.dumps(kernels, indent=1))
+        pathlib.Path(f"{stem}.hlo.gz").write_bytes(gzip.compress(program.as_text().encode()))
+        families: dict[str, float] = {}
+        for name, (ms, _) in kernels.items():
+            family = "_".join(part for part in name.split("_") if not part.isdigit())[:60]
+            families[family] = families.get(family, 0) + ms
+        most = sorted(families, key=families.get, reverse=True)[:12]
+        self.note(f"7 {run.name}, ms of kernels", whole=sum(families.values()), **{k: families[k] for k in most})
 
     def failed(self, name, error):
         traceback.print_exc(limit=1)
         self.note(name, failed=f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+
+
+@dataclasses.dataclass
+class Run:
+    """A program to be timed, its arguments, the arithmetic that is asked for, and the arguments that are donated."""
+
+    name: str
+    function: Callable
+    arguments: list
+    flop: float | None = None
+    donate: tuple = ()
+
+    def call(self, program) -> None:
+        """Once, to the end. Donated arguments go round."""
+        result = jax.block_until_ready(program(*self.arguments))
+        for i, position in enumerate(self.donate):
+            self.arguments[position] = result[i]
+
+
+def kernel_times(profile, calls: int) -> dict[str, list]:
+    """{kernel: [ms per call, times per call]} on the accelerator (the host where there is none), slowest first."""
+    planes = list(profile.planes)
+    chosen = [p for p in planes if p.name.startswith("/device:")] or planes
+    found: dict[str, list] = {}
+    for plane in chosen:
+        for line in plane.lines:
+            # A GPU's kernels lie on its streams; other lines repeat them by module or step.
+            if plane.name.startswith("/device:GPU") and not line.name.startswith("Stream"):
+                continue
+            for event in line.events:
+                entry = found.setdefault(event.name, [0.0, 0.0])
+                entry[0] += event.duration_ns / 1e6 / calls
+                entry[1] += 1 / calls
+    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
+
+
+def threads(function: Callable, items) -> list:
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(function, items))
 
 
 def random(shape, dtype, seed=0):
@@ -79,16 +157,18 @@ def attention(bench: Bench) -> None:
     shapes = [(4096, 40), (1024, 80), (256, 160), (64, 160)]
     if bench.args.tiny:
         shapes = [(64, 8)]
+    runs = []
     for (tokens, width), implementation in itertools.product(shapes, ("cudnn", "xla")):
         for keys in (tokens, 77):
             q, k, v = (random((2, n, 8, width), bench.dtype, i) for i, n in enumerate((tokens, keys, keys)))
             run = partial(jax.nn.dot_product_attention, implementation=implementation)
             name = f"1 attention {implementation} {tokens}x{keys} width {width}"
             flop = 2 * 2 * 2 * 8 * tokens * keys * width
-            bench.time(f"{name} forward", run, q, k, v, flop=flop)
+            runs.append(Run(f"{name} forward", run, [q, k, v], flop))
             loss = lambda q, k, v, run=run: jnp.sum(run(q, k, v).astype(jnp.float32))  # noqa: E731
             # Seven products for forward and backward against the forward's two.
-            bench.time(f"{name} and backward", jax.grad(loss, (0, 1, 2)), q, k, v, flop=3.5 * flop)
+            runs.append(Run(f"{name} and backward", jax.grad(loss, (0, 1, 2)), [q, k, v], 3.5 * flop))
+    bench.time(*runs)
 
 
 class Networks:
@@ -111,18 +191,8 @@ class Networks:
         return z, jnp.full((batch,), 500, jnp.int32), random((batch, length, width), self.bench.dtype, 1)
 
 
-def forward(bench: Bench, networks: Networks) -> None:
-    """2"""
-    for batch in (1, 2) if bench.args.tiny else (1, 2, 8, 16, 32):
-        bench.time(
-            f"2 F, batch {batch}", networks.apply, networks.params, *networks.inputs(batch),
-            flop=batch * networks.flop["F"],
-        )  # fmt: skip
-
-
-def backward(bench: Bench, networks: Networks) -> None:
-    """3"""
-    z, t, c = networks.inputs(1)
+def forward_and_backward(bench: Bench, networks: Networks) -> None:
+    """2 and 3, compiled together"""
 
     def to_text(params, z, t, c):
         return jax.grad(lambda c: jnp.sum(jnp.square(networks.apply(params, z, t, c).astype(jnp.float32))))(c)
@@ -131,8 +201,16 @@ def backward(bench: Bench, networks: Networks) -> None:
         loss = lambda params: jnp.sum(jnp.square(networks.apply(params, z, t, c).astype(jnp.float32)))  # noqa: E731
         return jax.grad(loss)(params)
 
-    bench.time("3 F + B to the text", to_text, networks.params, z, t, c, flop=networks.flop["F+B_text"])
-    bench.time("3 F + B to all weights", to_weights, networks.params, z, t, c, flop=networks.flop["F+B"])
+    runs, flop = [], networks.flop
+    if "2" in bench.args.only:
+        for batch in (1, 2) if bench.args.tiny else (1, 2, 8, 16, 32):
+            arguments = [networks.params, *networks.inputs(batch)]
+            runs.append(Run(f"2 F, batch {batch}", networks.apply, arguments, batch * flop["F"]))
+    if "3" in bench.args.only:
+        arguments = [networks.params, *networks.inputs(1)]
+        runs.append(Run("3 F + B to the text", to_text, arguments, flop["F+B_text"]))
+        runs.append(Run("3 F + B to all weights", to_weights, arguments, flop["F+B"]))
+    bench.time(*runs)
 
 
 def _convolutions(networks: Networks) -> dict[tuple, int]:
@@ -157,23 +235,29 @@ def _convolutions(networks: Networks) -> dict[tuple, int]:
 
 
 def convolutions(bench: Bench, networks: Networks) -> None:
-    """4: XLA's gradient with respect to the kernel, and the one by matrix products that CPUs use, at batch 1."""
+    """4: XLA's gradient with respect to the kernel, and the one by matrix products that CPUs use, at batch 1, of the
+    convolutions with most arithmetic."""
     from aegis_jax.models import convolution
 
-    shapes = list(_convolutions(networks).items())
-    for (H, W, n_in, size, n_out, stride), count in shapes[: 2 if bench.args.tiny else None]:
+    shapes = _convolutions(networks)
+    arithmetic = lambda k: shapes[k] * k[0] * k[1] * k[2] * k[3] ** 2 * k[4] // k[5] ** 2  # noqa: E731
+    most = sorted(shapes, key=arithmetic, reverse=True)[: 2 if bench.args.tiny else bench.args.convolutions]
+    runs = []
+    for H, W, n_in, size, n_out, stride in most:
         x, kernel = random((1, H, W, n_in), bench.dtype), random((size, size, n_in, n_out), bench.dtype, 1)
         dy = random((1, H // stride, W // stride, n_out), bench.dtype, 2)
         pad = (size - 1) // 2
         shape = {"strides": (stride, stride), "padding": ((pad, pad), (pad, pad))}
         native = partial(convolution._native, **shape)
         flop = 2 * dy.size * n_in * size**2
+        count = shapes[H, W, n_in, size, n_out, stride]
         name = f"4 conv {H}x{W} {n_in}->{n_out} stride {stride} x{count}"
         gradient = lambda x, dy, f=native, k=kernel: jax.vjp(lambda k: f(x, k), k)[1](dy)[0]  # noqa: E731
-        bench.time(f"{name} kernel gradient", gradient, x, dy, flop=flop)
         products = partial(convolution._kernel_gradient, size=(size, size), **shape)
-        bench.time(f"{name} same by products", lambda x, dy, f=products: f(x, dy), x, dy, flop=flop)
-        bench.time(f"{name} forward", native, x, kernel, flop=flop)
+        runs.append(Run(f"{name} kernel gradient", gradient, [x, dy], flop))
+        runs.append(Run(f"{name} same by products", products, [x, dy], flop))
+        runs.append(Run(f"{name} forward", native, [x, kernel], flop))
+    bench.time(*runs)
     by_time = sorted(
         (k for k in bench.found if k.endswith("kernel gradient")), key=lambda k: -bench.found[k].get("ms", 0)
     )
@@ -189,8 +273,10 @@ def update(bench: Bench, networks: Networks) -> None:
 
     adam, grp = optax.scale_by_adam(), GRPConfig(omega_rule="fixed", omega=1.0)
     drift = trainable.zero_drift(networks.params, "full")
-    drift = {name: 1e-4 * random(x.shape, jnp.float32, i) for i, (name, x) in enumerate(drift.items())}
-    gradients = {name: random(x.shape, bench.dtype, i + 1000) for i, (name, x) in enumerate(drift.items())}
+    noise = lambda dtype, first: dict(  # noqa: E731
+        zip(drift, threads(lambda i: random(i[1].shape, dtype, first + i[0]), enumerate(drift.values())))
+    )
+    drift, gradients = jax.tree.map(lambda x: 1e-4 * x, noise(jnp.float32, 0)), noise(bench.dtype, 1000)
     count = sum(x.size for x in drift.values())
 
     def step(drift, opt_state, gradients):
@@ -202,8 +288,10 @@ def update(bench: Bench, networks: Networks) -> None:
         return trainable.add_drift(params, drift, "full")
 
     bench.note("5 parameters", millions=count / 1e6, tensors=len(groups.unstack(drift, networks_flat(networks))))
-    bench.time("5 theta = theta0 + drift", refresh, networks.params, drift)
-    bench.time("5 GRP + Adam", step, drift, adam.init(drift), gradients, donate=(0, 1))
+    bench.time(
+        Run("5 theta = theta0 + drift", refresh, [networks.params, drift]),
+        Run("5 GRP + Adam", step, [drift, adam.init(drift), gradients], donate=(0, 1)),
+    )
     if ms := bench.found["5 GRP + Adam"].get("ms"):
         # Moments and drift read and written, gradients read.
         nbytes = count * (24 + bench.dtype.itemsize)
@@ -230,9 +318,11 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny network: a test of this script")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="default: bfloat16 on a GPU")
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--only", default="123456", help="digits of the measurements to make")
+    parser.add_argument("--only", default="1234567", help="digits of the measurements to make")
+    parser.add_argument("--convolutions", type=int, default=12, help="how many kinds of convolution")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("gpu_first.json"))
     args = parser.parse_args()
+    args.profile = PROFILED if "7" in args.only else ()
     args.dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     bench = Bench(args)
     bench.note("0 device", device=str(jax.devices()[0]), jax=jax.__version__, dtype=args.dtype)
@@ -242,14 +332,15 @@ def main() -> None:
             networks = Networks(bench)
         except Exception as error:
             bench.failed("building the networks", error)
-    measurements = {"1": attention, "2": forward, "3": backward, "4": convolutions, "5": update, "6": compile_times}
-    for digit, measure in measurements.items():
-        if digit not in args.only or (digit in "2345" and networks is None):
+    measurements = {"23": forward_and_backward, "5": update, "1": attention, "4": convolutions, "6": compile_times}
+    for digits, measure in measurements.items():
+        of_networks = digits in ("23", "4", "5")
+        if not set(digits) & set(args.only) or (of_networks and networks is None):
             continue
         try:
-            measure(bench, *([networks] if digit in "2345" else []))
+            measure(bench, *([networks] if of_networks else []))
         except Exception as error:
-            bench.failed(f"{digit} as a whole", error)
+            bench.failed(f"{digits} as a whole", error)
 
 
 if __name__ == "__main__":

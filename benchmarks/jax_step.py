@@ -14,6 +14,7 @@ import numpy as np
 from aegis_jax.erasure import config as config_lib
 from aegis_jax.erasure import groups, latents, target, trainable
 from aegis_jax.erasure import step as step_lib
+from aegis_jax.erasure.programs import compile_ahead
 from aegis_jax.erasure.setup import setup
 from aegis_jax.io.pipeline import Pipeline
 from aegis_jax.models import model as model_lib
@@ -83,8 +84,8 @@ class JaxStep:
         # A step donates what it is given, but neither omega nor the soft tokens.
         self.state = dataclasses.replace(self.start, **zeros)
 
-    def _sample(self, draw):
-        theta = trainable.add_drift(self.frozen.unet, self.state.drift, self.config.trainable)
+    def _sample(self, state, draw):
+        theta = trainable.add_drift(self.frozen.unet, state.drift, self.config.trainable)
         z_t = latents.partial_trajectory(
             self.frozen,
             theta,
@@ -95,11 +96,18 @@ class JaxStep:
         )
         return theta, z_t
 
+    def _step(self, state, draw):
+        theta, z_t = self._sample(state, draw)
+        first, t = jnp.array([0]), jnp.asarray(draw.t)
+        return step_lib.step_at(state, self.frozen, theta, first, z_t, t, self.config)
+
+    def compile(self, draw) -> None:
+        """Every program of the step at once, as `aegis_jax.erase` does before its first step."""
+        compile_ahead(lambda state: self._step(state, draw), self.state)
+
     def step(self, draw):
         """One training step; returns L_e on the device."""
-        theta, z_t = self._sample(draw)
-        first, t = jnp.array([0]), jnp.asarray(draw.t)
-        self.state, metrics = step_lib.step_at(self.state, self.frozen, theta, first, z_t, t, self.config)
+        self.state, metrics = self._step(self.state, draw)
         return metrics["L_e"]
 
     def _sign_step(self, unet, template, soft, z_t, t, goals, weights, size):
@@ -124,7 +132,7 @@ class JaxStep:
         frozen, t = self.frozen, jnp.asarray(draw.t)
         noise = partial(step_lib._predict, frozen.unet_graph)
         encode = partial(step_lib._encode_soft, frozen.text_graph, frozen.text)
-        theta, z_t = self._sample(draw)
+        theta, z_t = self._sample(self.state, draw)
         mark("sampling", z_t)
         c_e, twice = frozen.concept_emb[0], jnp.concatenate([t, t])
         pair = jnp.repeat(jnp.concatenate([c_e, frozen.empty_emb]), self.batch, axis=0)

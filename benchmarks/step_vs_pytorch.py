@@ -2,7 +2,7 @@
 
   python -m benchmarks.step_vs_pytorch --model world
   python -m benchmarks.step_vs_pytorch --model quarter --stops 4
-  python -m benchmarks.step_vs_pytorch --model sd14 --cache DIR --against p1,p2
+  python -m benchmarks.step_vs_pytorch --model sd14 --cache DIR --against p1,p2-cudagraph --stops 10
   python -m benchmarks.step_vs_pytorch --model sd14 --cache DIR --against p2-reduce-overhead,p2-max-autotune
 
 Same weights, prompts, z_T, t and stop indices on every side. First a gate: a step at a state with drift must agree
@@ -40,7 +40,8 @@ def options(arguments=None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where nvidia-smi answers")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
     parser.add_argument(
-        "--against", help="p1, p2, p2-default, p2-reduce-overhead, p2-max-autotune, with commas (default p1,p2)"
+        "--against",
+        help="p1, p2, p2-cudagraph, p2-default, p2-reduce-overhead, p2-max-autotune, with commas (default p1,p2)",
     )
     parser.add_argument("--compile", action="store_true", help="adds the compiled variants of p2")
     parser.add_argument(
@@ -101,7 +102,17 @@ def work(args, side: str, task: str, scratch: pathlib.Path) -> dict:
         code = subprocess.run(command, env=environment, cwd=ROOT, timeout=args.timeout, stdout=sys.stderr).returncode
     except subprocess.TimeoutExpired:
         return {"failed": f"did not finish within {args.timeout:.0f} s"}
-    return json.loads(result.read_text()) if result.exists() else {"failed": f"the process ended with code {code}"}
+    found = json.loads(result.read_text()) if result.exists() else {"failed": f"the process ended with code {code}"}
+    print(f"{datetime.datetime.now():%H:%M:%S} {side}: {_told(found)}", file=sys.stderr, flush=True)
+    return found
+
+
+def _told(found: dict) -> str:
+    """A worker's result in a line, for whoever waits for the rest."""
+    if "steps" in found:
+        mean = np.mean([step["seconds"] for step in found["steps"]])
+        return f"{1e3 * mean:.1f} ms a step, first step {found['first step']:.1f} s, set up in {found['setup_s']:.1f} s"
+    return json.dumps({key: x for key, x in found.items() if key != "flops"})
 
 
 def agree(args, scratch) -> dict:

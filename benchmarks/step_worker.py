@@ -75,6 +75,15 @@ class Side:
 
             torch.cuda.synchronize()
 
+    def first(self, draw) -> float:
+        """Seconds of the first step, with compilation."""
+        start = time.perf_counter()
+        if self.is_jax:
+            self.runner.compile(draw)
+        self.runner.step(draw)
+        self.sync()
+        return time.perf_counter() - start
+
     def phases(self, draw) -> dict[str, float]:
         """Seconds of each phase, with a wait for the device between them."""
         found, last = {}, time.perf_counter()
@@ -120,10 +129,7 @@ def gate(spec: dict) -> dict:
     side = Side(spec)
     draw = cases.draw(side.case, GATE_STOP, spec["batch"], spec["seed"])
     drift_file, values_file = (pathlib.Path(spec["scratch"]) / name for name in ("drift.npz", "gate.npz"))
-    start = time.perf_counter()
-    side.runner.step(cases.draw(side.case, 1, spec["batch"], spec["seed"]))
-    side.sync()
-    result = {"first step, cold": time.perf_counter() - start}
+    result = {"first step, cold": side.first(cases.draw(side.case, 1, spec["batch"], spec["seed"]))}
     if side.is_jax:
         result["evaluations"] = {"s": draw.s, "count": side.runner.evaluations(draw)}
         side.runner.reset()
@@ -162,7 +168,7 @@ def timed(spec: dict) -> dict:
         assert np.isfinite(float(loss)), "L_e is not finite"
         return elapsed
 
-    first = seconds(warm)
+    first = side.first(warm)
     again = [seconds(warm) for _ in range(spec["warmup"])]
     side.phases(warm)  # a phase's own first run is no one's time
     _reset_peak(side)

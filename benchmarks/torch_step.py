@@ -2,7 +2,8 @@
 
   Published  fp32, eager, one UNet call per prediction (guidance is two), torch.optim.Adam, GRP in a loop over tensors
   Tuned      channels_last, guided pair and frozen pair stacked, same-shaped tensors updated together, fused Adam,
-             optionally bfloat16 (float32 drift and moments, frozen networks pure bfloat16) and torch.compile
+             optionally bfloat16 (float32 drift and moments, frozen networks pure bfloat16), with the forward passes
+             that need no gradient (sampling above all) as captured CUDA graphs, or with torch.compile
 
 Both use scaled_dot_product_attention, PyTorch's default in diffusers. omega follows the hypergradient rule.
 """
@@ -190,8 +191,9 @@ class Tuned(_Step):
 
     layout = torch.channels_last
 
-    def __init__(self, case, batch, device, dtype=torch.float32, compile_mode: str | None = None):
-        self.dtype, self.compile_mode = dtype, compile_mode
+    def __init__(self, case, batch, device, dtype=torch.float32, mode: str | None = None):
+        self.dtype, self.capture = dtype, mode == "cudagraph"
+        self.compile_mode = None if self.capture else mode
         super().__init__(case, batch, device)
 
     def _networks(self):
@@ -210,6 +212,7 @@ class Tuned(_Step):
             self.net0, self.net = (torch.compile(net, **compiled) for net in (self.module0, self.module))
             self.grouped_project = torch.compile(_project, dynamic=False)
         self.parameters = list(self.module.parameters())
+        self.graphs: dict = {}  # {(network, latents): (captured graph, inputs, output)}
 
     @torch.no_grad()
     def _reset(self, drift):
@@ -232,10 +235,33 @@ class Tuned(_Step):
             theta.copy_(theta0 + drift)
 
     def _call(self, net, z, t, c):
+        if self.capture and not torch.is_grad_enabled():
+            return self._replay(net, z, t, c)
         if self.compile_mode and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
             return net(z, t, c).clone()  # a captured graph's next run overwrites its output
         return net(z, t, c)
+
+    def _replay(self, net, *inputs):
+        """The forward pass from a CUDA graph, which reads the weights where they lie: no launch costs the host time."""
+        key = net, len(inputs[0])
+        if key not in self.graphs:
+            own = [x.clone(memory_format=torch.preserve_format) for x in inputs]
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # its trials and workspaces, before anything is captured
+                for _ in range(3):
+                    net(*own)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                output = net(*own)
+            self.graphs[key] = graph, own, output
+        graph, own, output = self.graphs[key]
+        for mine, given in zip(own, inputs):
+            mine.copy_(given)
+        graph.replay()
+        return output.clone()
 
     def _pair(self, net, z, t, first, second):
         c = torch.cat([first.expand(len(z), -1, -1), second.expand(len(z), -1, -1)])
@@ -310,7 +336,7 @@ class Groups:
 
 
 def make(name: str, case, batch: int, device: str, dtype: str):
-    """p1 | p2 | p2-MODE with a mode of torch.compile; p1 is float32 whatever `dtype` says."""
+    """p1 | p2 | p2-cudagraph | p2-MODE with a mode of torch.compile; p1 is float32 whatever `dtype` says."""
     kind, _, mode = name.partition("-")
     if kind == "p1":
         return Published(case, batch, device)
