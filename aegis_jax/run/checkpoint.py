@@ -98,13 +98,18 @@ class Checkpoints:
             arrays = self._orbax.load(step, abstract)
         except Exception as error:
             raise _unreadable(where, error) from error
-        leaves = [arrays.get(name, leaf) for name, leaf in named.items()]
+        leaves = [_placed(arrays[name], leaf) if name in arrays else leaf for name, leaf in named.items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def _check_identity(self, where, marks):
         if marks.get("format") != FORMAT:
             raise AegisError(f"{where} is not a checkpoint of this version of aegis_jax")
         refuse_other(where, self.defaults | marks["identity"], self.identity)
+
+
+def _placed(restored, like):
+    """Free to move where `like` is: what is bound to a device has programs of its own, compiled once more."""
+    return restored if like.committed else jnp.asarray(np.asarray(restored))
 
 
 def refuse_other(where, saved: dict, now: dict) -> None:

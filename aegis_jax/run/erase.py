@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.erasure.config import EraseConfig
+from aegis_jax.erasure.programs import compile_ahead
 from aegis_jax.erasure.setup import merged_params, setup
 from aegis_jax.erasure.step import erase_step
 from aegis_jax.errors import AegisError
@@ -166,7 +167,10 @@ def _start(run, pipeline):
     """(state at step 0, step function)."""
     placement = make_placement(run.mesh.data, run.mesh.fsdp)
     state, frozen = setup(pipeline, list(run.concepts), run.erase, placement)
-    return state, functools.partial(erase_step, frozen=frozen, config=run.erase)
+    step_fn = functools.partial(erase_step, frozen=frozen, config=run.erase)
+    if placement is None:
+        compile_ahead(step_fn, state)
+    return state, step_fn
 
 
 def _in_memory(run, pipeline, progress) -> EraseResult:

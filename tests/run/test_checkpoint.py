@@ -61,6 +61,13 @@ def test_round_trip_and_retention(saved):
         assert_same(checkpoints.restore(make_state(1)), make_state(12))
 
 
+def test_restored_arrays_are_bound_to_a_device_only_if_those_of_the_state_are(saved):
+    bound = jax.device_put(make_state(1), jax.devices()[0])
+    with open_in(saved) as checkpoints:
+        for like, committed in ((make_state(1), False), (bound, True)):
+            assert {leaf.committed for leaf in jax.tree.leaves(checkpoints.restore(like)) if leaf.size} == {committed}
+
+
 def test_a_setting_younger_than_the_checkpoint_has_its_default(saved):
     now = IDENTITY | {"preserve.weight": 0.0}
     with Checkpoints(saved, now, 2, {"preserve.weight": 0.0}) as checkpoints:

@@ -125,8 +125,7 @@ def erase_step(state, frozen, config):
     """
     wish = json.loads(os.environ.get("FAKE_STEP", "{}"))
     time.sleep(wish.get("seconds", 0))
-    here = int(state.step) + 1
-    poison = {k: jnp.float32("nan" if wish.get(k) == here else 0) for k in ("loss", "state")}
+    poison = {k: jnp.where(state.step + 1 == wish.get(k, 0), jnp.nan, jnp.float32(0)) for k in ("loss", "state")}
     return _step(state, config.seed, config.learning_rate, poison)
 
 
