@@ -174,25 +174,24 @@ def attention(bench: Bench) -> None:
 class Networks:
     """The UNet with the case's weights in the compute type."""
 
-    def __init__(self, bench: Bench):
+    def __init__(self, case, dtype):
         from aegis_jax.models import unet
         from benchmarks.jax_step import build
-        from benchmarks.torch_step import flops
 
-        self.bench, self.case = bench, bench.case
-        model = build(bench.case, "unet", unet.UNet2DConditionModel, bench.case.unet)
-        self.params = jax.tree.map(lambda x: x.astype(bench.dtype), model.params)
+        self.case, self.dtype = case, dtype
+        model = build(case, "unet", unet.UNet2DConditionModel, case.unet)
+        self.params = jax.tree.map(lambda x: x.astype(dtype), model.params)
         self.apply = partial(unet.apply, model.graph)
-        self.flop = flops(bench.case, 1)
 
     def inputs(self, batch: int):
         length, width = self.case.text["max_position_embeddings"], self.case.unet["cross_attention_dim"]
-        z = random((batch, *self.case.latent_shape), self.bench.dtype)
-        return z, jnp.full((batch,), 500, jnp.int32), random((batch, length, width), self.bench.dtype, 1)
+        z = random((batch, *self.case.latent_shape), self.dtype)
+        return z, jnp.full((batch,), 500, jnp.int32), random((batch, length, width), self.dtype, 1)
 
 
 def forward_and_backward(bench: Bench, networks: Networks) -> None:
     """2 and 3, compiled together"""
+    from benchmarks.torch_step import flops
 
     def to_text(params, z, t, c):
         return jax.grad(lambda c: jnp.sum(jnp.square(networks.apply(params, z, t, c).astype(jnp.float32))))(c)
@@ -201,7 +200,7 @@ def forward_and_backward(bench: Bench, networks: Networks) -> None:
         loss = lambda params: jnp.sum(jnp.square(networks.apply(params, z, t, c).astype(jnp.float32)))  # noqa: E731
         return jax.grad(loss)(params)
 
-    runs, flop = [], networks.flop
+    runs, flop = [], flops(bench.case, 1)
     if "2" in bench.args.only:
         for batch in (1, 2) if bench.args.tiny else (1, 2, 8, 16, 32):
             arguments = [networks.params, *networks.inputs(batch)]
@@ -329,7 +328,7 @@ def main() -> None:
     networks = None
     if set(args.only) & set("2345"):
         try:
-            networks = Networks(bench)
+            networks = Networks(bench.case, bench.dtype)
         except Exception as error:
             bench.failed("building the networks", error)
     measurements = {"23": forward_and_backward, "5": update, "1": attention, "4": convolutions, "6": compile_times}
