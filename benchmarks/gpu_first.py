@@ -44,7 +44,7 @@ class Bench:
         self.args, self.dtype = args, jnp.dtype(args.dtype)
         self.case = cases.load("tiny" if args.tiny else "sd14")
         self.found: dict = {}
-        self.started = time.perf_counter()
+        self.started, self.compiling = time.perf_counter(), 0.0
 
     def note(self, name: str, **values):
         self.found[name] = values
@@ -54,7 +54,10 @@ class Bench:
 
     def time(self, *runs: "Run") -> None:
         """Compiles all, then notes each one's compile seconds and median under its name."""
-        for run, (program, compile_s) in zip(runs, threads(self._compile, runs)):
+        start = time.perf_counter()
+        compiled = threads(self._compile, runs)
+        self.compiling += time.perf_counter() - start
+        for run, (program, compile_s) in zip(runs, compiled):
             if program is None:
                 continue
             try:
@@ -84,7 +87,10 @@ class Bench:
         values |= {"temporaries_MiB": memory.temp_size_in_bytes / 2**20} if memory else {}
         self.note(run.name, **values)
         if run.name in self.args.profile:
-            self.profile(run, program)
+            try:
+                self.profile(run, program)
+            except Exception as error:
+                self.failed(f"7 {run.name}", error)
 
     def profile(self, run: "Run", program, calls: int = 5) -> None:
         """7: seconds by kernel of a few calls, and the program's text after XLA's passes, beside the results."""
@@ -304,10 +310,10 @@ def networks_flat(networks: Networks) -> dict:
 
 
 def compile_times(bench: Bench) -> None:
-    """6"""
+    """6: of all together, and of the slowest, each while the others of its measurement were compiled too."""
     seconds = {name: x["compile_s"] for name, x in bench.found.items() if "compile_s" in x}
     slowest = sorted(seconds, key=seconds.get)[-5:]
-    bench.note("6 compile, s", total=sum(seconds.values()), **{name: seconds[name] for name in slowest})
+    bench.note("6 compile, s", total=bench.compiling, **{name: seconds[name] for name in slowest})
     stats = jax.devices()[0].memory_stats() or {}
     bench.note("6 device memory", peak_GiB=stats.get("peak_bytes_in_use", 0) / 2**30)
 

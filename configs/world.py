@@ -27,6 +27,6 @@ def get_config():
     config.grp = {"retention": "none"}
     config.preserve = {"weight": 5.0}
     config.latents = {"refresh_every": 50}
-    # 16 images before and 16 after, as many as the judging samples at a time: one program for both.
+    # For one concept 16 images, as many as the judging samples at a time on a CPU: one program for both.
     config.picture = {"guidance": 3.0, "images": 4}
     return config

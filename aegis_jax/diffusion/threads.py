@@ -19,6 +19,8 @@ _CONTEXTS = {
     "jax_default_prng_impl": jax.default_prng_impl,
     "jax_debug_nans": jax.debug_nans,
     "jax_enable_x64": jax.enable_x64,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "jax_threefry_partitionable": jax.threefry_partitionable,
 }
 
 

@@ -10,6 +10,7 @@ import functools
 import os
 
 import jax
+import numpy as np
 
 from aegis_jax.diffusion.threads import side_by_side
 
@@ -58,7 +59,7 @@ def _collecting(into: list | None):
 
 def _abstract(x):
     """The shape of an array, traced or not; what is none stays."""
-    if not isinstance(x, jax.Array):
+    if not isinstance(x, jax.Array | np.ndarray):
         return x
     kind = jax.typeof(x)
     return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type)

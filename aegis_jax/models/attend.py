@@ -56,7 +56,8 @@ def _cudnn_takes(q, k) -> bool:
     """Whether this machine's GPU has cuDNN's kernel for such heads and lengths; no GPU, no kernel.
 
     Odd lengths, such as the 77 tokens of a prompt, cannot be differentiated: JAX (0.10 to 0.11) refuses them where
-    there is a bias, and takes the placeholder of an absent one for a bias.
+    there is a bias, and takes the placeholder of an absent one for a bias. Sampling, which takes no gradient, goes
+    without the kernel too; what that costs has not been measured.
     """
     head_dim = q.shape[3]
     if q.dtype not in (jnp.float16, jnp.bfloat16) or head_dim % 8 or head_dim > 256:

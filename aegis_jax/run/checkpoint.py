@@ -98,7 +98,8 @@ class Checkpoints:
             arrays = self._orbax.load(step, abstract)
         except Exception as error:
             raise _unreadable(where, error) from error
-        leaves = [_placed(arrays[name], leaf) if name in arrays else leaf for name, leaf in named.items()]
+        # Each is given up before the next is copied: a chip has no room for the state three times.
+        leaves = [_placed(arrays.pop(name), leaf) if name in arrays else leaf for name, leaf in named.items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def _check_identity(self, where, marks):

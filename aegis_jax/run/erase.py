@@ -167,10 +167,14 @@ def _start(run, pipeline):
     """(state at step 0, step function)."""
     placement = make_placement(run.mesh.data, run.mesh.fsdp)
     state, frozen = setup(pipeline, list(run.concepts), run.erase, placement)
-    step_fn = functools.partial(erase_step, frozen=frozen, config=run.erase)
-    if placement is None:
+    return state, functools.partial(erase_step, frozen=frozen, config=run.erase)
+
+
+def _compile(step_fn, state, progress) -> None:
+    """All programs of a step, on all cores; those of arrays that are bound to devices are left to the first step."""
+    if not any(isinstance(x, jax.Array) and x.committed for x in jax.tree.leaves((state, step_fn.keywords))):
+        progress.say("compiling")
         compile_ahead(step_fn, state)
-    return state, step_fn
 
 
 def _in_memory(run, pipeline, progress) -> EraseResult:
@@ -181,6 +185,7 @@ def _in_memory(run, pipeline, progress) -> EraseResult:
         metrics.append({"step": step, **values})
         progress.update(step, values["L_e"])
 
+    _compile(step_fn, state, progress)
     progress.start(0, run.erase.steps)
     state = loop.train(step_fn, state, done=0, steps=run.erase.steps, record=record)
     erased = _erased(run, pipeline, state)
@@ -241,6 +246,8 @@ def _train(run, state, step_fn, folder, base, story, progress):
             state = checkpoints.restore(state)
             progress.say(f"going on after step {done}")
         write_json(folder.manifest, story)
+        if done < run.erase.steps:
+            _compile(step_fn, state, progress)
         with MetricsFile(folder.metrics, done) as metrics:
 
             def record(step, values, seconds):

@@ -84,7 +84,7 @@ def train(
             state, metrics = step_fn(state)
             late.push(step, metrics)
             if save and step == done + 1:
-                # Only now: the first step compiles, Python cannot react before the compiler
+                # Only now: the first step may compile, Python cannot react before the compiler
                 # returns, and there is nothing new to save, so a signal may end the process.
                 signals.enter_context(stop)
             if step == steps or stop.signum or (save and step % every == 0):

@@ -5,6 +5,7 @@ import logging
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from aegis_jax.erasure.config import EraseConfig, LatentsConfig, PreserveConfig, PromptConfig
@@ -12,14 +13,18 @@ from aegis_jax.erasure.programs import compile_ahead, program
 from aegis_jax.erasure.setup import setup
 from aegis_jax.erasure.step import erase_step
 
+PAPER = {"_moved", "fresh", "predict", "sign_step", "encode_soft", "_erase_update"}
 SETTINGS = {
-    "as in the paper": EraseConfig(latents=LatentsConfig(steps=4)),
-    "world": EraseConfig(
-        batch=2,
-        latents=LatentsConfig(steps=4, refresh_every=2, trajectories=2),
-        prompt=PromptConfig(prefixes=2, context=True),
-        preserve=PreserveConfig(weight=1.0),
-        trainable="xattn",
+    "as in the paper": (EraseConfig(latents=LatentsConfig(steps=4)), PAPER),
+    "world": (
+        EraseConfig(
+            batch=2,
+            latents=LatentsConfig(steps=4, refresh_every=2, trajectories=2),
+            prompt=PromptConfig(prefixes=2, context=True),
+            preserve=PreserveConfig(weight=1.0),
+            trainable="xattn",
+        ),
+        PAPER - {"fresh"} | {"buffered", "random_prompts", "_in_context"},
     ),
 }
 
@@ -27,6 +32,7 @@ SETTINGS = {
 @pytest.fixture
 def compiled(caplog):
     """compiled() -> names of the programs that XLA has compiled since the last call."""
+    jax.clear_caches()  # other tests' programs
 
     def names():
         messages = [record.getMessage() for record in caplog.records]
@@ -37,34 +43,35 @@ def compiled(caplog):
         yield names
 
 
-@pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
-def test_a_step_compiles_no_program_again(pipeline, config, compiled):
+@pytest.mark.parametrize("config, programs", SETTINGS.values(), ids=SETTINGS)
+def test_a_step_finds_its_programs_compiled(pipeline, config, programs, compiled):
     state, frozen = setup(pipeline, "red star", config)
     step = functools.partial(erase_step, frozen=frozen, config=config)
     compiled()
     count = compile_ahead(step, state)
     ahead = compiled()
-    assert {"_erase_update", "sign_step"} <= set(ahead)
-    assert len(ahead) <= count  # other tests may have compiled some
+    assert set(ahead) == programs and len(ahead) == count
     for _ in range(2):
         state, _ = step(state)
-        assert not set(ahead) & set(compiled())
+        assert not programs & set(compiled())
 
 
 def test_what_a_program_calls_is_a_part_of_it(compiled):
     inner = program(lambda x: jnp.sin(x))
     outer = program(lambda x, *, n: sum(inner(x + i) for i in range(n)), static_argnames="n")
-    x = jnp.ones(3)
+    x = np.ones(3, np.float32)
     assert compile_ahead(lambda x: outer(x, n=2) + outer(x, n=2) + outer(x, n=3) + inner(x), x) == 3
     assert jnp.allclose(outer(x, n=2), jnp.sin(1.0) + jnp.sin(2.0))
 
 
-def test_precision_of_the_caller(compiled):
-    """The threads compile in the caller's contexts."""
-    product = program(jnp.matmul)
-    x = jnp.ones((2, 2))
-    with jax.default_matmul_precision("highest"):
-        assert compile_ahead(product, x, x) == 1
+@pytest.mark.parametrize(
+    "context", [jax.default_matmul_precision("highest"), jax.threefry_partitionable(False)], ids=["precision", "random"]
+)
+def test_threads_compile_in_the_contexts_of_the_caller(context, compiled):
+    product, noise = program(jnp.matmul), program(lambda key: jax.random.normal(key, (3,)))
+    x, key = jnp.ones((2, 2)), jax.random.key(0)
+    with context:
+        assert compile_ahead(lambda x, key: (product(x, x), noise(key)), x, key) == 2
         compiled()
-        product(x, x)
+        product(x, x), noise(key)
         assert not compiled()
