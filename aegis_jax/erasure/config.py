@@ -60,6 +60,7 @@ class PreserveConfig:
     """Preservation of what random words draw; not in the paper (words.py)."""
 
     weight: float = 0.0  # of L_p beside L_e; 0: none, as in the paper
+    empty: float = 0.0  # share of the random prompts, these and prompt.context's, that have no word
     # not among the random words, these or prompt.context's: those with a larger cosine to the concept, of encodings
     # less all words' mean
     similar: float = 0.6
@@ -139,6 +140,7 @@ def check(config: EraseConfig) -> None:
     need(not constant or grp.weight > 0, "grp.weight", grp.weight, 'more than 0 with grp.retention="constant"')
     preserve = config.preserve
     need(preserve.weight >= 0, "preserve.weight", preserve.weight, "0 or more")
+    need(0 <= preserve.empty <= 1, "preserve.empty", preserve.empty, "0 to 1")
     need(-1 <= preserve.similar <= 1, "preserve.similar", preserve.similar, "-1 to 1")
     latents = config.latents
     for key, value in (

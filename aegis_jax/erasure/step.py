@@ -173,7 +173,8 @@ def _random_words(frozen: Frozen, concepts, z_t, t, key, config: EraseConfig):
     """Encoded random words, with the concepts among them too if that is asked for, and theta0's predictions for the
     words alone: ((B, L, D) or (2 B, L, D), (B, h, w, C))."""
     concepts = concepts if config.prompt.context else None
-    c_p = words.random_prompts(frozen.text_graph, frozen.text, frozen.vocabulary, key, concepts, batch=z_t.shape[0])
+    how = {"batch": z_t.shape[0], "empty": config.preserve.empty}
+    c_p = words.random_prompts(frozen.text_graph, frozen.text, frozen.vocabulary, key, concepts, **how)
     return c_p, _predict(frozen.unet_graph, frozen.unet, frozen.schedule, z_t, t, c_p[: z_t.shape[0]])
 
 

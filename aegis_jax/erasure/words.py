@@ -4,6 +4,8 @@
   preserve.weight   L_p, the mean squared difference between theta's and theta0's predictions for random words, at the
                     latents and timesteps of the step. Like the paper's penalty on ||theta - theta0|| it needs no data,
                     but it knows which changes of the weights other prompts would notice.
+  preserve.empty    the share of these prompts that have no word. Guidance subtracts the empty prompt's prediction from
+                    that of every other: where erasing has moved both away from the concept, it brings the concept back.
   prompt.context    for half of the latents the prompt that the concept is erased from is not the adversarial one but
                     the concept among random words w, with the goal eps0(w) - eta (eps0(c') - eps0(c_0)): these words
                     and the push away from the concept. Otherwise a network may learn to withhold the concept where it
@@ -111,18 +113,23 @@ def _unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@program(static_argnames=("text_graph", "batch"))
-def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concepts=None, *, batch: int):
-    """Encodings of prompts of 1 to 6 words (fewer if no more fit), each drawn evenly from the vocabulary.
+@program(static_argnames=("text_graph", "batch", "empty"))
+def random_prompts(
+    text_graph, text_params, vocabulary: Vocabulary, key, concepts=None, *, batch: int, empty: float = 0.0
+):
+    """Encodings of prompts of 1 to 6 words (fewer if no more fit), each drawn evenly from the vocabulary; a prompt has
+    no word at all with probability `empty`.
 
     Returns (B, L, D). concepts: indices into K, (G,); then (2 B, L, D), of which the second half are the prompts of
     the first with a concept put before, between or behind the words: that of latent i, at i mod G.
     """
-    key_words, key_length, key_place = jax.random.split(key, 3)
+    key_words, key_length, key_place, key_empty = jax.random.split(key, 4)
     place = jnp.arange(vocabulary.length)
     # At least 1: setup refuses concepts that leave no room for soft tokens, of which there is one or more.
     room = vocabulary.length - 2 - (0 if concepts is None else vocabulary.concepts.shape[1])
     count = jax.random.randint(key_length, (batch, 1), 1, min(_LONGEST, room) + 1)
+    if empty:
+        count = jnp.where(jax.random.bernoulli(key_empty, empty, (batch, 1)), 0, count)
     drawn = jax.random.choice(key_words, vocabulary.words, (batch, vocabulary.length))  # at 1..count
     ids = _closed(vocabulary, drawn, count)
     if concepts is not None:

@@ -61,6 +61,21 @@ def test_prompts_are_encoded_as_if_they_had_been_typed(monkeypatch, tiny, v_pred
     assert min(by_length) > 40  # a third each, give or take
 
 
+def test_a_share_of_the_prompts_has_no_word(tiny):
+    """And among no words the concept stands alone."""
+    pipeline = aegis_jax.load_pipeline(tiny())
+    text = pipeline.text_encoder
+    draw = functools.partial(words.random_prompts, text.graph, text.params, vocabulary(pipeline, ["dog", "cat"]))
+    drawn = np.asarray(draw(jax.random.key(2), jnp.array([0]), batch=200, empty=0.3)).reshape(2, 200, -1)
+    nothing, concept = np.asarray(encode_text(pipeline, ["", "star"])).reshape(2, -1)
+    is_empty = np.abs(drawn[0] - nothing).max(-1) < 1e-5
+    assert 40 < is_empty.sum() < 80
+    np.testing.assert_array_equal(is_empty, np.abs(drawn[1] - concept).max(-1) < 1e-5)
+    # The other prompts are those that there would be without.
+    usual = np.asarray(draw(jax.random.key(2), jnp.array([0]), batch=200)).reshape(2, 200, -1)
+    np.testing.assert_allclose(drawn[0][~is_empty], usual[0][~is_empty], atol=1e-6)
+
+
 @pytest.mark.parametrize("v_prediction", [False, True])
 def test_a_concept_is_put_anywhere_among_the_words(monkeypatch, tiny, v_prediction):
     """Latents take the concepts in turn; one has two tokens, so that the other's row is padded."""
