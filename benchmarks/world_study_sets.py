@@ -313,8 +313,7 @@ SETS["final, among words"] = screen(
 SETS["final, among words, originals"] = screen(
     {"no erasure": None}, ("star", "red", "striped"), (0,), FRESHER | {"attack": {"restarts": 0}}
 )
-# The empty prompt among those that are preserved. The share was chosen on the square; the prompts are those of the
-# finals before, which no choice was made on, so that ESD's lines serve again.
+# The empty prompt among those that are preserved, a share that was chosen on the square; prompts of the finals above.
 EMPTY = AMONG_WORDS | {"preserve.empty": 0.35}
 SETS["final, empty prompt preserved"] = screen(
     {"AEGIS, empty prompt preserved": EMPTY}, ("star", "red", "striped"), (0, 1, 2), FRESHER
@@ -324,6 +323,11 @@ PLAIN_ONLY = FRESHER | {"images": 128, "attack": {"restarts": 0}}
 SETS["among words, every other value"] = screen(
     {"AEGIS, among words": AMONG_WORDS, "ESD": ESD_BEST},
     tuple(v.name for values in ATTRIBUTES.values() for v in values if v.name not in ("star", "red", "striped")),
+    measure=PLAIN_ONLY,
+)
+SETS["every other value, empty prompt preserved"] = screen(
+    {"AEGIS, empty prompt preserved": EMPTY},
+    tuple("square plain gradient heart circle green cross moon triangle blue ring yellow cyan purple dotted".split()),
     measure=PLAIN_ONLY,
 )
 # What each part does.
