@@ -170,10 +170,9 @@ def _start(run, pipeline):
     return state, functools.partial(erase_step, frozen=frozen, config=run.erase)
 
 
-def _compile(step_fn, state, progress) -> None:
+def _compile(step_fn, state) -> None:
     """All programs of a step, on all cores; those of arrays that are bound to devices are left to the first step."""
     if not any(isinstance(x, jax.Array) and x.committed for x in jax.tree.leaves((state, step_fn.keywords))):
-        progress.say("compiling")
         compile_ahead(step_fn, state)
 
 
@@ -185,8 +184,8 @@ def _in_memory(run, pipeline, progress) -> EraseResult:
         metrics.append({"step": step, **values})
         progress.update(step, values["L_e"])
 
-    _compile(step_fn, state, progress)
     progress.start(0, run.erase.steps)
+    _compile(step_fn, state)
     state = loop.train(step_fn, state, done=0, steps=run.erase.steps, record=record)
     erased = _erased(run, pipeline, state)
     del state, step_fn
@@ -246,8 +245,6 @@ def _train(run, state, step_fn, folder, base, story, progress):
             state = checkpoints.restore(state)
             progress.say(f"going on after step {done}")
         write_json(folder.manifest, story)
-        if done < run.erase.steps:
-            _compile(step_fn, state, progress)
         with MetricsFile(folder.metrics, done) as metrics:
 
             def record(step, values, seconds):
@@ -259,6 +256,8 @@ def _train(run, state, step_fn, folder, base, story, progress):
                 checkpoints.save(step, state)
 
             progress.start(done, run.erase.steps)
+            if done < run.erase.steps:
+                _compile(step_fn, state)
             try:
                 return loop.train(
                     step_fn, state, done=done, steps=run.erase.steps,
