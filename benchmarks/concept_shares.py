@@ -1,6 +1,6 @@
 """Where an erasure on the embedded world has not reached: how much of the concept is left in theta's predictions.
 
-  python benchmarks/concept_shares.py square star [preserve.empty=0 ...]
+  python benchmarks/concept_shares.py square star [preserve.empty=0.35 ...]
 
 With d = eps0(c) - eps0(without c), what the concept adds for theta0, the share of d in a prediction eps of theta is
 <eps - eps0(without c), d> / <d, d>: 1 for prompts with the concept and 0 for those without before erasure. Printed for

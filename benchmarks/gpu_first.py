@@ -23,7 +23,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -32,6 +31,7 @@ import jax  # noqa: E402  after the environment that it reads
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
+from aegis_jax.diffusion.threads import side_by_side  # noqa: E402
 from benchmarks import cases  # noqa: E402
 
 PROFILED = ("2 F, batch 2", "3 F + B to the text", "3 F + B to all weights", "5 GRP + Adam")
@@ -55,7 +55,7 @@ class Bench:
     def time(self, *runs: "Run") -> None:
         """Compiles all, then notes each one's compile seconds and median under its name."""
         start = time.perf_counter()
-        compiled = threads(self._compile, runs)
+        compiled = side_by_side(self._compile, list(runs), os.cpu_count())
         self.compiling += time.perf_counter() - start
         for run, (program, compile_s) in zip(runs, compiled):
             if program is None:
@@ -147,11 +147,6 @@ def kernel_times(profile, calls: int) -> dict[str, list]:
                 entry[0] += event.duration_ns / 1e6 / calls
                 entry[1] += 1 / calls
     return dict(sorted(found.items(), key=lambda item: -item[1][0]))
-
-
-def threads(function: Callable, items) -> list:
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(function, items))
 
 
 def random(shape, dtype, seed=0):
@@ -278,9 +273,11 @@ def update(bench: Bench, networks: Networks) -> None:
 
     adam, grp = optax.scale_by_adam(), GRPConfig(omega_rule="fixed", omega=1.0)
     drift = trainable.zero_drift(networks.params, "full")
-    noise = lambda dtype, first: dict(  # noqa: E731
-        zip(drift, threads(lambda i: random(i[1].shape, dtype, first + i[0]), enumerate(drift.values())))
-    )
+
+    def noise(dtype, first):
+        draw = lambda i: random(list(drift.values())[i].shape, dtype, first + i)  # noqa: E731
+        return dict(zip(drift, side_by_side(draw, list(range(len(drift))), os.cpu_count())))
+
     drift, gradients = jax.tree.map(lambda x: 1e-4 * x, noise(jnp.float32, 0)), noise(bench.dtype, 1000)
     count = sum(x.size for x in drift.values())
 

@@ -16,6 +16,7 @@ All are compiled side by side. Each is timed with those above it in effect, as f
 
 import argparse
 import json
+import os
 import pathlib
 import time
 
@@ -25,6 +26,7 @@ import numpy as np
 from flax import nnx
 
 from aegis_jax.diffusion.schedule import guide
+from aegis_jax.diffusion.threads import side_by_side
 from aegis_jax.models import convolution, unet
 from aegis_jax.models.model import Graph, bind, flatten, unflatten
 from benchmarks import cases, gpu_first
@@ -104,7 +106,7 @@ def main() -> None:
             return error, None
 
     found, first = {}, None
-    for name, (program, compile_s) in zip(lowered, gpu_first.threads(compiled, lowered)):
+    for name, (program, compile_s) in zip(lowered, side_by_side(compiled, list(lowered), os.cpu_count())):
         if compile_s is None:
             print(f"{name:14} failed: {str(program).strip().splitlines()[:1]}", flush=True)
             continue
