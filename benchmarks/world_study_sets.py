@@ -23,6 +23,7 @@ START = {
     "prompt.context": False,
     "preserve.weight": 0.0,
     "preserve.empty": 0.0,
+    "preserve.whiten": 0.0,
     "picture.images": 3,
 }
 ESD = {"aet.enabled": False, "prompt.enabled": False, "grp.retention": "none"}
@@ -329,6 +330,13 @@ SETS["every other value, empty prompt preserved"] = screen(
     {"AEGIS, empty prompt preserved": EMPTY},
     tuple("square plain gradient heart circle green cross moon triangle blue ring yellow cyan purple dotted".split()),
     measure=PLAIN_ONLY,
+)
+# The same, trained in partly white coordinates.
+SETS["final, whitened"] = screen(
+    {"AEGIS, empty prompt preserved, whitened": EMPTY | {"preserve.whiten": 0.25}},
+    ("red", "star", "striped"),
+    (0, 1, 2),
+    FRESHER,
 )
 # What each part does.
 ESD_MORE = ESD_BEST | LONG | {"preserve.weight": 5.0}

@@ -64,6 +64,9 @@ class PreserveConfig:
     # not among the random words, these or prompt.context's: those with a larger cosine to the concept, of encodings
     # less all words' mean
     similar: float = 0.6
+    # Adam's coordinates for keys and values: 0 the weights' own, 0.5 such that what the text encoder makes of random
+    # prompts is white, between them partly (whiten.py)
+    whiten: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +145,11 @@ def check(config: EraseConfig) -> None:
     need(preserve.weight >= 0, "preserve.weight", preserve.weight, "0 or more")
     need(0 <= preserve.empty <= 1, "preserve.empty", preserve.empty, "0 to 1")
     need(-1 <= preserve.similar <= 1, "preserve.similar", preserve.similar, "-1 to 1")
+    need(0 <= preserve.whiten <= 0.5, "preserve.whiten", preserve.whiten, "0 to 0.5")
+    want = '0 unless grp.retention="none": GRP projects in the coordinates of the weights'
+    need(not preserve.whiten or grp.retention == "none", "preserve.whiten", preserve.whiten, want)
+    want = '0 with trainable="noxattn", which has none of the keys and values that it is for'
+    need(not preserve.whiten or config.trainable != "noxattn", "preserve.whiten", preserve.whiten, want)
     latents = config.latents
     for key, value in (
         ("learning_rate", config.learning_rate),

@@ -56,6 +56,7 @@ class State:
         "target_template",
         "prompt_template",
         "vocabulary",
+        "whitener",
     ],
     meta_fields=["unet_graph", "text_graph", "latent_shape", "placement"],
 )
@@ -71,6 +72,7 @@ class Frozen:
       target_template: token embeddings of [BOS, slot x m', EOS, PAD...], (1, L, d).
       prompt_template: token embeddings of [BOS, slot x k, concept, EOS, PAD...] per concept, (K, 1, L, d).
       vocabulary: what random prompts are made of (words.py), or None if there are none.
+      whitener: R (D, D) of `preserve.whiten` (whiten.py), or None.
       latent_shape: (h, w, C) of z.
       placement: None on one device, else says where a batch and a tensor lie (parallel.mesh.Placement).
     """
@@ -83,6 +85,7 @@ class Frozen:
     target_template: jax.Array
     prompt_template: jax.Array
     vocabulary: Vocabulary | None
+    whitener: jax.Array | None
     unet_graph: Graph
     text_graph: Graph
     latent_shape: tuple[int, int, int]

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from aegis_jax.diffusion.threads import beside
-from aegis_jax.erasure import adam, groups, networks, prompt, rectify, target, trainable, words
+from aegis_jax.erasure import adam, groups, networks, prompt, rectify, target, trainable, whiten, words
 from aegis_jax.erasure import latents as latents_lib
 from aegis_jax.erasure.config import EraseConfig, GRPConfig
 from aegis_jax.erasure.programs import program
@@ -88,16 +88,19 @@ def _erase_update(
     if previous is not None and not grp.after_adam:
         previous = previous | {"drift": adam.drift_before(drift, opt_state, learning_rate)}
     next_omega = rectify.next_omega(omega, gradients, drift, previous, grp)
+    white = lambda tensors: tensors  # noqa: E731
+    if frozen.whitener is not None:
+        white = partial(whiten.apply, frozen.whitener, like=trainable.select(theta, trainable_set))
     # What is projected: the gradient that enters Adam, or Adam's own direction.
     raw = gradients
     if grp.after_adam:
-        raw, opt_state = adam.update(_as_float32(gradients), opt_state)
+        raw, opt_state = adam.update(white(_as_float32(gradients)), opt_state)
     if previous is not None:
         previous = rectify.projection(raw, drift, grp)
     direction, _, cosines = rectify.retain(raw, drift, omega, grp)
     if not grp.after_adam:
-        direction, opt_state = adam.update(direction, opt_state)
-    update = jax.tree.map(lambda u: -learning_rate * u, direction)
+        direction, opt_state = adam.update(white(direction), opt_state)
+    update = jax.tree.map(lambda u: -learning_rate * u, white(direction))
     cosines = rectify.gather(cosines)
     metrics = {
         **losses,
@@ -234,14 +237,14 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
     prompts: indices (G,), as in `_core`. The state's buffer of latents is passed through.
     """
     concepts, batch = prompts % frozen.concept_emb.shape[0], z_t.shape[0]
-    if frozen.vocabulary is not None:
+    if config.preserve.weight or config.prompt.context:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), _WORDS)
         random_words = beside(_random_words, frozen, concepts, z_t, t, key, config)
     v, p, c_star, eps_empty, push, metrics = _core(
         frozen, theta, prompts, z_t, t, state.v[prompts], state.p[prompts], config
     )
     preserved = None
-    if frozen.vocabulary is not None:
+    if config.preserve.weight or config.prompt.context:
         c_p, eps_p = random_words()
         if config.prompt.context:
             alone_and_joined = c_star, c_p[batch:], eps_empty, eps_p
