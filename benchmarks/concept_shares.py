@@ -4,8 +4,9 @@
 
 With d = eps0(c) - eps0(without c), what the concept adds for theta0, the share of d in a prediction eps of theta is
 <eps - eps0(without c), d> / <d, d>: 1 for prompts with the concept and 0 for those without before erasure. Printed for
-the concept alone and the empty prompt, and for captions with and without the concept's word, on trajectories of theta0
-at several denoising steps. "guided" is what sampling makes of them, u + g (c - u) with the empty prompt's share u.
+the concept alone and the empty prompt, for captions with and without the concept's word, and for random words with and
+without it (words.py: what the recipe erases from in context), on trajectories of theta0 at several denoising steps.
+"guided" is what sampling makes of the captions, u + g (c - u) with the empty prompt's share u.
 """
 
 import argparse
@@ -25,7 +26,7 @@ def shares(concept: str, overrides: dict, seed: int = 0) -> dict[str, list[float
     """{row: share at each of STAGES} after an erasure of the concept by the world's config with overrides."""
     import aegis_jax
     from aegis_jax.diffusion.sample import encode_text
-    from aegis_jax.erasure import latents, networks
+    from aegis_jax.erasure import latents, networks, words
     from aegis_jax.erasure.setup import freeze
     from aegis_jax.evaluation import world
 
@@ -40,6 +41,11 @@ def shares(concept: str, overrides: dict, seed: int = 0) -> dict[str, list[float
         ("concept alone", "empty prompt"): (frozen.concept_emb[0], frozen.empty_emb),
         ("captions with it", "captions without"): tuple(encode_text(pipeline, prompts) for prompts in (said, unsaid)),
     }
+    if frozen.vocabulary is not None:
+        among = words.random_prompts(
+            frozen.text_graph, frozen.text, frozen.vocabulary, jax.random.key(123), jnp.array([0]), batch=LATENTS
+        )
+        pairs["random words with it", "random words without"] = among[LATENTS:], among[:LATENTS]
     fill = dataclasses.replace(run.erase.latents, trajectories=LATENTS)
     buffer = latents.fill(frozen, frozen.unet, jax.random.key(seed), config=fill)[0]
     rows: dict[str, list[float]] = {}

@@ -331,7 +331,7 @@ SETS["every other value, empty prompt preserved"] = screen(
     tuple("square plain gradient heart circle green cross moon triangle blue ring yellow cyan purple dotted".split()),
     measure=PLAIN_ONLY,
 )
-# The same, trained in partly white coordinates.
+# The finals' recipe with the empty prompt preserved, keys and values trained in partly white coordinates.
 SETS["final, whitened"] = screen(
     {"AEGIS, empty prompt preserved, whitened": EMPTY | {"preserve.whiten": 0.25}},
     ("red", "star", "striped"),

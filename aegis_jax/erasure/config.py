@@ -100,6 +100,11 @@ class EraseConfig:
     preserve: PreserveConfig = PreserveConfig()
     latents: LatentsConfig = LatentsConfig()
 
+    @property
+    def draws_words(self) -> bool:
+        """Whether a step draws prompts of random words (words.py)."""
+        return self.preserve.weight > 0 or self.prompt.context
+
 
 def check(config: EraseConfig) -> None:
     """Raises `AegisError` naming every setting that is out of its range."""

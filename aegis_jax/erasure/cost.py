@@ -45,8 +45,7 @@ def unet_evaluations(config: EraseConfig, concepts: int = 1) -> Cost:
         # theta0 for c_e and c_0, theta for c* with its gradient.
         erasure=batch * (3 + BACKWARD_TO_ALL),
         # theta0, and, to preserve them, theta with its gradient.
-        words=batch * (config.prompt.context or config.preserve.weight > 0)
-        + batch * (1 + BACKWARD_TO_ALL) * (config.preserve.weight > 0),
+        words=batch * config.draws_words + batch * (1 + BACKWARD_TO_ALL) * (config.preserve.weight > 0),
     )
 
 

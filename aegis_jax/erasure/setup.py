@@ -72,7 +72,7 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
     schedule = make_schedule(pipeline.scheduler)
     _check_grid(schedule.alphas_cumprod.shape[0], config.latents.steps)
     preserve, vocabulary = config.preserve, None
-    if preserve.weight or preserve.whiten or config.prompt.context:
+    if config.draws_words or preserve.whiten:
         vocabulary = words.vocabulary(tokenizer, text.graph, text_params, concepts, preserve.similar)
     frozen = Frozen(
         unet=jax.tree.map(lambda x: jnp.asarray(x, dtype), unet.params),

@@ -237,14 +237,14 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
     prompts: indices (G,), as in `_core`. The state's buffer of latents is passed through.
     """
     concepts, batch = prompts % frozen.concept_emb.shape[0], z_t.shape[0]
-    if config.preserve.weight or config.prompt.context:
+    if config.draws_words:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), _WORDS)
         random_words = beside(_random_words, frozen, concepts, z_t, t, key, config)
     v, p, c_star, eps_empty, push, metrics = _core(
         frozen, theta, prompts, z_t, t, state.v[prompts], state.p[prompts], config
     )
     preserved = None
-    if config.preserve.weight or config.prompt.context:
+    if config.draws_words:
         c_p, eps_p = random_words()
         if config.prompt.context:
             alone_and_joined = c_star, c_p[batch:], eps_empty, eps_p

@@ -10,6 +10,7 @@ from aegis_jax.erasure import groups, trainable, whiten, words
 from aegis_jax.erasure.config import AETConfig, EraseConfig, GRPConfig, PreserveConfig, PromptConfig
 from aegis_jax.erasure.setup import setup
 from aegis_jax.erasure.step import erase_step
+from aegis_jax.world import WEIGHTS
 
 CONFIG = EraseConfig(
     trainable="xattn",
@@ -44,12 +45,9 @@ def test_the_matrix_is_the_inverse_root_of_random_prompts_second_moment(monkeypa
 
 def test_adam_works_in_white_coordinates(pipeline):
     """Of keys and values alone; what the step computes besides stays as it is."""
-    (plain, _), (white, frozen) = ((setup(pipeline, "star", config)) for config in (CONFIG, WHITE))
+    (plain, unwhitened), (white, frozen) = (setup(pipeline, "star", config) for config in (CONFIG, WHITE))
     R = np.asarray(frozen.whitener, np.float64)
-    (plain, before), (white, after) = (
-        erase_step(state, setup(pipeline, "star", config)[1], config)
-        for state, config in ((plain, CONFIG), (white, WHITE))
-    )
+    (plain, before), (white, after) = erase_step(plain, unwhitened, CONFIG), erase_step(white, frozen, WHITE)
     np.testing.assert_allclose(before["L_e"], after["L_e"], 1e-5)
     like = trainable.select(pipeline.unet.params, "xattn")
     unstacked = lambda tree: {k: np.asarray(x, np.float64) for k, x in groups.unstack(tree, like).items()}  # noqa: E731
@@ -66,6 +64,17 @@ def test_adam_works_in_white_coordinates(pipeline):
         direction = (mu[path] / 0.1) / (np.sqrt(nu[path] / 0.001) + 1e-8)  # Adam's first
         wanted = -WHITE.learning_rate * R @ direction
         np.testing.assert_allclose(moved[path], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.mark.skipif(not WEIGHTS.exists(), reason="the world's weights are not here")
+def test_the_world_s_text_lies_along_few_directions():
+    """The figures of whiten.py and docs/study.md, 14."""
+    pipeline = aegis_jax.load_pipeline("world")
+    _, frozen = setup(pipeline, "star", dataclasses.replace(WHITE, preserve=PreserveConfig(whiten=0.5, empty=0.35)))
+    shares = np.linalg.eigvalsh(np.asarray(frozen.whitener, np.float64)) ** -2 - whiten._FLOOR  # of the mean, falling
+    assert len(shares) == 128
+    assert round(shares[:20].sum() / shares.sum(), 3) == 0.985
+    assert round(float(np.median(shares)), 2) == 0.01
 
 
 @pytest.mark.parametrize("change", [{"grp": GRPConfig()}, {"trainable": "noxattn"}])
