@@ -158,7 +158,7 @@ class JaxStep:
 
     def _update(self, theta, z_t, t, c_star, goal):
         state = self.state
-        drift, opt_state, omega, previous, metrics = step_lib._erase_update(
+        drift, opt_state, omega, previous, _, metrics = step_lib._erase_update(
             self.frozen,
             theta,
             state.drift,

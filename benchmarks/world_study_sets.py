@@ -21,9 +21,9 @@ START = {
     "grp.mu": 0.01,
     "prompt.gamma": 1e-3,
     "prompt.context": False,
+    "prompt.context_rate": 0.0,
     "preserve.weight": 0.0,
     "preserve.empty": 0.0,
-    "preserve.whiten": 0.0,
     "picture.images": 3,
 }
 ESD = {"aet.enabled": False, "prompt.enabled": False, "grp.retention": "none"}
@@ -331,12 +331,19 @@ SETS["every other value, empty prompt preserved"] = screen(
     tuple("square plain gradient heart circle green cross moon triangle blue ring yellow cyan purple dotted".split()),
     measure=PLAIN_ONLY,
 )
-# The finals' recipe with the empty prompt preserved, keys and values trained in partly white coordinates.
-SETS["final, whitened"] = screen(
-    {"AEGIS, empty prompt preserved, whitened": EMPTY | {"preserve.whiten": 0.25}},
-    ("red", "star", "striped"),
-    (0, 1, 2),
-    FRESHER,
+# With the push in context that follows what is left there, and the empty prompt preserved: prompts, noise and starts of
+# the attack that no choice had seen.
+FOLLOWED = EMPTY | {"prompt.context_rate": 0.1}
+FRESHEST = FINAL | {"evaluation_seed": 11}
+SETS["final, followed"] = screen({"AEGIS": FOLLOWED}, ("star", "red", "striped"), (0, 1, 2), FRESHEST)
+SETS["final, followed, ESD"] = screen({"ESD": ESD_BEST}, ("star", "red", "striped"), (0, 1, 2), FRESHEST)
+SETS["final, followed, originals"] = screen(
+    {"no erasure": None}, ("star", "red", "striped"), (0,), FRESHEST | {"attack": {"restarts": 0}}
+)
+SETS["followed, every other value"] = screen(
+    {"AEGIS": FOLLOWED},
+    tuple("square heart plain gradient green circle cross moon triangle blue ring yellow cyan purple dotted".split()),
+    measure=FRESHEST | {"images": 128, "attack": {"restarts": 0}},
 )
 # What each part does.
 ESD_MORE = ESD_BEST | LONG | {"preserve.weight": 5.0}

@@ -7,8 +7,9 @@ from aegis_jax.erasure.config import EraseConfig
 # Not in the paper: preservation, and the concept in context. A variant that says how the rest is kept goes without
 # both, one without a part of AEGIS keeps what the config has besides.
 _NOT_PRESERVED = {"preserve": {"weight": 0.0}}
-_PAPER = {"prompt": {"context": False}, **_NOT_PRESERVED}
-_NO_PROMPT = {"prompt": {"enabled": False, "prefixes": 1, "context": False}}
+_NO_CONTEXT = {"context": False, "context_rate": 0.0}
+_PAPER = {"prompt": _NO_CONTEXT, **_NOT_PRESERVED}
+_NO_PROMPT = {"prompt": {"enabled": False, "prefixes": 1, **_NO_CONTEXT}}
 
 # Each entry: what it changes in an AEGIS config.
 VARIANTS = {

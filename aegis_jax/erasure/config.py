@@ -37,8 +37,9 @@ class PromptConfig:
     prefixes: int = 1  # adversarial prompts per concept, each with a c' of its own; latents are dealt to them in turn
     init: str = "random"  # as aet.init
     gamma: float = 1e-3  # sign step, in units of a token embedding's coordinates
-    # every other latent: the concept among random words instead of an adversarial prompt; not in the paper (words.py)
+    # every other latent: the concept among random words instead of an adversarial prompt; not in the paper (context.py)
     context: bool = False
+    context_rate: float = 0.0  # rise per step of the push away in context while all of the concept is left there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +65,6 @@ class PreserveConfig:
     # not among the random words, these or prompt.context's: those with a larger cosine to the concept, of encodings
     # less all words' mean
     similar: float = 0.6
-    # Adam's coordinates for keys and values: 0 the weights' own, 0.5 such that what the text encoder makes of random
-    # prompts is white, between them partly (whiten.py)
-    whiten: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +103,11 @@ class EraseConfig:
         """Whether a step draws prompts of random words (words.py)."""
         return self.preserve.weight > 0 or self.prompt.context
 
+    @property
+    def moves_kappa(self) -> bool:
+        """Whether the push away from the concept in context follows what is left of it there (context.py)."""
+        return self.prompt.context and self.prompt.context_rate > 0
+
 
 def check(config: EraseConfig) -> None:
     """Raises `AegisError` naming every setting that is out of its range."""
@@ -134,6 +137,13 @@ def check(config: EraseConfig) -> None:
     )
     need(config.prompt.init in SOFT_STARTS, "prompt.init", config.prompt.init, " | ".join(SOFT_STARTS))
     need(config.prompt.gamma >= 0, "prompt.gamma", config.prompt.gamma, "0 or more")
+    need(config.prompt.context_rate >= 0, "prompt.context_rate", config.prompt.context_rate, "0 or more")
+    need(
+        config.prompt.context or not config.prompt.context_rate,
+        "prompt.context_rate",
+        config.prompt.context_rate,
+        "0 without prompt.context",
+    )
     grp = config.grp
     need(grp.retention in RETENTION, "grp.retention", grp.retention, " | ".join(RETENTION))
     need(grp.scope in SCOPES, "grp.scope", grp.scope, " | ".join(SCOPES))
@@ -150,11 +160,6 @@ def check(config: EraseConfig) -> None:
     need(preserve.weight >= 0, "preserve.weight", preserve.weight, "0 or more")
     need(0 <= preserve.empty <= 1, "preserve.empty", preserve.empty, "0 to 1")
     need(-1 <= preserve.similar <= 1, "preserve.similar", preserve.similar, "-1 to 1")
-    need(0 <= preserve.whiten <= 0.5, "preserve.whiten", preserve.whiten, "0 to 0.5")
-    want = '0 unless grp.retention="none": GRP projects in the coordinates of the weights'
-    need(not preserve.whiten or grp.retention == "none", "preserve.whiten", preserve.whiten, want)
-    want = '0 with trainable="noxattn", which has none of the keys and values that it is for'
-    need(not preserve.whiten or config.trainable != "noxattn", "preserve.whiten", preserve.whiten, want)
     latents = config.latents
     for key, value in (
         ("learning_rate", config.learning_rate),
@@ -162,6 +167,7 @@ def check(config: EraseConfig) -> None:
         ("aet.beta", config.aet.beta),
         ("aet.current_weight", config.aet.current_weight),
         ("prompt.gamma", config.prompt.gamma),
+        ("prompt.context_rate", config.prompt.context_rate),
         ("preserve.weight", preserve.weight),
         ("latents.guidance", latents.guidance),
     ):

@@ -44,8 +44,9 @@ def unet_evaluations(config: EraseConfig, concepts: int = 1) -> Cost:
         prompt=batch * (1 + BACKWARD_TO_TEXT) * config.prompt.enabled,
         # theta0 for c_e and c_0, theta for c* with its gradient.
         erasure=batch * (3 + BACKWARD_TO_ALL),
-        # theta0, and, to preserve them, theta with its gradient.
-        words=batch * config.draws_words + batch * (1 + BACKWARD_TO_ALL) * (config.preserve.weight > 0),
+        # theta0, also with the concept among them, and, to preserve them, theta with its gradient.
+        words=batch * (config.draws_words + config.moves_kappa)
+        + batch * (1 + BACKWARD_TO_ALL) * (config.preserve.weight > 0),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from aegis_jax.diffusion.sample import encode_text
 from aegis_jax.diffusion.schedule import make_schedule
-from aegis_jax.erasure import adam, latents, rectify, trainable, whiten, words
+from aegis_jax.erasure import adam, latents, rectify, trainable, words
 from aegis_jax.erasure.config import EraseConfig, check
 from aegis_jax.erasure.state import Frozen, State
 from aegis_jax.errors import AegisError
@@ -71,9 +71,6 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
     dtype = compute_dtype(config)
     schedule = make_schedule(pipeline.scheduler)
     _check_grid(schedule.alphas_cumprod.shape[0], config.latents.steps)
-    preserve, vocabulary = config.preserve, None
-    if config.draws_words or preserve.whiten:
-        vocabulary = words.vocabulary(tokenizer, text.graph, text_params, concepts, preserve.similar)
     frozen = Frozen(
         unet=jax.tree.map(lambda x: jnp.asarray(x, dtype), unet.params),
         text=text_params,
@@ -82,9 +79,8 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
         empty_emb=encode_text(in_float32, [""]),
         target_template=template(config.aet.tokens, []),
         prompt_template=jnp.stack([template(config.prompt.tokens, ids) for ids in tokens]),
-        vocabulary=vocabulary,
-        whitener=whiten.whitener(text.graph, text_params, vocabulary, preserve.whiten, empty=preserve.empty)
-        if preserve.whiten
+        vocabulary=words.vocabulary(tokenizer, text.graph, text_params, concepts, config.preserve.similar)
+        if config.draws_words
         else None,
         unet_graph=unet.graph if placement is None else unet_lib.without_flash(unet.graph, unet.params),
         text_graph=text.graph,
@@ -140,6 +136,7 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
         previous=zeros(jax.eval_shape(partial(rectify.projection, grp=grp), drift, drift))
         if grp.retention == "grp" and grp.omega_rule == "hypergradient"
         else None,
+        kappa=jnp.zeros(len(concepts), jnp.float32),
         latents=None
         if config.latents.refresh_every == 1
         else latents.fill(frozen, frozen.unet, key_z, config=config.latents),

@@ -16,7 +16,7 @@ from aegis_jax.models.model import Graph
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "drift", "opt_state", "v", "p", "omega", "previous", "latents"],
+    data_fields=["step", "drift", "opt_state", "v", "p", "omega", "previous", "kappa", "latents"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class State:
       omega: projection strength in [0, 1], float32: a scalar, or {group: (n,)} with `grp.omega_per_tensor`.
       previous: last step's projection (rectify.projection), kept for the hypergradient rule only, else None; zeros at
         step 0.
+      kappa: how hard each concept is pushed away in context (context.py), (K,) float32; 0 at step 0.
       latents: buffer of trajectories (K, steps, M, h, w, C), or None when z_t is drawn afresh each step.
     """
 
@@ -42,6 +43,7 @@ class State:
     p: jax.Array
     omega: jax.Array | dict
     previous: dict | None
+    kappa: jax.Array
     latents: jax.Array | None
 
 
@@ -56,7 +58,6 @@ class State:
         "target_template",
         "prompt_template",
         "vocabulary",
-        "whitener",
     ],
     meta_fields=["unet_graph", "text_graph", "latent_shape", "placement"],
 )
@@ -72,7 +73,6 @@ class Frozen:
       target_template: token embeddings of [BOS, slot x m', EOS, PAD...], (1, L, d).
       prompt_template: token embeddings of [BOS, slot x k, concept, EOS, PAD...] per concept, (K, 1, L, d).
       vocabulary: what random prompts are made of (words.py), or None if there are none.
-      whitener: R (D, D) of `preserve.whiten` (whiten.py), or None.
       latent_shape: (h, w, C) of z.
       placement: None on one device, else says where a batch and a tensor lie (parallel.mesh.Placement).
     """
@@ -85,7 +85,6 @@ class Frozen:
     target_template: jax.Array
     prompt_template: jax.Array
     vocabulary: Vocabulary | None
-    whitener: jax.Array | None
     unet_graph: Graph
     text_graph: Graph
     latent_shape: tuple[int, int, int]

@@ -8,6 +8,7 @@ their weights as arguments, so frozen and current UNet share one compilation:
   _predict                     noise of theta0 for {c_e, c_0} stacked, of theta for c_e, of theta0 for c' and for
                                random words, if those are used
   target.sign_step             gradient of a distance to soft tokens: AET with theta0, adversarial prompt with theta
+  context.goal_in_context      the concept among random words instead, for half of the latents, if that is asked for
   _erase_update                gradient of L_e (and L_p), GRP and Adam in one pass
 
 Randomness is `fold_in(key(seed), step)` and named splits of it; no key is stored.
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from aegis_jax.diffusion.threads import beside
-from aegis_jax.erasure import adam, groups, networks, prompt, rectify, target, trainable, whiten, words
+from aegis_jax.erasure import adam, context, groups, networks, prompt, rectify, target, trainable, words
 from aegis_jax.erasure import latents as latents_lib
 from aegis_jax.erasure.config import EraseConfig, GRPConfig
 from aegis_jax.erasure.programs import program
@@ -35,8 +36,8 @@ _encode_soft = program(networks.encode_soft, static_argnums=0)
 
 
 def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, preserved, trainable_set: str, remat: bool):
-    """The losses {"L_e"} (method.md 3.4) and the gradient of their sum with respect to the trainable tensors, stacked
-    by group.
+    """The losses {"L_e"} (method.md 3.4), theta's predictions for c_star (B, h, w, C), and the gradient of the losses'
+    sum with respect to the trainable tensors, stacked by group.
 
     preserved: None, or the weight of "L_p", its random prompts (B, L, D) and theta0's predictions for them
     (B, h, w, C): then it joins the sum, in the same call of the network.
@@ -47,18 +48,19 @@ def _erasure_gradients(frozen: Frozen, theta: dict, z_t, t, c_star, goal, preser
         params = unflatten(flat | tensors)
         noise = partial(networks.predict, frozen.unet_graph, params, frozen.schedule, remat=remat)
         if preserved is None:
-            L_e = networks.mean_square(noise(z_t, t, c_star) - goal)
-            return L_e, {"L_e": L_e}
+            eps = noise(z_t, t, c_star)
+            L_e = networks.mean_square(eps - goal)
+            return L_e, ({"L_e": L_e}, eps)
         weight, c_p, eps_p = preserved
         text_emb = jnp.concatenate([networks.per_latent(c_star, B), c_p])
         eps = noise(jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t]), text_emb)
         L_e, L_p = networks.mean_square(eps[:B] - goal), networks.mean_square(eps[B:] - eps_p)
-        return L_e + weight * L_p, {"L_e": L_e, "L_p": L_p}
+        return L_e + weight * L_p, ({"L_e": L_e, "L_p": L_p}, eps[:B])
 
-    gradients, losses = jax.grad(loss, has_aux=True)(trainable.select(theta, trainable_set))
+    gradients, (losses, eps) = jax.grad(loss, has_aux=True)(trainable.select(theta, trainable_set))
     # Tensor by tensor, so that each may be freed early; without it XLA's CPU backend fuses the backward pass into
     # what follows and compiles for minutes.
-    return losses, groups.stack(jax.tree.map(jax.lax.optimization_barrier, gradients))
+    return losses, eps, groups.stack(jax.tree.map(jax.lax.optimization_barrier, gradients))
 
 
 @program(static_argnames=("trainable_set", "grp", "remat"), donate_argnames=("drift", "opt_state", "previous"))
@@ -82,25 +84,22 @@ def _erase_update(
 ):
     """Steps 4 to 7: gradient of L_e, with L_p if preserved, GRP, omega, Adam.
 
-    Returns the new (drift, opt_state, omega, previous), metrics.
+    Returns the new (drift, opt_state, omega, previous), theta's predictions for c_star before them, metrics.
     """
-    losses, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, preserved, trainable_set, remat)
+    losses, eps, gradients = _erasure_gradients(frozen, theta, z_t, t, c_star, goal, preserved, trainable_set, remat)
     if previous is not None and not grp.after_adam:
         previous = previous | {"drift": adam.drift_before(drift, opt_state, learning_rate)}
     next_omega = rectify.next_omega(omega, gradients, drift, previous, grp)
-    white = lambda tensors: tensors  # noqa: E731
-    if frozen.whitener is not None:
-        white = partial(whiten.apply, frozen.whitener, like=trainable.select(theta, trainable_set))
     # What is projected: the gradient that enters Adam, or Adam's own direction.
     raw = gradients
     if grp.after_adam:
-        raw, opt_state = adam.update(white(_as_float32(gradients)), opt_state)
+        raw, opt_state = adam.update(_as_float32(gradients), opt_state)
     if previous is not None:
         previous = rectify.projection(raw, drift, grp)
     direction, _, cosines = rectify.retain(raw, drift, omega, grp)
     if not grp.after_adam:
-        direction, opt_state = adam.update(white(direction), opt_state)
-    update = jax.tree.map(lambda u: -learning_rate * u, white(direction))
+        direction, opt_state = adam.update(direction, opt_state)
+    update = jax.tree.map(lambda u: -learning_rate * u, direction)
     cosines = rectify.gather(cosines)
     metrics = {
         **losses,
@@ -115,7 +114,7 @@ def _erase_update(
     if frozen.placement is not None:
         new = drift, opt_state, next_omega, previous
         drift, opt_state, next_omega, previous = frozen.placement.tensors(new)
-    return drift, opt_state, next_omega, previous, metrics
+    return drift, opt_state, next_omega, previous, eps, metrics
 
 
 def _as_float32(tree):
@@ -173,25 +172,17 @@ def _adversary(frozen: Frozen, theta, concepts, p, z_t, t, eps_concept, config: 
 
 
 def _random_words(frozen: Frozen, concepts, z_t, t, key, config: EraseConfig):
-    """Encoded random words, with the concepts among them too if that is asked for, and theta0's predictions for the
-    words alone: ((B, L, D) or (2 B, L, D), (B, h, w, C))."""
-    concepts = concepts if config.prompt.context else None
-    how = {"batch": z_t.shape[0], "empty": config.preserve.empty}
+    """Random words for every latent: (their encodings, theta0's predictions for them (B, h, w, C), what the concepts
+    add to these (B, h, w, C)). With `prompt.context` the encodings are (2 B, L, D), else (B, L, D) (words.py); what is
+    added is None unless kappa moves by it (context.py)."""
+    batch, concepts = z_t.shape[0], concepts if config.prompt.context else None
+    how = {"batch": batch, "empty": config.preserve.empty}
     c_p = words.random_prompts(frozen.text_graph, frozen.text, frozen.vocabulary, key, concepts, **how)
-    return c_p, _predict(frozen.unet_graph, frozen.unet, frozen.schedule, z_t, t, c_p[: z_t.shape[0]])
-
-
-@program
-def _in_context(step, prompts, prompt_count, c_star, c_context, eps_empty, eps_words):
-    """(c_star (B, L, D), eps_empty) with those of half of the latents replaced: every other one of each prompt.
-
-    prompt_count: of all prompts; prompts (G,) are those of this step.
-    """
-    batch = len(eps_empty)
-    visit = (step * batch + jnp.arange(batch)) // prompt_count
-    inside = (networks.per_latent(prompts, batch) + visit) % 2 == 0
-    c_star = jnp.where(inside[:, None, None], c_context, networks.per_latent(c_star, batch))
-    return c_star, jnp.where(inside[:, None, None, None], eps_words, eps_empty)
+    predict = partial(_predict, frozen.unet_graph, frozen.unet, frozen.schedule)
+    if not config.moves_kappa:
+        return c_p, predict(z_t, t, c_p[:batch]), None
+    eps_p, eps_joined = jnp.split(predict(jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t]), c_p), 2)
+    return c_p, eps_p, eps_joined - eps_p
 
 
 def _dealt(step, n: int, batch: int):
@@ -214,7 +205,7 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
     Metrics: L_aet, L_adv (where enabled; means over the batch's prompts), L_e, L_p (where preserved), L_r,
     conflict_share (of tensors), mean_cosine (of g_e, which is here the gradient of L_e + weight L_p, and g_r), omega
     (mean, where there are several), update_dot_gr (<update, g_r>), drift_norm (||theta - theta0||), s (denoising steps
-    done), t (mean).
+    done), t (mean); with `prompt.context_rate` left_in_context (the share, context.py), kappa (mean, after the step).
     """
     concepts, visits = _dealt(state.step, frozen.concept_emb.shape[0], config.batch)
     prompts, _ = _dealt(state.step, state.p.shape[0], config.batch)
@@ -245,13 +236,15 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
     )
     preserved = None
     if config.draws_words:
-        c_p, eps_p = random_words()
+        c_p, eps_p, added = random_words()
         if config.prompt.context:
-            alone_and_joined = c_star, c_p[batch:], eps_empty, eps_p
-            c_star, eps_empty = _in_context(state.step, prompts, len(state.p), *alone_and_joined)
+            away = (state.kappa, added) if config.moves_kappa else None
+            c_star, eps_empty, inside = context.goal_in_context(
+                state.step, prompts, len(state.p), c_star, c_p[batch:], eps_empty, eps_p, away
+            )
         if config.preserve.weight:
             preserved = jnp.float32(config.preserve.weight), c_p[:batch], eps_p
-    drift, opt_state, omega, previous, update_metrics = _erase_update(
+    drift, opt_state, omega, previous, eps, update_metrics = _erase_update(
         frozen,
         theta,
         state.drift,
@@ -268,6 +261,11 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
         grp=config.grp,
         remat=config.remat,
     )
+    kappa = state.kappa
+    if config.moves_kappa:
+        rate = jnp.where(context.is_moving(state.step, config.steps), jnp.float32(config.prompt.context_rate), 0.0)
+        kappa, left = context.next_kappa(kappa, prompts, inside, eps, eps_p, added, rate)
+        metrics |= {"left_in_context": left, "kappa": jnp.mean(kappa)}
     state = State(
         step=state.step + 1,
         drift=drift,
@@ -276,6 +274,7 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
         p=state.p.at[prompts].set(p),
         omega=omega,
         previous=previous,
+        kappa=kappa,
         latents=state.latents,
     )
     return state, metrics | update_metrics
@@ -308,7 +307,7 @@ def explicit_step(
     t = jnp.asarray(t, jnp.int32)
     v, p, c_star, eps_empty, push, metrics = _core(frozen, theta, jnp.array([0]), z_t, t, v[None], p[None], config)
     goal = eps_empty + push
-    losses, gradients = _gradients(frozen, theta, z_t, t, c_star, goal, None, trainable_set="full", remat=False)
+    losses, _, gradients = _gradients(frozen, theta, z_t, t, c_star, goal, None, trainable_set="full", remat=False)
     g, lambdas, cosines = _retain(gradients, drift, jnp.float32(omega), grp=GRPConfig())
     by_key = partial(_by_diffusers_key, like=flatten(theta))
     return {

@@ -7,9 +7,8 @@
   preserve.empty    the share of these prompts that have no word. Guidance subtracts the empty prompt's prediction from
                     that of every other: where erasing has moved both away from the concept, it brings the concept back.
   prompt.context    for half of the latents the prompt that the concept is erased from is not the adversarial one but
-                    the concept among random words w, with the goal eps0(w) - eta (eps0(c') - eps0(c_0)): these words
-                    and the push away from the concept. Otherwise a network may learn to withhold the concept where it
-                    stands alone or behind a prefix, and draw it in a sentence.
+                    the concept among these words (context.py). Otherwise a network may learn to withhold the concept
+                    where it stands alone or behind a prefix, and draw it in a sentence.
 
 The words are the tokenizer's, without those that mean the concept, which the text encoder tells.
 

@@ -62,7 +62,7 @@ def text(run, metrics: list[dict], measured: str | None = None) -> str:
         for name, is_on in (
             ("preservation of what random words draw", erase.preserve.weight),
             ("erasure of the concept among random words", erase.prompt.context),
-            ("whitening of what the text encoder says", erase.preserve.whiten),
+            ("a push there that follows what is left of it", erase.moves_kappa),
         )
         if is_on
     ]

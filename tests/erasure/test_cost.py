@@ -21,6 +21,8 @@ def test_the_paper_s_setting():
     assert found.words == 0
     context = EraseConfig(prompt=PromptConfig(context=True), batch=4)
     assert cost.unet_evaluations(context).words == 4
+    followed = dataclasses.replace(context, prompt=PromptConfig(context=True, context_rate=0.1))
+    assert cost.unet_evaluations(followed).words == 8
     plain = EraseConfig(aet=AETConfig(enabled=False), prompt=PromptConfig(enabled=False), batch=4)
     assert cost.unet_evaluations(plain).total == 4 * (49 + 5)
 
@@ -42,7 +44,7 @@ def test_against_the_step_itself(tmp_path, monkeypatch, refresh):
     pipeline = load_pipeline(write(tmp_path / "model"))
     latents = LatentsConfig(steps=4, refresh_every=refresh, trajectories=3)
     preserve = PreserveConfig(weight=0.5)
-    prompt = PromptConfig(context=True)
+    prompt = PromptConfig(context=True, context_rate=0.1)
     config = EraseConfig(steps=5, batch=2, trainable="kv", latents=latents, preserve=preserve, prompt=prompt)
     rows, done = [], []
 

@@ -19,7 +19,7 @@ CONFIG = EraseConfig(
     learning_rate=1e-3,
     trainable="kv",
     aet=AETConfig(beta=BETA),
-    prompt=PromptConfig(gamma=GAMMA, context=True),
+    prompt=PromptConfig(gamma=GAMMA, context=True, context_rate=0.1),
     preserve=PreserveConfig(weight=1.0),
     latents=LatentsConfig(steps=4),
 )
@@ -61,6 +61,22 @@ def test_first_step_has_nothing_to_retain(run):
     assert first["L_r"] == 0 and first["conflict_share"] == 0 and first["mean_cosine"] == 0
     assert first["update_dot_gr"] == 0
     assert all(np.isfinite(value) for value in first.values())
+
+
+def test_kappa_rests_in_the_first_third(run):
+    """At theta0 all of the concept is left; from a third of the steps on each kappa moves in its concept's turns."""
+    kappas = np.array([state.kappa for state in run.states])
+    assert run.metrics[0]["left_in_context"] == pytest.approx(1, abs=1e-3)
+    assert not kappas[: CONFIG.steps // 3 + 1].any() and kappas[-1].any()
+    for n, metrics in enumerate(run.metrics):
+        rise = kappas[n + 1] - kappas[n]
+        assert rise[(n + 1) % 2] == 0
+        in_context = (n % 2 + n // 2) % 2 == 0  # every other visit of each concept
+        if n >= CONFIG.steps // 3 and in_context:
+            np.testing.assert_allclose(rise[n % 2], 0.1 * (metrics["left_in_context"] + 0.2), 1e-5)
+        else:
+            assert rise[n % 2] == 0 and (in_context or metrics["left_in_context"] == 0)
+        np.testing.assert_allclose(metrics["kappa"], kappas[n + 1].mean(), 1e-6)
 
 
 def test_drift_is_measured(run):

@@ -20,11 +20,11 @@ SETTINGS = {
         EraseConfig(
             batch=2,
             latents=LatentsConfig(steps=4, refresh_every=2, trajectories=2),
-            prompt=PromptConfig(prefixes=2, context=True),
+            prompt=PromptConfig(prefixes=2, context=True, context_rate=0.1),
             preserve=PreserveConfig(weight=1.0),
             trainable="xattn",
         ),
-        PAPER - {"fresh"} | {"buffered", "random_prompts", "_in_context"},
+        PAPER - {"fresh"} | {"buffered", "random_prompts", "goal_in_context", "next_kappa"},
     ),
 }
 

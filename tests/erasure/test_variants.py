@@ -225,7 +225,7 @@ def check_omega(before, omega, wanted, given, grp):
 @pytest.mark.parametrize("name", list(baselines.VARIANTS))
 def test_every_ablation_is_one_of_a_config_with_all_parts_too(name):
     base = EraseConfig(
-        prompt=PromptConfig(prefixes=4, context=True),
+        prompt=PromptConfig(prefixes=4, context=True, context_rate=0.1),
         grp=GRPConfig(retention="constant", weight=0.1),
         preserve=PreserveConfig(weight=1.0),
     )
@@ -234,7 +234,7 @@ def test_every_ablation_is_one_of_a_config_with_all_parts_too(name):
     assert made != base
     # What says how the rest is kept is the paper's: it holds nothing of ours.
     assert (made.preserve.weight == 0) == (name not in ("w/o AET", "w/o adversarial prompt"))
-    assert made.prompt.context == (name == "w/o AET")
+    assert made.prompt.context == made.moves_kappa == (name == "w/o AET")
 
 
 def test_every_ablation_of_the_paper_is_a_setting():

@@ -112,24 +112,12 @@ def test_a_concept_that_fills_the_prompt_leaves_room_for_one_word(pipeline):
     assert np.abs(np.asarray(drawn[6:])[:, None] - typed[1:]).max((2, 3)).min(1).max() < 1e-5
 
 
-@pytest.mark.parametrize(("prompts", "batch"), [(1, 1), (1, 4), (2, 4), (4, 4), (4, 1), (8, 4), (3, 2), (3, 4)])
-def test_every_prompt_is_in_context_half_of_the_time(prompts, batch):
-    of_prompt = [[] for _ in range(prompts)]  # whether in context, latent by latent
-    for step in range(4 * prompts):
-        dealt, _ = step_lib._dealt(jnp.int32(step), prompts, batch)
-        mark = lambda value, *shape: jnp.full(shape, value)  # noqa: E731
-        texts = mark(0.0, len(dealt), 1, 1), mark(1.0, batch, 1, 1)
-        noises = mark(0.0, batch, 1, 1, 1), mark(1.0, batch, 1, 1, 1)
-        c_star, eps = step_lib._in_context(jnp.int32(step), dealt, prompts, *texts, *noises)
-        np.testing.assert_array_equal(c_star.ravel(), eps.ravel())
-        for latent, inside in enumerate(np.asarray(c_star).ravel()):
-            of_prompt[int(dealt[latent % len(dealt)])].append(bool(inside))
-    assert all(sum(inside) == len(inside) / 2 for inside in of_prompt)
-
-
 def test_threads_change_no_bit(monkeypatch, pipeline):
     config = EraseConfig(
-        trainable="kv", batch=2, prompt=PromptConfig(context=True), preserve=PreserveConfig(weight=1.0)
+        trainable="kv",
+        batch=2,
+        prompt=PromptConfig(context=True, context_rate=0.1),
+        preserve=PreserveConfig(weight=1.0),
     )
     started, within = [], threads._within
     monkeypatch.setattr(threads, "_within", lambda *args: started.append(args) or within(*args))
@@ -218,11 +206,15 @@ def test_every_step_and_seed_draws_its_own_words(monkeypatch, pipeline):
     assert np.abs(drawn[0][0] - drawn[0][1]).max() > 1e-3  # and every latent
 
 
-@pytest.mark.parametrize(("context", "v_prediction"), [(False, False), (True, False), (True, True)])
-def test_the_step_matches_the_transcription(monkeypatch, fewest, context, v_prediction):
+@pytest.mark.parametrize(
+    ("context", "v_prediction", "kappa"),
+    [(False, False, None), (True, False, None), (True, True, None), (True, False, 2.0), (True, True, 2.0)],
+)
+def test_the_step_matches_the_transcription(monkeypatch, fewest, context, v_prediction, kappa):
     """The gradient that enters Adam is that of L_e + weight L_p, from a drift at which both are at work.
 
-    In context the concept is erased from a prompt of random words, whose goal these words alone take part in.
+    In context the concept is erased from a prompt of random words, whose goal these words alone take part in; with
+    kappa that goal is pushed away from what the concept adds to them, and kappa follows what is left of it.
     """
     folder = fewest(v_prediction=v_prediction)
     pipeline = aegis_jax.load_pipeline(folder)
@@ -234,10 +226,13 @@ def test_the_step_matches_the_transcription(monkeypatch, fewest, context, v_pred
     typed = [phrase, joined] if context else [phrase]
     monkeypatch.setattr(words, "random_prompts", lambda *args, **kwargs: encode_text(pipeline, typed))
     config = dataclasses.replace(
-        ESD, prompt=PromptConfig(enabled=False, context=context), preserve=PreserveConfig(weight=weight)
+        ESD,
+        steps=1,  # kappa moves from the first one on
+        prompt=PromptConfig(enabled=False, context=context, context_rate=0.3 if kappa else 0.0),
+        preserve=PreserveConfig(weight=weight),
     )
     state, frozen = setup(pipeline, "star", config)
-    state = dataclasses.replace(state, drift=groups.stack(drift))
+    state = dataclasses.replace(state, drift=groups.stack(drift), kappa=jnp.array([kappa or 0.0]))
     theta = trainable.add_drift(frozen.unet, state.drift, config.trainable)
     after, metrics = step_lib.step_at(state, frozen, theta, jnp.array([0]), jnp.asarray(z_t), jnp.asarray(t), config)
 
@@ -259,12 +254,18 @@ def test_the_step_matches_the_transcription(monkeypatch, fewest, context, v_pred
     there = noise(original, phrase).detach()
     if context:
         push = noise(original, "star") - noise(original, "")
-        L_e = torch_aegis.mse(noise(current, joined) - (there - push).detach())
+        adds, moved = noise(original, joined) - there, noise(current, joined)
+        L_e = torch_aegis.mse(moved - (there - push - (kappa or 0.0) * adds).detach())
     else:
         L_e = torch_aegis.erasure_loss(inputs, None, None, 1.0)
     L_p = torch_aegis.mse(noise(current, phrase) - there)
     np.testing.assert_allclose(metrics["L_e"], L_e.item(), 1e-4)
     np.testing.assert_allclose(metrics["L_p"], L_p.item(), 1e-4)
+    if kappa:
+        share = (((moved - there) * adds).sum() / (adds * adds).sum()).item()
+        assert abs(share - 1) > 0.01
+        np.testing.assert_allclose(metrics["left_in_context"], share, 1e-3)
+        np.testing.assert_allclose(after.kappa, [kappa + 0.3 * (share + 0.2)], 1e-3)
     mean = groups.unstack(after.opt_state.mu, drift)
     kept = [weights[torch_key(path)] for path in drift]
     for path, g_e, g_p in zip(drift, torch.autograd.grad(L_e, kept), torch.autograd.grad(L_p, kept)):

@@ -21,7 +21,7 @@ CONFIG = EraseConfig(
     trainable="xattn",
     learning_rate=1e-3,
     aet=AETConfig(beta=2e-3),
-    prompt=PromptConfig(gamma=5e-3, context=True),
+    prompt=PromptConfig(gamma=5e-3, context=True, context_rate=0.1),
     grp=GRPConfig(omega=0.5),
     preserve=PreserveConfig(weight=2.0),
     latents=LatentsConfig(steps=4),

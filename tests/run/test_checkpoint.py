@@ -31,6 +31,7 @@ def make_state(seed=0, width=5):
         p=jnp.zeros((1, 0, 4)),
         omega=jnp.float32(0.1),
         previous={"strength": {name: jnp.full(3, 0.3) for name in names}},
+        kappa=jnp.array([0.7]),
         latents=None,
     )
 

@@ -15,7 +15,7 @@ import aegis_jax
 KEYS = {
     "steps": 60, "checkpoint.every": 4, "picture.images": 0, "latents.steps": 5, "trainable": "kv",
     "latents.refresh_every": 2, "latents.trajectories": 2, "learning_rate": 1e-3, "prompt.context": True,
-    "preserve.weight": 1.0,
+    "prompt.context_rate": 0.1, "preserve.weight": 1.0,
 }  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+"""The concept among random words (`prompt.context`): which latents are erased so, towards what, and how hard. Not in
+the paper (docs/decisions.md).
+
+For random words w and the same words with the concept among them, w + c, let d = eps0(w + c) - eps0(w) be what the
+concept adds for theta0. The goal of theta's prediction for w + c is
+
+  eps0(w) - eta (eps0(c') - eps0(c_0)) - kappa d
+
+with kappa = 0, unless `prompt.context_rate` is set. Preserving w and erasing w + c pull at the same weights, and where
+they balance depends on the concept: some are gone with kappa = 0, of others most is left. So kappa >= 0 is the
+multiplier of a constraint, that the share of d in theta's prediction be at most -0.2, and follows it by dual ascent:
+
+  share = sum_i <eps(w + c) - eps0(w), d>_i / e_i  over  sum_i <d, d>_i / e_i,   kappa += rate (share + 0.2)
+
+over the latents i in context, each divided by its e_i = <d, d>_i + a floor: at noisy timesteps, where objects are
+decided, the concept adds a hundredth of what it adds later. In the first third of a run kappa rests: what goes by
+itself takes Adam that long, and with a kappa that rose meanwhile more attacks succeeded (docs/study.md, 15).
+
+Shapes: B latents, G prompts of the batch, K concepts, L tokens, D text width.
+"""
+
+import jax.numpy as jnp
+
+from aegis_jax.erasure.networks import per_latent
+from aegis_jax.erasure.programs import program
+
+_GOAL = -0.2  # of the share; at 0 a fifth of the square's plain prompts still drew one (docs/study.md, 15)
+_MOST = 10.0  # kappa's limit: what cannot be erased is not to ruin the rest
+_FLOOR = 3e-5  # of e_i, a mean square: less the concept does not add in a prompt that shows it (docs/study.md, 15)
+
+
+@program
+def goal_in_context(step, prompts, prompt_count, c_star, c_context, eps_empty, eps_words, away):
+    """(c_star (B, L, D), the goal without its push (B, h, w, C), whether in context (B,)): every other latent of each
+    prompt is erased from c_context instead.
+
+    prompts: (G,) of prompt_count; c_star (G, L, D); c_context (B, L, D); eps_empty, eps_words: (B, h, w, C);
+    away: None, or kappa (K,) and d (B, h, w, C).
+    """
+    batch = len(eps_empty)
+    visit = (step * batch + jnp.arange(batch)) // prompt_count
+    inside = (per_latent(prompts, batch) + visit) % 2 == 0
+    if away is not None:
+        kappa, d = away
+        eps_words = eps_words - _per_pixel(per_latent(kappa[prompts % len(kappa)], batch)) * d
+    c_star = jnp.where(inside[:, None, None], c_context, per_latent(c_star, batch))
+    return c_star, jnp.where(_per_pixel(inside), eps_words, eps_empty), inside
+
+
+def is_moving(step, steps: int):
+    """Whether kappa moves in this step of `steps`."""
+    return step >= steps // 3
+
+
+@program
+def next_kappa(kappa, prompts, inside, eps, eps_words, d, rate):
+    """(kappa (K,), share): one step of dual ascent. A concept without a latent in context keeps its own; the share is
+    that of all concepts together, 0 if no latent is in context.
+
+    eps: theta's predictions for the words with the concept, (B, h, w, C), where `inside` (B,).
+    """
+    batch = len(eps)
+    dot = lambda x: jnp.mean(x * d, (1, 2, 3))  # noqa: E731
+    weight = inside / (dot(d) + _FLOOR)
+    own = per_latent(prompts % len(kappa), batch) == jnp.arange(len(kappa))[:, None]  # (K, B)
+    left, before = own @ (weight * dot(eps - eps_words)), own @ (weight * dot(d))
+    share = left / jnp.maximum(before, 1e-6)
+    moved = jnp.clip(kappa + rate * (share - _GOAL), 0.0, _MOST)
+    return jnp.where(before > 0, moved, kappa), left.sum() / jnp.maximum(before.sum(), 1e-6)
+
+
+def _per_pixel(x):
+    return x[:, None, None, None]
