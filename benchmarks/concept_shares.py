@@ -6,7 +6,7 @@ With d = eps0(c) - eps0(without c), what the concept adds for theta0, the share 
 <eps - eps0(without c), d> / <d, d>: 1 for prompts with the concept and 0 for those without before erasure. Printed for
 the concept alone and the empty prompt, for captions with and without the concept's word, and for random words with and
 without it (words.py: what the recipe erases from in context), on trajectories of theta0 at several denoising steps.
-"guided" is what sampling makes of the captions, u + g (c - u) with the empty prompt's share u.
+"guided" is what sampling makes of the captions, u + g (c - u) with the empty prompt's share u; "added" d's mean square.
 """
 
 import argparse
@@ -23,7 +23,7 @@ LATENTS = 64
 
 
 def shares(concept: str, overrides: dict, seed: int = 0) -> dict[str, list[float]]:
-    """{row: share at each of STAGES} after an erasure of the concept by the world's config with overrides."""
+    """{row: value at each of STAGES} after an erasure of the concept by the world's config with overrides."""
     import aegis_jax
     from aegis_jax.diffusion.sample import encode_text
     from aegis_jax.erasure import latents, networks, words
@@ -49,6 +49,7 @@ def shares(concept: str, overrides: dict, seed: int = 0) -> dict[str, list[float
     fill = dataclasses.replace(run.erase.latents, trajectories=LATENTS)
     buffer = latents.fill(frozen, frozen.unet, jax.random.key(seed), config=fill)[0]
     rows: dict[str, list[float]] = {}
+    added: dict[str, list[float]] = {}
     for s in STAGES:
         t = jnp.full((LATENTS,), 20 * (49 - s) + 10, jnp.int32)
         for names, embeddings in pairs.items():
@@ -57,11 +58,12 @@ def shares(concept: str, overrides: dict, seed: int = 0) -> dict[str, list[float
                 for params in (frozen.unet, erased.unet.params)
             )
             d = before[0] - before[1]
+            added.setdefault(f"added: {names[0]}", []).append(float(jnp.mean(d * d)))
             for name, eps in zip(names, after):
                 rows.setdefault(name, []).append(float(jnp.vdot(eps - before[1], d) / jnp.vdot(d, d)))
     g = run.picture.guidance
     rows["captions, guided"] = [u + g * (c - u) for u, c in zip(rows["empty prompt"], rows["captions with it"])]
-    return rows
+    return rows | added
 
 
 def main() -> None:
@@ -70,7 +72,7 @@ def main() -> None:
     given = parser.parse_args().concepts_and_settings
     overrides = dict(setting.split("=", 1) for setting in given if "=" in setting)
     for concept in (word for word in given if "=" not in word):
-        lines = [[name, *(f"{x:.2f}" for x in row)] for name, row in shares(concept, overrides).items()]
+        lines = [[name, *(f"{x:.2g}" for x in row)] for name, row in shares(concept, overrides).items()]
         print(table([f'"{concept}": steps done', *STAGES], lines), flush=True)
 
 

@@ -4,7 +4,8 @@
   python benchmarks/quality_vs_cost.py final --refresh 1 50    the finalists, three seeds and fresh evaluation prompts
   python benchmarks/quality_vs_cost.py table
 
-latents.refresh_every is varied, all else is the world's config: 1 draws a trajectory for every step (the paper), R > 1
+latents.refresh_every is varied, all else is the world's config less the push that follows and the empty prompt, which
+came after the first cells: 1 draws a trajectory for every step (the paper), R > 1
 keeps a buffer that is redrawn every R steps, 0 never redraws it. UNet evaluations are those of erasure.cost: counted
 from the settings, not timed. Results go, a line per cell, to a file from which an interrupted run goes on.
 """
@@ -17,6 +18,7 @@ import trials
 
 REFRESH = (1, 10, 25, 50, 100, 0)
 OUT = cells.RESULTS / "quality_vs_cost.jsonl"
+WITHOUT = {"prompt.context_rate": 0.0, "preserve.empty": 0.0}
 STAGES = {"screen": ((0,), cells.SCREEN), "final": ((0, 1, 2), cells.FINAL)}
 
 
@@ -24,7 +26,13 @@ def chosen(stage: str, refresh=REFRESH) -> list[dict]:
     """The cells of a stage."""
     seeds, measure = STAGES[stage]
     return [
-        {"set": stage, "name": _name(R), "overrides": {"latents.refresh_every": R}, "concept": concept, "seed": seed}
+        {
+            "set": stage,
+            "name": _name(R),
+            "overrides": WITHOUT | {"latents.refresh_every": R},
+            "concept": concept,
+            "seed": seed,
+        }
         | measure
         for seed in seeds
         for concept in cells.CONCEPTS
@@ -40,7 +48,7 @@ def cost(refresh: int):
     """UNet evaluations per step of the world's config with this setting."""
     from aegis_jax.erasure.cost import unet_evaluations
 
-    overrides = {"latents.refresh_every": refresh}
+    overrides = WITHOUT | {"latents.refresh_every": refresh}
     return unet_evaluations(cells.config_of({"overrides": overrides, "concept": "star", "seed": 0}).erase)
 
 

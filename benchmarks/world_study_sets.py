@@ -333,10 +333,10 @@ SETS["every other value, empty prompt preserved"] = screen(
 )
 # With the push in context that follows what is left there, and the empty prompt preserved: prompts, noise and starts of
 # the attack that no choice had seen.
-FOLLOWED = EMPTY | {"prompt.context_rate": 0.1}
-FRESHEST = FINAL | {"evaluation_seed": 11}
+FOLLOWED = EMPTY | {"prompt.context_rate": 0.5}
+FRESHEST = FINAL | {"evaluation_seed": 15}
 SETS["final, followed"] = screen({"AEGIS": FOLLOWED}, ("star", "red", "striped"), (0, 1, 2), FRESHEST)
-SETS["final, followed, ESD"] = screen({"ESD": ESD_BEST}, ("star", "red", "striped"), (0, 1, 2), FRESHEST)
+SETS["final, followed, ESD"] = screen({"ESD": ESD_BEST}, ("star",), (0, 1, 2), FRESHEST)
 SETS["final, followed, originals"] = screen(
     {"no erasure": None}, ("star", "red", "striped"), (0,), FRESHEST | {"attack": {"restarts": 0}}
 )

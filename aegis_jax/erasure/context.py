@@ -7,14 +7,14 @@ concept adds for theta0. The goal of theta's prediction for w + c is
   eps0(w) - eta (eps0(c') - eps0(c_0)) - kappa d
 
 with kappa = 0, unless `prompt.context_rate` is set. Preserving w and erasing w + c pull at the same weights, and where
-they balance depends on the concept: some are gone with kappa = 0, of others most is left. So kappa >= 0 is the
-multiplier of a constraint, that the share of d in theta's prediction be at most -0.2, and follows it by dual ascent:
+they balance depends on the concept: some are gone with kappa = 0, of others a good part is left. So kappa >= 0 is the
+multiplier of a constraint, that nothing of d be left in theta's prediction, and follows it by dual ascent:
 
-  share = sum_i <eps(w + c) - eps0(w), d>_i / e_i  over  sum_i <d, d>_i / e_i,   kappa += rate (share + 0.2)
+  share = sum_i <eps(w + c) - eps0(w), d>_i / e_i  over  sum_i <d, d>_i / e_i,   kappa += rate share
 
 over the latents i in context, each divided by its e_i = <d, d>_i + a floor: at noisy timesteps, where objects are
-decided, the concept adds a hundredth of what it adds later. In the first third of a run kappa rests: what goes by
-itself takes Adam that long, and with a kappa that rose meanwhile more attacks succeeded (docs/study.md, 15).
+decided, the concept adds a hundredth of what it adds later. In the first two thirds of a run kappa rests: what goes by
+itself takes that long, and what kappa pushes past 0 meanwhile more attacks bring back (docs/study.md, 15).
 
 Shapes: B latents, G prompts of the batch, K concepts, L tokens, D text width.
 """
@@ -24,7 +24,6 @@ import jax.numpy as jnp
 from aegis_jax.erasure.networks import per_latent
 from aegis_jax.erasure.programs import program
 
-_GOAL = -0.2  # of the share; at 0 a fifth of the square's plain prompts still drew one (docs/study.md, 15)
 _MOST = 10.0  # kappa's limit: what cannot be erased is not to ruin the rest
 _FLOOR = 3e-5  # of e_i, a mean square: less the concept does not add in a prompt that shows it (docs/study.md, 15)
 
@@ -49,7 +48,7 @@ def goal_in_context(step, prompts, prompt_count, c_star, c_context, eps_empty, e
 
 def is_moving(step, steps: int):
     """Whether kappa moves in this step of `steps`."""
-    return step >= steps // 3
+    return step >= 2 * steps // 3
 
 
 @program
@@ -65,7 +64,7 @@ def next_kappa(kappa, prompts, inside, eps, eps_words, d, rate):
     own = per_latent(prompts % len(kappa), batch) == jnp.arange(len(kappa))[:, None]  # (K, B)
     left, before = own @ (weight * dot(eps - eps_words)), own @ (weight * dot(d))
     share = left / jnp.maximum(before, 1e-6)
-    moved = jnp.clip(kappa + rate * (share - _GOAL), 0.0, _MOST)
+    moved = jnp.clip(kappa + rate * share, 0.0, _MOST)
     return jnp.where(before > 0, moved, kappa), left.sum() / jnp.maximum(before.sum(), 1e-6)
 
 

@@ -136,7 +136,7 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
         previous=zeros(jax.eval_shape(partial(rectify.projection, grp=grp), drift, drift))
         if grp.retention == "grp" and grp.omega_rule == "hypergradient"
         else None,
-        kappa=jnp.zeros(len(concepts), jnp.float32),
+        kappa=jnp.zeros(len(concepts), jnp.float32) if config.moves_kappa else None,
         latents=None
         if config.latents.refresh_every == 1
         else latents.fill(frozen, frozen.unet, key_z, config=config.latents),

@@ -32,7 +32,8 @@ class State:
       omega: projection strength in [0, 1], float32: a scalar, or {group: (n,)} with `grp.omega_per_tensor`.
       previous: last step's projection (rectify.projection), kept for the hypergradient rule only, else None; zeros at
         step 0.
-      kappa: how hard each concept is pushed away in context (context.py), (K,) float32; 0 at step 0.
+      kappa: how hard each concept is pushed away in context (context.py), (K,) float32, 0 at step 0; None without
+        `prompt.context_rate`.
       latents: buffer of trajectories (K, steps, M, h, w, C), or None when z_t is drawn afresh each step.
     """
 
@@ -43,7 +44,7 @@ class State:
     p: jax.Array
     omega: jax.Array | dict
     previous: dict | None
-    kappa: jax.Array
+    kappa: jax.Array | None
     latents: jax.Array | None
 
 

@@ -57,7 +57,7 @@ def test_kappa_follows_what_is_left(seed, concepts, batch):
         num[k] += np.mean((eps - words)[i] * d[i]) / (energy + 3e-5)
         den[k] += energy / (energy + 3e-5)
     seen = den > 0
-    wanted[seen] = np.clip(kappa[seen] + rate * (num[seen] / den[seen] + 0.2), 0, 10)
+    wanted[seen] = np.clip(kappa[seen] + rate * num[seen] / den[seen], 0, 10)
     as_float32 = [jnp.asarray(x, jnp.float32) for x in (eps, words, d, rate)]
     found, share = context.next_kappa(
         jnp.asarray(kappa, jnp.float32), jnp.asarray(prompts), jnp.asarray(inside), *as_float32

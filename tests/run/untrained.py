@@ -92,7 +92,7 @@ def setup(pipeline, concepts, config, placement):
         p=jnp.ones((len(concepts), 1, 16)),
         omega=jnp.float32(0),
         previous={"strength": {name: jnp.zeros(len(d)) for name, d in drift.items()}},
-        kappa=jnp.zeros(len(concepts)),
+        kappa=None,
         latents=None,
     )
     return state, None
@@ -115,7 +115,7 @@ def _step(state, seed, learning_rate, poison):
         p=state.p,
         omega=state.omega + 0.01,
         previous={"strength": {name: x + 1 for name, x in state.previous["strength"].items()}},
-        kappa=state.kappa,
+        kappa=None,
         latents=None,
     )
     return new, {"L_e": loss, "drift_norm": optax.tree.norm(drift)}
