@@ -13,7 +13,7 @@ multiplier of a constraint, that nothing of d be left in theta's prediction, and
   share = sum_i <eps(w + c) - eps0(w), d>_i / e_i  over  sum_i <d, d>_i / e_i,   kappa += rate share
 
 over the latents i in context, each divided by its e_i = <d, d>_i + a floor: at noisy timesteps, where objects are
-decided, the concept adds a hundredth of what it adds later. In the first two thirds of a run kappa rests: what goes by
+decided, a concept may add a hundredth of what it adds later. In the first two thirds of a run kappa rests: what goes by
 itself takes that long, and what kappa pushes past 0 meanwhile more attacks bring back (docs/study.md, 15).
 
 Shapes: B latents, G prompts of the batch, K concepts, L tokens, D text width.
