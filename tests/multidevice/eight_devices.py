@@ -17,6 +17,7 @@ from aegis_jax.errors import AegisError
 from aegis_jax.parallel import mesh
 
 CONFIG = EraseConfig(
+    steps=1,  # so that kappa moves in the first step already, and pushes in the second
     batch=8,
     trainable="xattn",
     learning_rate=1e-3,
