@@ -1,4 +1,4 @@
-"""What the judges learn from: clean renders, and much that is none of the values."""
+"""What the judges learn from: clean renders, what lies between two of them, and much that is none of the values."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +9,15 @@ from aegis_jax.world.concepts import NONE
 from aegis_jax.world.stages import Workshop, decode_latents, encode_images, start
 from aegis_jax.world.towers import Headed
 
-MIX = {"plain": 31, "odd": 12, "empty": 4, "blend": 9, "broken": 8}  # images per batch of 64
+MIX = {"plain": 21, "odd": 8, "empty": 4, "morph": 21, "blend": 5, "broken": 5}  # images per batch of 64
 JITTER = 0.35  # of latents that are decoded again, at most, in their deviations: edges as a UNet draws them
 WARP = 1.2  # pixels by which an outline bends, at most (root mean square)
 IGNORE = -2  # a label that counts neither way
 
 
 def material(shop: Workshop, vae_params) -> dict:
-    """The judges' training images: half of each kind as rendered, half passed through the VAE, jittered there.
+    """The judges' training images: of renders half as they are, half passed through the VAE, jittered there; the others
+    ("morph", "noise") are all decoded from latents.
 
     A UNet's objects wobble as no render does; judges that know only straight edges call them "none" at random.
     """
@@ -29,7 +30,7 @@ def material(shop: Workshop, vae_params) -> dict:
         "odd": (renderer.render(rng, odd), odd),
         "empty": (renderer.backgrounds(rng, n // 10), np.full((n // 10, 3), NONE)),
     }
-    made = {}
+    made = {"morph": _morphs(rng, vae_params, n)}
     for kind, (images, label) in parts.items():
         half = len(images) // 2
         passed = _jittered(rng, vae_params, images[half:])
@@ -41,14 +42,38 @@ def material(shop: Workshop, vae_params) -> dict:
     return made
 
 
+def _morphs(rng, vae_params, n: int):
+    """Objects on the way to another shape, another texture or both, in latent space; each answer is the nearer end's.
+
+    A UNet that has been made to forget draws much that lies between two values. The outlines of the first
+    renderer.BATCH pairs lie on each other; of the others each end has a place of its own, as what a render draws
+    depends on its batch.
+    """
+    ends = [renderer.labels(rng, n), renderer.labels(rng, n)]
+    for label in ends:
+        for axis in (0, 2):
+            label[rng.random(n) < 0.1, axis] = NONE
+    ends[1][:, 1] = ends[0][:, 1]  # between two colours lies a third
+    stays = rng.choice([0, 2, -1], n, p=(0.35, 0.35, 0.3))  # the axis on which the ends agree; -1: neither need
+    for axis in (0, 2):
+        ends[1][stays == axis, axis] = ends[0][stays == axis, axis]
+    place = int(rng.integers(2**31))
+    first, last = (encode_images(vae_params, renderer.render(np.random.default_rng(place), x))[0] for x in ends)
+    share = rng.uniform(0, 1, (n, 1, 1, 1))
+    latents = _disturbed(rng, first + share * (last - first))
+    return decode_latents(vae_params, latents), np.where(share[:, 0, 0] < 0.5, *ends)
+
+
 def _jittered(rng, vae_params, images):
     """Images through the VAE, their latents disturbed by smooth and by independent noise."""
-    mean, _ = encode_images(vae_params, images)
-    n = len(mean)
+    return decode_latents(vae_params, _disturbed(rng, encode_images(vae_params, images)[0]))
+
+
+def _disturbed(rng, latents):
+    n = len(latents)
     coarse = rng.standard_normal((n, 4, 4, 4)).repeat(2, 1).repeat(2, 2)
-    noise = np.where(rng.random((n, 1, 1, 1)) < 0.5, coarse, rng.standard_normal(mean.shape))
-    noise = noise * JITTER * rng.random((n, 1, 1, 1)) ** 2 * mean.std()
-    return decode_latents(vae_params, (mean + noise).astype(np.float32))
+    noise = np.where(rng.random((n, 1, 1, 1)) < 0.5, coarse, rng.standard_normal(latents.shape))
+    return (latents + noise * JITTER * rng.random((n, 1, 1, 1)) ** 2 * latents.std()).astype(np.float32)
 
 
 def _broken(rng, images, n: int):
@@ -98,7 +123,7 @@ def _judge_batch(rng, material):
         rows = rng.integers(0, len(images), n)
         return images[rows].astype(np.float32), label[rows]
 
-    xs, ys = zip(*(take(kind, MIX[kind]) for kind in ("plain", "odd", "empty")), strict=True)
+    xs, ys = zip(*(take(kind, MIX[kind]) for kind in ("plain", "odd", "empty", "morph")), strict=True)
     (a, la), (b, lb) = take("plain", MIX["blend"]), take("plain", MIX["blend"])
     weight = rng.uniform(0.35, 0.65, (len(a), 1, 1, 1))
     # A double exposure is no clean object; what both exposures share is left open.

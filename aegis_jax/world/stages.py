@@ -34,7 +34,7 @@ class Plan:
     pool: int = 20_000
     clip_steps: int = 900
     vae_steps: int = 2_000
-    judge_steps: int = 5_000
+    judge_steps: int = 9_000
     unet_rounds: tuple[int, ...] = (2_400, 1_900, 4_000)  # steps; each anneals anew, on a pool of its own
     save_every: int = 250
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from aegis_jax.world import WEIGHTS, clip, judge, renderer
+from aegis_jax.io.pipeline import load_pipeline
+from aegis_jax.world import WEIGHTS, clip, judge, renderer, stages
 from aegis_jax.world.concepts import ATTRIBUTES, NONE
 
 pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="the world's weights are not here")
@@ -49,6 +50,20 @@ def test_a_double_exposure_is_no_clean_object(name):
     b[:, 0] = (a[:, 0] + 1 + rng.integers(0, 7, 200)) % 8
     images = (renderer.render(rng, a).astype(float) + renderer.render(rng, b)) / 2
     assert (judge.load(name)(images.astype(np.uint8))["shape"] == NONE).mean() > 0.8
+    # Decoded, which is all that a UNet draws, they know fewer: docs/decisions.md.
+    passed = stages.through_vae(load_pipeline("world").vae.params, images.astype(np.uint8))
+    assert (judge.load(name)(passed)["shape"] == NONE).mean() > 0.65
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_a_shape_between_two_textures_is_still_that_shape(name):
+    label = renderer.labels(np.random.default_rng(7), 256)
+    other = label.copy()
+    other[:, 2] = (label[:, 2] + 1 + np.arange(256) % 3) % 4
+    vae = load_pipeline("world").vae.params
+    ends = [stages.encode_images(vae, renderer.render(np.random.default_rng(8), x))[0] for x in (label, other)]
+    answer = judge.load(name)(stages.decode_latents(vae, (ends[0] + ends[1]) / 2))
+    assert (answer["shape"] == label[:, 0]).mean() >= 0.98
 
 
 def test_answers_and_probabilities_belong_together(fresh):

@@ -28,7 +28,7 @@ def _train(name, shop, stop_at=None):
         latents = stages.Latents(mean, logvar, shop.pool[1], 1.0)
         return stages.train_unet(shop, text, latents, stop_at=stop_at)
     images, label = shop.pool
-    material = dict.fromkeys(("plain", "odd", "empty", "noise"), (images, label))
+    material = dict.fromkeys(("plain", "odd", "empty", "morph", "noise"), (images, label))
     return judge_training.train_judge(shop, name, material, stop_at=stop_at)
 
 
@@ -54,11 +54,32 @@ def test_the_whole_training_exports_a_pipeline_that_diffusers_loads(tmp_path):
     assert sum("found" in line for line in said) == 5
 
 
-def test_judge_batches_have_the_stated_mix_and_only_known_labels():
-    shop = stages.Workshop(None, 0, PLAN)
-    images, label = shop.pool
-    material = dict.fromkeys(("plain", "odd", "empty", "noise"), (images, label))
+def test_judge_batches_have_the_stated_mix_and_only_known_labels(monkeypatch):
+    monkeypatch.setattr(judge_training, "_moved", lambda rng, x: x)
+    kinds = ("plain", "odd", "empty", "morph", "noise")
+    label = stages.Workshop(None, 0, PLAN).pool[1]
+    shades = {kind: 40 * (1 + i) for i, kind in enumerate(kinds)}
+    material = {kind: (np.full((len(label), 32, 32, 3), shade, np.uint8), label) for kind, shade in shades.items()}
     x, y = judge_training._judge_batch(np.random.default_rng(0), material)
     assert len(x) == len(y) == sum(judge_training.MIX.values()) == 64
     assert x.dtype == np.float32 and np.abs(x).max() < 1.5
     assert y.min() >= judge_training.IGNORE and (y.max(0) < (8, 6, 4)).all()
+    shade = np.where(x.std((1, 2, 3)) < 0.1, (x.mean((1, 2, 3)) + 1) * 127.5, -100)  # not the broken ones
+    for kind in ("odd", "empty", "morph"):
+        assert (np.abs(shade - shades[kind]) < 10).sum() == judge_training.MIX[kind], kind
+
+
+def test_morphs_show_and_name_their_nearer_end(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(judge_training.renderer, "render", lambda rng, label: (drawn.append(label.copy()), label)[1])
+    monkeypatch.setattr(judge_training, "encode_images", lambda vae, label: (label[:, :, None, None].astype(float),))
+    monkeypatch.setattr(judge_training, "decode_latents", lambda vae, latents: latents[:, :, 0, 0])
+    monkeypatch.setattr(judge_training, "_disturbed", lambda rng, latents: latents)
+    mixed, label = judge_training._morphs(np.random.default_rng(0), None, 500)
+    first, last = drawn
+    assert (first[:, 1] == last[:, 1]).all() and (label[:, 1] == first[:, 1]).all()
+    differ = (first != last).any(1)
+    distance = [np.abs(mixed - end).sum(1)[differ] for end in drawn]
+    nearer = np.where((distance[0] < distance[1])[:, None], first[differ], last[differ])
+    np.testing.assert_array_equal(label[differ], nearer)
+    assert (label[:, [0, 2]] == -1).any(0).all() and differ.mean() > 0.7
