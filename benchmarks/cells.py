@@ -2,7 +2,7 @@
 
 A cell is a dict: "name", "overrides" of the world's config (None: the model as it is), "concept", "seed", "images",
 "evaluation_seed" and, optionally, "attack". A cell whose line is in the file is not run again. Evaluation prompts and
-noise have seeds of their own: screening uses evaluation seed 0, finalists' figures use 1, which no choice has seen.
+noise have seeds of their own: screening uses evaluation seed 0, finalists' figures one that no choice has seen.
 """
 
 import dataclasses
@@ -106,10 +106,13 @@ def world_hash() -> str:
 
 
 def identity(cell: dict) -> str:
-    """All that a cell's figures depend on: every setting, the attack, the world's weights."""
+    """All that a cell's figures depend on: every setting but the picture's, the attack, the world's weights."""
     from aegis_jax.run import config as run_config
 
-    settings = None if cell["overrides"] is None else run_config.values(config_of(cell))
+    settings = None
+    if cell["overrides"] is not None:
+        values = run_config.values(config_of(cell))
+        settings = {key: value for key, value in values.items() if not key.startswith("picture.")}
     attack = {**ATTACK, **cell.get("attack", {})}
     parts = [settings, cell["concept"], cell["images"], cell["evaluation_seed"], attack, world_hash()]
     return json.dumps(parts, sort_keys=True, default=str)

@@ -4,10 +4,11 @@
   python benchmarks/quality_vs_cost.py final --refresh 1 50    the finalists, three seeds and fresh evaluation prompts
   python benchmarks/quality_vs_cost.py table
 
-latents.refresh_every is varied, all else is the world's config less the push that follows and the empty prompt, which
-came after the first cells: 1 draws a trajectory for every step (the paper), R > 1
-keeps a buffer that is redrawn every R steps, 0 never redraws it. UNet evaluations are those of erasure.cost: counted
-from the settings, not timed. Results go, a line per cell, to a file from which an interrupted run goes on.
+latents.refresh_every is varied, all else is the world's config: 1 draws a trajectory for every step (the paper), R >
+1 keeps a buffer that is redrawn every R steps, 0 never redraws it. The screening leaves out the push that follows and
+the empty prompt: they came later, as did the judges of the finals. With R = 50 a final is a cell of world_study.py's
+"final, judged anew". UNet evaluations are those of erasure.cost: counted from the settings, not timed. Results go, a
+line per cell, to a file from which an interrupted run goes on.
 """
 
 import argparse
@@ -15,21 +16,25 @@ import pathlib
 
 import cells
 import trials
+from world_study_sets import FOLLOWED, JUDGED_ANEW, START
 
 REFRESH = (1, 10, 25, 50, 100, 0)
 OUT = cells.RESULTS / "quality_vs_cost.jsonl"
 WITHOUT = {"prompt.context_rate": 0.0, "preserve.empty": 0.0}
-STAGES = {"screen": ((0,), cells.SCREEN), "final": ((0, 1, 2), cells.FINAL)}
+STAGES = {
+    "screen": ((0,), cells.SCREEN, WITHOUT),
+    "final": ((0, 1, 2), JUDGED_ANEW, START | FOLLOWED),
+}
 
 
 def chosen(stage: str, refresh=REFRESH) -> list[dict]:
     """The cells of a stage."""
-    seeds, measure = STAGES[stage]
+    seeds, measure, changes = STAGES[stage]
     return [
         {
             "set": stage,
             "name": _name(R),
-            "overrides": WITHOUT | {"latents.refresh_every": R},
+            "overrides": changes | {"latents.refresh_every": R},
             "concept": concept,
             "seed": seed,
         }
@@ -44,11 +49,11 @@ def _name(refresh: int) -> str:
     return {0: "never", 1: "each step"}.get(refresh, f"every {refresh}")
 
 
-def cost(refresh: int):
-    """UNet evaluations per step of the world's config with this setting."""
+def cost(stage: str, refresh: int):
+    """UNet evaluations per step of a stage's settings with this one."""
     from aegis_jax.erasure.cost import unet_evaluations
 
-    overrides = WITHOUT | {"latents.refresh_every": refresh}
+    overrides = STAGES[stage][2] | {"latents.refresh_every": refresh}
     return unet_evaluations(cells.config_of({"overrides": overrides, "concept": "star", "seed": 0}).erase)
 
 
@@ -57,9 +62,9 @@ def table(path: pathlib.Path) -> str:
     rows: dict = {}
     for cell in cells.read(path):
         rows.setdefault((cell["set"], cell["overrides"]["latents.refresh_every"]), []).append(cell)
-    faithful, lines = cost(1).total, []
-    for (stage, refresh), found in sorted(rows.items(), key=lambda row: (row[0][0], -cost(row[0][1]).total)):
-        total = cost(refresh).total
+    lines = []
+    for (stage, refresh), found in sorted(rows.items(), key=lambda row: (row[0][0], -cost(*row[0]).total)):
+        total, faithful = cost(stage, refresh).total, cost(stage, 1).total
         figures = [cell["figures"] for cell in found]
         worst = max(f["attacked"] for f in figures)
         lines.append(
@@ -83,7 +88,10 @@ def main(argv=None) -> None:
         return
     text = table(args.out)
     print(text)
-    costs = {_name(R): cost(R).__dict__ | {"total": cost(R).total} for R in REFRESH}
+    costs = {
+        stage: {_name(R): cost(stage, R).__dict__ | {"total": cost(stage, R).total} for R in REFRESH}
+        for stage in STAGES
+    }
     trials.write(args.json, {"about": trials.about(), "evaluations": costs, "cells": cells.read(args.out)})
 
 

@@ -24,7 +24,6 @@ START = {
     "prompt.context_rate": 0.0,
     "preserve.weight": 0.0,
     "preserve.empty": 0.0,
-    "picture.images": 3,
 }
 ESD = {"aet.enabled": False, "prompt.enabled": False, "grp.retention": "none"}
 MEAN = {"aet.init": "mean", "prompt.init": "mean"}
@@ -344,6 +343,15 @@ SETS["followed, every other value"] = screen(
     {"AEGIS": FOLLOWED},
     tuple("square heart plain gradient green circle cross moon triangle blue ring yellow cyan purple dotted".split()),
     measure=FRESHEST | {"images": 128, "attack": {"restarts": 0}},
+)
+# By judges that know what lies between the values (chosen on erased models, with other prompts); prompts, noise and
+# starts that no choice had seen.
+JUDGED_ANEW = FINAL | {"evaluation_seed": 17}
+SETS["final, judged anew"] = screen(
+    {"AEGIS": FOLLOWED, "ESD": ESD_BEST}, ("star", "red", "striped"), (0, 1, 2), JUDGED_ANEW
+)
+SETS["final, judged anew, originals"] = screen(
+    {"no erasure": None}, ("star", "red", "striped"), (0,), JUDGED_ANEW | {"attack": {"restarts": 0}}
 )
 # What each part does.
 ESD_MORE = ESD_BEST | LONG | {"preserve.weight": 5.0}

@@ -28,7 +28,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     )
     assert len(quality_vs_cost.chosen("final", (1, 50))) == 2 * 3 * 3
     quality_vs_cost.main(["table", "--out", str(path), "--json", str(tmp_path / "r.json")])
-    assert json.loads((tmp_path / "r.json").read_text())["evaluations"]["never"]["total"] > 0
+    assert json.loads((tmp_path / "r.json").read_text())["evaluations"]["screen"]["never"]["total"] > 0
 
 
 def test_world_study_tables_its_cells(tmp_path, monkeypatch):
