@@ -1,6 +1,6 @@
 """What a value in a config.json may be: a malformed file is refused by key before anything is built from it."""
 
-import math
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ def _is_whole(value, least: int) -> bool:
 
 
 def _is_number(value) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _is_list(value) -> bool:
@@ -35,6 +35,8 @@ def optional(kind: Kind) -> Kind:
 
 
 SIZE = Kind(lambda v: _is_whole(v, 1), "a whole number of at least 1")
+LAYERS_OR_NONE = Kind(lambda v: _is_whole(v, 0) and v <= 1000, "a whole number from 0 to 1000")
+LAYERS = Kind(lambda v: _is_whole(v, 1) and v <= 1000, "a whole number from 1 to 1000")
 COUNT = Kind(lambda v: _is_whole(v, 0), "a whole number of at least 0")
 NUMBER = Kind(_is_number, "a number")
 POSITIVE = Kind(lambda v: _is_number(v) and v > 0, "a number above 0")

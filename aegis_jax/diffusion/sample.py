@@ -20,6 +20,7 @@ from aegis_jax.diffusion.schedule import Schedule
 from aegis_jax.diffusion.threads import side_by_side
 from aegis_jax.errors import AegisError
 from aegis_jax.models import clip, unet, vae
+from aegis_jax.models.unet_config import native_size
 
 PROMPTS_PER_CALL = 64
 # Self-attention over all latent pixels dominates memory, so the batch shrinks as the image grows:
@@ -171,12 +172,19 @@ def sample(
     n = len(prompts)
     timesteps, guidance = plan(pipeline, steps, guidance)
     start = _start(pipeline, n, seed, latents)
+    negative_prompt = "" if negative_prompt is None else negative_prompt  # None: as diffusers reads it
     cond, uncond = _text_pair(pipeline, prompts, negative_prompt if guidance > 1 else None)
     return generate(pipeline, cond, uncond, start, timesteps, guidance, batch=batch, progress=progress)
 
 
 def plan(pipeline, steps, guidance) -> tuple[np.ndarray, float]:
-    """What `sample` goes by: (timesteps, guidance). AegisError for settings that cannot be."""
+    """What `sample` goes by: (timesteps, guidance). AegisError for settings, or a VAE, that cannot be."""
+    channels, wanted = pipeline.unet.config.get("out_channels", 4), pipeline.vae.config.get("latent_channels", 4)
+    if channels != wanted:
+        raise AegisError(
+            f"the UNet's latents have {channels} channels (out_channels), the VAE's {wanted} (latent_channels): they do "
+            "not belong together"
+        )
     scheduler = schedule_lib.make_schedule(pipeline.scheduler)
     timesteps = schedule_lib.ddim_timesteps(pipeline.scheduler, steps)
     if scheduler.prediction_type == "epsilon" and scheduler.alphas_cumprod[timesteps[0]] <= 0:
@@ -192,11 +200,10 @@ def latent_shape(pipeline) -> tuple[int, int, int]:
     """(h, w, C) that the UNet's config.json states."""
     config = pipeline.unet.config
     channels = _channels(config)
-    size = config.get("sample_size")
+    size = native_size(config)
     if size is None:
         raise AegisError("unet/config.json: sample_size is missing; pass latents to say the size")
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width, channels
+    return *size, channels
 
 
 def _channels(config) -> int:
@@ -239,6 +246,10 @@ def generate(
 
     loop(rows[0], z_T[rows[0]], last=0)  # no step: compiles, before several threads would each do so
     latents = jnp.concatenate(side_by_side(call, rows, (os.cpu_count() or 1) if on_cpu else 1))
+    if not np.isfinite(latents).all():
+        raise AegisError(
+            f"sampling with guidance {guidance:g} gave latents that are not finite: lower it, or look at the weights"
+        )
     parts = [to_uint8(decode(pipeline, latents[i : i + batch])) for i in range(0, calls * batch, batch)]
     return np.concatenate(parts)[:n]
 
@@ -316,8 +327,8 @@ def _checked_guidance(guidance) -> float:
         value = float(guidance)
     except (TypeError, ValueError):
         value = math.nan
-    if not math.isfinite(value):
-        raise AegisError(f"guidance = {guidance!r}, wanted a finite number")
+    if not abs(value) <= float(jnp.finfo(jnp.float32).max):
+        raise AegisError(f"guidance = {guidance!r}, wanted a finite float32 number")
     return value
 
 

@@ -83,8 +83,8 @@ def ddim_config(scheduler_config: dict) -> dict:
         problems.append(("timestep_spacing", "leading, trailing or linspace"))
     if config["trained_betas"] is None and config["beta_schedule"] not in _BETAS:
         problems.append(("beta_schedule", f"one of {', '.join(_BETAS)}"))
-    if config["num_train_timesteps"] < 2:
-        problems.append(("num_train_timesteps", "a whole number of at least 2"))
+    if not 2 <= config["num_train_timesteps"] <= 10**6:
+        problems.append(("num_train_timesteps", "a whole number from 2 to 1000000"))
     if problems:
         found = "; ".join(f"{key} = {config[key]!r}, wanted {want}" for key, want in problems)
         raise AegisError(f"scheduler_config.json: {found}")

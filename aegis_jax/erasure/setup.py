@@ -16,6 +16,7 @@ from aegis_jax.erasure.state import Frozen, State
 from aegis_jax.errors import AegisError
 from aegis_jax.models import clip
 from aegis_jax.models import unet as unet_lib
+from aegis_jax.models.unet_config import native_size
 
 
 def compute_dtype(config: EraseConfig):
@@ -53,13 +54,12 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
     Raises `AegisError` for an empty concept, one that does not fit the tokenizer, or an inpainting-like UNet.
     """
     unet, text, tokenizer = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer
-    size, channels = unet.config.get("sample_size") or 64, unet.config.get("in_channels", 4)
+    size, channels = native_size(unet.config) or (64, 64), unet.config.get("in_channels", 4)
     if channels != unet.config.get("out_channels", 4):
         raise AegisError(
             f"unet/config.json: in_channels={channels} but out_channels={unet.config.get('out_channels', 4)}; only "
             "text-to-image UNets can be erased from"
         )
-    height, width = (size, size) if isinstance(size, int) else size
     _check_text_width(unet.config, text.params)
     tokens = [_concept_tokens(tokenizer, concept, config.prompt.tokens) for concept in concepts]
     if config.aet.tokens > tokenizer.model_max_length - 2:
@@ -84,7 +84,7 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None) -
         else None,
         unet_graph=unet.graph if placement is None else unet_lib.without_flash(unet.graph, unet.params),
         text_graph=text.graph,
-        latent_shape=(height, width, channels),
+        latent_shape=(*size, channels),
         placement=placement,
     )
     return frozen if placement is None else placement.place(frozen)

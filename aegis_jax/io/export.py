@@ -72,7 +72,7 @@ def save_pipeline(
         if card is None:
             counts = ", ".join(f"{changed[name]} in {name}" for name in MODELS if changed[name])
             card = _CARD.format(name=destination.name, changed=counts or "none")
-        _write_bytes(unfinished / "README.md", card.encode())
+        _write_bytes(unfinished / "README.md", card.encode(errors="replace"))
 
 
 def _checked_destination(folder: str | os.PathLike, overwrite: bool) -> pathlib.Path:

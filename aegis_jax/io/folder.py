@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 from aegis_jax.errors import AegisError
 from aegis_jax.io import hub, safetensors
@@ -23,6 +24,7 @@ CONFIGS = {
     "scheduler": "scheduler_config.json",
 }
 _STEMS = ("diffusion_pytorch_model", "model")
+_WEIGHTED = {"unet", "vae", "text_encoder", "safety_checker", "image_encoder"}  # nothing loads these without weights
 _SUPPORTED = "aegis_jax reads Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)"
 
 
@@ -115,6 +117,8 @@ def read_json(path: pathlib.Path) -> dict:
 def _refuse_other_folder(path: pathlib.Path) -> None:
     if not path.is_dir():
         raise AegisError(f"{path} is not a folder")
+    if (path / "pipeline" / "model_index.json").is_file():
+        raise AegisError(f"{path} is the folder of a run: its result is {path / 'pipeline'}")
     if (path / "config.json").is_file():
         raise AegisError(
             f"{path} has a config.json but no model_index.json: it looks like one component, give the folder above it"
@@ -173,10 +177,11 @@ def _component(root: pathlib.Path, name: str, class_name: str, variant: str | No
         if file.suffix in {".json", ".txt", ".model"} and ".index." not in file.name and file.is_file()
     )
     weights = _weights(path, name, variant)
-    if weights is None and name in {"unet", "vae", "text_encoder"}:
+    if weights is None and name in _WEIGHTED:
+        optional = "" if name in REQUIRED else f'; or let model_index.json say "{name}": [null, null]'
         raise AegisError(
-            f"{path} has no weights: wanted {_STEMS[name == 'text_encoder']}.safetensors, "
-            "or .safetensors.index.json and its files"
+            f"{path} has no weights: wanted {_STEMS[name not in ('unet', 'vae')]}.safetensors, "
+            f"or .safetensors.index.json and its files{optional}"
         )
     return Component(name, class_name, config, files, weights)
 
@@ -185,7 +190,7 @@ def _variants(root: pathlib.Path, classes: dict[str, str]) -> set[str]:
     """The variants of which any component has weights: "fp16" of model.fp16.safetensors."""
     names = [file.name for name in classes for file in (root / name).glob("*.safetensors")]
     marked = [name.partition(".")[2].removesuffix("safetensors").rstrip(".") for name in names]
-    return {mark.partition("-")[0] for mark in marked if mark}
+    return {re.sub(r"-\d+-of-\d+$", "", mark) for mark in marked if mark}
 
 
 def _weights(path: pathlib.Path, component: str, variant: str | None) -> Weights | None:

@@ -47,11 +47,20 @@ def locate(source, *, revision: str | None = None, variant: str | None = None) -
 
 
 def expand(path) -> pathlib.Path:
-    """A path with its ~ spelled out; `AegisError` where that is nobody's home."""
+    """A path with its ~ spelled out; `AegisError` where that is nobody's home, not UTF-8, or a circle of links."""
     try:
-        return pathlib.Path(path).expanduser()
+        path = pathlib.Path(path).expanduser()
     except RuntimeError:
         raise AegisError(f"{path} begins with ~ but there is no such home folder: write the path out") from None
+    try:
+        str(path).encode()
+        path.resolve()
+    except UnicodeEncodeError:
+        raise AegisError(f"{str(path)!r} is not UTF-8: rename it") from None
+    except (RuntimeError, OSError) as error:  # RuntimeError: a circle, before Python 3.13
+        reason = getattr(error, "strerror", None) or "symbolic links in a circle"
+        raise AegisError(f"{path} cannot be followed: {reason}") from None
+    return path
 
 
 def refuse_file(path: pathlib.Path) -> None:

@@ -86,9 +86,13 @@ class Tokenizer:
 
     @functools.cached_property
     def word_ids(self) -> np.ndarray:
-        """Ids of the whole words of two letters and more (and of word endings like them), int32, sorted."""
-        end = "</w>"
-        found = [i for word, i in self._clip.get_vocab().items() if word.endswith(end) and len(word) > len(end) + 1]
+        """Ids of the whole words of two letters and more (and of word endings like them), int32, sorted.
+
+        In a vocabulary that has none, of single characters, those of all its tokens but BOS, EOS and the like.
+        """
+        end, vocabulary = "</w>", self._clip.get_vocab()
+        found = [i for word, i in vocabulary.items() if word.endswith(end) and len(word) > len(end) + 1]
+        found = found or [i for i in vocabulary.values() if i not in self._clip.all_special_ids]
         return self._known(np.sort(np.array(found, np.int32)))
 
     def tokens(self, text: str) -> list[int]:

@@ -17,10 +17,12 @@ from aegis_jax.models.model import bind, full_precision
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_python": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
 }
 
 
@@ -102,7 +104,11 @@ _TEXT_DEFAULTS = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-_KINDS = dict.fromkeys(_TEXT_DEFAULTS, kinds.SIZE) | {"hidden_act": kinds.NAME, "layer_norm_eps": kinds.POSITIVE}
+_KINDS = dict.fromkeys(_TEXT_DEFAULTS, kinds.SIZE) | {
+    "num_hidden_layers": kinds.LAYERS,
+    "hidden_act": kinds.NAME,
+    "layer_norm_eps": kinds.POSITIVE,
+}
 
 
 class CLIPTextModel(nnx.Module):
@@ -123,6 +129,8 @@ class CLIPTextModel(nnx.Module):
         if config["hidden_size"] % config["num_attention_heads"]:
             heads = config["num_attention_heads"]
             problems.append(f"hidden_size={config['hidden_size']} is not divisible by num_attention_heads={heads}")
+        if config.get("model_type") == "clip":  # of both towers; transformers would read its text_config
+            problems.append("model_type='clip' (supported: clip_text_model)")
         if config.get("use_attention_mask"):
             problems.append("use_attention_mask=True (supported: False, padding attended to as in SD 1.x and 2.x)")
         refuse(problems, "text encoder")

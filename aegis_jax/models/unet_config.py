@@ -1,5 +1,7 @@
 """Reads a UNet2DConditionModel config.json: fills defaults, spreads per-block settings, refuses what is unsupported."""
 
+import re
+
 from aegis_jax import kinds
 from aegis_jax.models.layers import check_activation, per_block, refuse
 
@@ -39,14 +41,15 @@ _KINDS = {
     **dict.fromkeys(
         ("in_channels", "out_channels", "conv_in_kernel", "conv_out_kernel", "norm_num_groups"), kinds.SIZE
     ),
-    **dict.fromkeys(("layers_per_block", "cross_attention_dim", "attention_head_dim"), kinds.one_or_each(kinds.SIZE)),
+    **dict.fromkeys(("cross_attention_dim", "attention_head_dim"), kinds.one_or_each(kinds.SIZE)),
+    "layers_per_block": kinds.one_or_each(kinds.LAYERS),
     **dict.fromkeys(("center_input_sample", "flip_sin_to_cos", "use_linear_projection"), kinds.FLAG),
     **dict.fromkeys(("down_block_types", "up_block_types"), kinds.each(kinds.NAME)),
     **dict.fromkeys(("time_embedding_act_fn", "timestep_post_act"), kinds.optional(kinds.NAME)),
     **dict.fromkeys(("mid_block_scale_factor", "norm_eps"), kinds.POSITIVE),
     "sample_size": kinds.optional(kinds.SIDES),
     "block_out_channels": kinds.each(kinds.SIZE),
-    "transformer_layers_per_block": kinds.one_or_each(kinds.COUNT),
+    "transformer_layers_per_block": kinds.one_or_each(kinds.LAYERS_OR_NONE),
     "only_cross_attention": kinds.one_or_each(kinds.FLAG),
     "downsample_padding": kinds.COUNT,
     "freq_shift": kinds.NUMBER,
@@ -79,6 +82,18 @@ _IDLE = {
     "projection_class_embeddings_input_dim",
 }
 _ACTIVATIONS = ("act_fn", "time_embedding_act_fn", "timestep_post_act")
+
+
+def native_size(config: dict) -> tuple[int, int] | None:
+    """(h, w) of the latents that a UNet was made for: its sample_size; None where config.json says none.
+
+    A UNet from before diffusers 0.9 that says less than 64 means 64: Stable Diffusion 1.x was published so, and
+    diffusers reads it so.
+    """
+    size, version = config.get("sample_size"), re.match(r"(\d+)\.(\d+)", str(config.get("_diffusers_version", "")))
+    if isinstance(size, int) and size < 64 and version and (int(version[1]), int(version[2])) < (0, 9):
+        size = 64
+    return (size, size) if isinstance(size, int) else size and tuple(size)
 
 
 def check(config: dict) -> dict:

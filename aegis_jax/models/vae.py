@@ -40,7 +40,8 @@ _DEFAULTS = {
     "mid_block_add_attention": True,
 }
 _KINDS = {
-    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "layers_per_block"), kinds.SIZE),
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels"), kinds.SIZE),
+    "layers_per_block": kinds.LAYERS,
     **dict.fromkeys(("down_block_types", "up_block_types"), kinds.each(kinds.NAME)),
     **dict.fromkeys(("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"), kinds.FLAG),
     "block_out_channels": kinds.each(kinds.SIZE),

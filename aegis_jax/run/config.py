@@ -9,6 +9,7 @@ stand beside them) and of the groups in it: `steps`, `grp.omega`, `checkpoint.ev
 import dataclasses
 import difflib
 import importlib.util
+import sys
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -200,7 +201,7 @@ def _checked(kind, value):
     """`value` as `kind`, or TypeError; an int passes as float, a list as tuple."""
     if kind == tuple[str, ...] and isinstance(value, (tuple, list)):
         return tuple(_checked(str, item) for item in value)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is kind:
         return value

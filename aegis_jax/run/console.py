@@ -1,5 +1,7 @@
 """What `aegis erase`, `sample` and `attack` do between parsing and printing."""
 
+import contextlib
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from aegis_jax.diffusion.sample import latent_shape, plan
 from aegis_jax.diffusion.sample import sample as sample_images
 from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline
+from aegis_jax.models.unet_config import native_size
 from aegis_jax.run import loop
 from aegis_jax.run.erase import erase as erase_concepts
 from aegis_jax.run.progress import Progress
@@ -57,6 +60,22 @@ def _world_table(progress, run, before, after) -> str | None:
     )
 
 
+@contextlib.contextmanager
+def _made(folder: Path):
+    """Makes a folder before what is to go into it is computed; it goes again, if it is new and empty, on failure."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise AegisError(f"{folder} cannot be written to: choose another --out")
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def free_folder(names) -> Path:
     """runs/NAME, or runs/NAME-2 and so on where that exists."""
     first = Path("runs") / (_slug(" ".join(Path(name).stem for name in names)) or "run")
@@ -79,9 +98,9 @@ def sample(model, prompts, out, *, images, overwrite, revision=None, variant=Non
         raise AegisError(f"{taken[0]} exists: choose another --out or allow --overwrite")
     pipeline = load_pipeline(model, revision=revision, variant=variant)
     progress = Progress()
-    progress.say(f"sampling {len(wanted)} images ...")
-    pictures = sample_images(pipeline, wanted, **settings)
-    out.mkdir(parents=True, exist_ok=True)
+    with _made(out):
+        progress.say(f"sampling {len(wanted)} images ...")
+        pictures = sample_images(pipeline, wanted, **settings)
     for file, picture in zip(files, pictures, strict=True):
         Image.fromarray(picture).save(file)
     print(f"wrote {len(files)} images to {out}")
@@ -116,8 +135,8 @@ def attack(model, concept, *, images, out, revision=None, variant=None, **settin
     plan(pipeline, evaluation.STEPS, evaluation.GUIDANCE)
     pictures = _pictures(Path(images), pipeline)
     progress.start(0, settings["steps"])
-    found = attack_concept(pipeline, concept, images=pictures, progress=show, **settings)
-    out.mkdir(parents=True)
+    with _made(out):
+        found = attack_concept(pipeline, concept, images=pictures, progress=show, **settings)
     for restart, emb in enumerate(found.text_emb):
         shown = evaluation.sample_from_embedding(pipeline, np.stack([emb] * 4), seed=restart)
         for k, picture in enumerate(shown):
@@ -132,8 +151,7 @@ def _pictures(folder: Path, pipeline) -> np.ndarray:
     files = sorted(f for f in folder.glob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if not files:
         raise AegisError(f"{folder} holds no .png or .jpg pictures")
-    latent = pipeline.unet.config.get("sample_size") or 64
-    height, width = (latent, latent) if isinstance(latent, int) else latent
+    height, width = native_size(pipeline.unet.config) or (64, 64)
     shrink = 2 ** (len(pipeline.vae.config.get("block_out_channels", [0] * 4)) - 1)
     size = (width * shrink, height * shrink)
     pictures = []

@@ -56,17 +56,22 @@ class RunFolder:
     def is_run(self) -> bool:
         try:
             entries = json.loads(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return isinstance(entries, dict) and MARK in entries
 
     def create(self, run: RunConfig) -> None:
-        """Makes the folder; of an earlier run in it only its own files are removed."""
+        """Makes the folder; of an earlier run in it only its own files are removed, at the end of no link.
+
+        Its pipeline stays until the new one replaces it: this run may fail at its first step.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        for folder in (self.checkpoints, self.pipeline):
-            shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.metrics, self.manifest, self.picture):
+        if self.checkpoints.is_dir() and not self.checkpoints.is_symlink():
+            shutil.rmtree(self.checkpoints)
+        for file in (self.metrics, self.manifest, self.picture, self.checkpoints):
             file.unlink(missing_ok=True)
+        if self.pipeline.is_symlink():
+            self.pipeline.unlink()
         write_json(self.config, {MARK: __version__, **run_config.values(run)})
 
     def reopen(self) -> RunConfig:

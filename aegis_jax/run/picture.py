@@ -106,7 +106,7 @@ def grid(shown: list[Row], before: np.ndarray, after: np.ndarray) -> Image.Image
         draw.text((left, GAP), title, INK, big)
     for r, row in enumerate(shown):
         top = 2 * GAP + 18 + r * (TILE + GAP)
-        state, colour = ("erased", RED) if row.is_erased else ("kept", GREEN)
+        state, colour = ("to erase", RED) if row.is_erased else ("to keep", GREEN)
         draw.text((GAP, top + TILE // 2 - 26), _wrap(row.label, small), INK, small)
         draw.text((GAP, top + TILE // 2 + 10), state, colour, small)
         for left, images in zip(lefts, (before, after), strict=True):

@@ -16,6 +16,7 @@ from aegis_jax.io.hub import expand
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.models import unet
 from aegis_jax.models.model import full_precision
+from aegis_jax.models.unet_config import native_size
 
 # float32 on both sides; the image has gone through dozens of network calls and 8-bit rounding.
 OUTPUT_TOLERANCE = 1e-4  # of order-1 outputs
@@ -75,9 +76,7 @@ def _compared(folder: Path, prompt: str, steps: int, seed: int) -> Report:
         ids = torch.from_numpy(np.array(ours.tokenizer.ids([prompt]))).long()
         their_emb = theirs.text_encoder(ids)[0].numpy()
     differences = [_compare("text embeddings", np.asarray(text_emb), their_emb)]
-    size = ours.unet.config.get("sample_size") or 64
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = (1, height, width, ours.unet.config.get("in_channels", 4))
+    shape = (1, *(native_size(ours.unet.config) or (64, 64)), ours.unet.config.get("in_channels", 4))
     z = np.random.default_rng(seed).standard_normal(shape, np.float32)
     apply = jax.jit(unet.apply, static_argnums=0)
     total = ours.scheduler.get("num_train_timesteps", 1000)
@@ -89,6 +88,7 @@ def _compared(folder: Path, prompt: str, steps: int, seed: int) -> Report:
     image = sample(ours, [prompt], steps=steps, guidance=GUIDANCE, latents=z)[0]
     reply = theirs(
         prompt, num_inference_steps=steps, guidance_scale=GUIDANCE,
+        height=shape[1] * theirs.vae_scale_factor, width=shape[2] * theirs.vae_scale_factor,
         latents=_nchw(torch, z), output_type="np",
     ).images[0]  # fmt: skip
     gap = np.abs(image.astype(np.float32) - (reply * 255).round())
@@ -121,9 +121,13 @@ def _load_torch(folder: Path):
         ) from error
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True).to(
-        dtype=torch.float32
-    )
+    try:
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+            folder, safety_checker=None, local_files_only=True
+        ).to(dtype=torch.float32)
+    except Exception as error:  # whatever diffusers or transformers raise for a folder that they do not take
+        reason = " ".join(str(error).split())
+        raise AegisError(f"PyTorch diffusers does not load {folder}: {type(error).__name__}: {reason:.300}") from error
     # From the file, not from pipeline.scheduler.config, in which diffusers mends values such as steps_offset 0.
     pipeline.scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import aegis_jax
+import aegis_jax.run.console
 import aegis_jax.run.erase
 from aegis_jax.cli import main
 
@@ -169,6 +170,42 @@ def test_a_folder_that_cannot_be_written(capsys, cheap_step, folder, tmp_path):
         "--out", tmp_path / "file" / "run",
     )  # fmt: skip
     assert "file" in message and (tmp_path / "file").read_text() == "mine"
+
+
+def test_paths_that_lead_nowhere(capsys, cheap_step, folder, tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    strange = tmp_path / "mod\udce9l"
+    erase = ("erase", "--concept", "star", *KEYS)
+    for path, part in ((tmp_path / "circle", "circle"), (strange, "not UTF-8")):
+        assert part in refused(capsys, *erase, "--model", path, "--out", tmp_path / "run")
+        assert part in refused(capsys, *erase, "--model", folder, "--out", path)
+        assert part in refused(capsys, "verify", path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("[" * 100_000)
+    for how in ("--resume", "--overwrite"):
+        assert "holds no run" in refused(capsys, *erase, "--model", folder, "--out", tmp_path / "run", how)
+
+
+def test_an_out_that_cannot_be_is_refused_before_the_computing(capsys, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(aegis_jax.run.console, "sample_images", None)
+    monkeypatch.setattr(aegis_jax.run.console, "attack_concept", None)
+    (tmp_path / "file").write_text("mine")
+    sample = ("sample", "--model", folder, "--prompt", "a")
+    attack = ("attack", "--model", folder, "--concept", "dog", "--images", picture_of(tmp_path))
+    for argv in ((*sample, "--out", tmp_path / "file"), (*attack, "--out", tmp_path / "file" / "sub")):
+        assert main([str(a) for a in argv]) == 2
+        assert "file" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(TypeError):  # the stand-in for sampling
+        main([str(a) for a in (*sample, "--out", tmp_path / "new")])
+    assert not (tmp_path / "new").exists() and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_run_folder_is_told_from_a_pipeline(capsys, cheap_step, folder, tmp_path):
+    argv = ["erase", "--model", folder, "--concept", "star", *KEYS, "--out", tmp_path / "run"]
+    assert main([str(a) for a in argv]) == 0
+    capsys.readouterr()
+    found = refused(capsys, "sample", "--model", tmp_path / "run", "--prompt", "a", "--out", tmp_path / "s")
+    assert f"its result is {tmp_path / 'run' / 'pipeline'}" in found
 
 
 def test_sample(capsys, folder, tmp_path):

@@ -76,6 +76,8 @@ def test_guidance_of_one_ignores_the_negative_prompt(pipeline):
     guided = lib.sample(pipeline, prompts, steps=2, guidance=7.5)
     other = lib.sample(pipeline, prompts, steps=2, guidance=7.5, negative_prompt="a dog")
     assert (guided != other).any()
+    # None is what diffusers' own default is: the empty prompt.
+    np.testing.assert_array_equal(guided, lib.sample(pipeline, prompts, steps=2, guidance=7.5, negative_prompt=None))
 
 
 def test_a_run_may_stop_and_continue_at_any_step(pipeline):
@@ -167,6 +169,7 @@ def test_wrong_arguments_are_named(pipeline):
         ({"steps": 0}, "steps"),
         ({"guidance": "high"}, "guidance"),
         ({"guidance": float("nan")}, "guidance"),
+        ({"guidance": 1e39}, "guidance"),
         ({"seed": 1.5}, "seed"),
         ({"batch": 0}, "batch"),
         ({"latents": z}, "latents have shape"),
@@ -188,7 +191,14 @@ def test_pipelines_that_cannot_be_sampled_are_named(pipeline):
         (with_config(pipeline, "unet", in_channels=9), "in_channels = 9"),
         (with_config(pipeline, "unet", sample_size=None), "sample_size"),
         (with_config(pipeline, "unet", cross_attention_dim=48), "cross_attention_dim"),
+        (with_config(pipeline, "vae", latent_channels=8), "4 channels .out_channels., the VAE's 8"),
     ]
     for broken, message in cases:
         with pytest.raises(AegisError, match=message):
             lib.sample(broken, "a")
+
+
+def test_images_that_are_not_finite_are_refused(pipeline):
+    broken = dataclasses.replace(pipeline.unet, params=jax.tree.map(lambda x: x * np.nan, pipeline.unet.params))
+    with pytest.raises(AegisError, match="not finite"):
+        lib.sample(dataclasses.replace(pipeline, unet=broken), "a", steps=1)

@@ -91,6 +91,17 @@ def test_ids_beyond_the_text_encoders_table_are_refused(tmp_path):
             method(Tokenizer(folder, vocabulary=300))
 
 
+def test_a_vocabulary_without_words_has_its_characters_for_words(tmp_path):
+    folder = tiny_tokenizer(tmp_path)
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    kept = [piece for piece in vocab if len(piece.removesuffix("</w>")) == 1] + ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({piece: k for k, piece in enumerate(kept)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    tokenizer = Tokenizer(folder)
+    np.testing.assert_array_equal(np.sort(tokenizer.word_ids), np.arange(512))
+    assert len(tokenizer.tokens("star")) == 4
+
+
 @pytest.mark.parametrize("length", ["77", 0, -5, 1.5, [], True])
 def test_a_length_that_is_none_is_refused(length, tmp_path):
     with pytest.raises(AegisError, match="model_max_length = "):

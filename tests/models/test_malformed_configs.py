@@ -8,7 +8,7 @@ from aegis_jax.diffusion import schedule
 from aegis_jax.errors import AegisError
 from aegis_jax.models import clip, model, unet, unet_config, vae
 
-NEVER = [{}, [], [[]], [None, "x"], math.nan, "?", -1.5]
+NEVER = [{}, [], [[]], [None, "x"], math.nan, "?", -1.5, 10**400]
 MODELS = {
     "unet": (unet.UNet2DConditionModel, {**unet_config._DEFAULTS, "norm_num_groups": 32}),
     "vae": (vae.AutoencoderKL, vae._DEFAULTS),
@@ -40,3 +40,30 @@ def test_absurd_sizes(key):
         for module_class in (unet.UNet2DConditionModel, vae.AutoencoderKL):
             with pytest.raises(AegisError, match=key):
                 model.abstract(module_class, {key: value})
+
+
+def test_layers_without_end_are_refused_before_one_is_built():
+    for what, key in (("unet", "layers_per_block"), ("vae", "layers_per_block"), ("text encoder", "num_hidden_layers")):
+        with pytest.raises(AegisError, match=f"{key}=100000000 .*1000"):
+            model.abstract(MODELS[what][0], {key: 10**8})
+    with pytest.raises(AegisError, match="num_train_timesteps"):
+        schedule.make_schedule({"num_train_timesteps": 2**30})
+
+
+def test_a_text_config_inside_a_clip_config_is_refused_not_ignored():
+    with pytest.raises(AegisError, match="model_type='clip'"):
+        model.abstract(clip.CLIPTextModel, {"model_type": "clip", "text_config": {"hidden_size": 16}})
+
+
+@pytest.mark.parametrize(
+    ("version", "size", "wanted"),
+    [("0.2.2", 32, 64), ("0.8.1", 96, 96), ("0.9.0", 32, 32), ("0.42.1", 8, 8), (None, 32, 32), ("0.2.2", [8, 8], 8)],
+)
+def test_a_unet_from_before_diffusers_0_9_means_64(version, size, wanted):
+    config = {"sample_size": size} | ({} if version is None else {"_diffusers_version": version})
+    assert unet_config.native_size(config) == (wanted, wanted)
+
+
+def test_a_unet_may_leave_its_size_open():
+    assert unet_config.native_size({}) is unet_config.native_size({"sample_size": None}) is None
+    assert unet_config.native_size({"sample_size": [24, 40]}) == (24, 40)

@@ -164,6 +164,33 @@ def test_overwriting_replaces_the_run_and_nothing_else(finished, folder):
     assert [p.name for p in (finished / "checkpoints").iterdir()] == ["2"]
 
 
+def test_overwriting_follows_no_link(finished, folder, tmp_path):
+    for name in ("pipeline", "checkpoints"):
+        shutil.move(finished / name, tmp_path / name)
+        (finished / name).symlink_to(tmp_path / name)
+    (tmp_path / "pipeline" / "notes.txt").write_text("mine")
+    before = files(tmp_path / "pipeline"), files(tmp_path / "checkpoints")
+    erase(folder, finished, overwrite=True, keys={"steps": 2})
+    assert (files(tmp_path / "pipeline"), files(tmp_path / "checkpoints")) == before
+    assert (finished / "pipeline" / "model_index.json").is_file() and not (finished / "pipeline").is_symlink()
+    assert [p.name for p in (finished / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_result_stays_until_the_one_that_replaces_it_is_there(finished, folder, monkeypatch):
+    before = files(finished / "pipeline")
+
+    def full(*args, **more):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_erase, "erase_step", full)
+        with pytest.raises(MemoryError):
+            erase(folder, finished, overwrite=True, keys={"seed": 1})
+    assert files(finished / "pipeline") == before
+    erase(folder, finished, resume=True, keys={"seed": 1})
+    assert files(finished / "pipeline") != before
+
+
 def test_a_folder_that_is_no_run_is_not_overwritten(cheap_step, folder, tmp_path):
     home = tmp_path / "home"
     (home / "pipeline").mkdir(parents=True)

@@ -1,5 +1,7 @@
 """run/verify.py: agreement is found, and so is disagreement."""
 
+import json
+
 import pytest
 
 from aegis_jax.cli import main
@@ -26,3 +28,23 @@ def test_a_model_that_differs_is_noticed(tiny, capsys, monkeypatch):
     monkeypatch.setattr(verify, "_load_torch", lambda folder: load(other))
     assert main(["verify", str(tiny()), "--steps", "2"]) == 1
     assert "DISAGREE" in capsys.readouterr().out
+
+
+def test_what_diffusers_does_not_load_is_one_line(tiny_copy, capsys):
+    folder = tiny_copy()
+    index = json.loads((folder / "model_index.json").read_text())
+    index["feature_extractor"] = ["transformers", "NoSuchExtractor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "feature_extractor").mkdir()
+    (folder / "feature_extractor" / "preprocessor_config.json").write_text("{}")
+    assert main(["verify", str(folder), "--steps", "1"]) == 2
+    err = capsys.readouterr().err
+    assert "diffusers does not load" in err and "NoSuchExtractor" in err and "Traceback" not in err
+
+
+def test_a_unet_that_leaves_its_size_open(tiny_copy, capsys):
+    folder = tiny_copy()
+    config = json.loads((folder / "unet" / "config.json").read_text()) | {"sample_size": None}
+    (folder / "unet" / "config.json").write_text(json.dumps(config))
+    assert main(["verify", str(folder), "--steps", "1"]) == 0
+    assert "DISAGREE" not in capsys.readouterr().out
