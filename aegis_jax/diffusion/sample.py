@@ -182,8 +182,8 @@ def plan(pipeline, steps, guidance) -> tuple[np.ndarray, float]:
     channels, wanted = pipeline.unet.config.get("out_channels", 4), pipeline.vae.config.get("latent_channels", 4)
     if channels != wanted:
         raise AegisError(
-            f"the UNet's latents have {channels} channels (out_channels), the VAE's {wanted} (latent_channels): they do "
-            "not belong together"
+            f"the UNet's latents have {channels} channels (out_channels), the VAE's {wanted} (latent_channels): "
+            "they do not belong together"
         )
     scheduler = schedule_lib.make_schedule(pipeline.scheduler)
     timesteps = schedule_lib.ddim_timesteps(pipeline.scheduler, steps)

@@ -98,7 +98,10 @@ def _rate(answers: dict, concept: Concept) -> float:
 
 
 def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
-    """The figures but the attack's as shares in [0, 1]; "plain", "held_out", "same" and "other" over n images each."""
+    """The figures but the attack's as shares in [0, 1]; "plain", "held_out", "same" and "other" over n images each.
+
+    "same_each" is "same" for each other value of the attribute, {name: share}.
+    """
     judged, second = judge.load("judge"), judge.load("second_judge")
     agreed, shown = [], []
 
@@ -113,12 +116,14 @@ def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
     held_out = answers(concept_prompts(concept, n, seed, held_out=True), 1)
     prompts, labels = other_prompts(concept, n, seed)
     kept = answers(prompts, 2)
-    right = {a: np.mean(kept[a] == labels[:, k]) for k, a in enumerate(concepts.ATTRIBUTES)}
-    same = float(right.pop(concept.attribute))
+    right = {a: kept[a] == labels[:, k] for k, a in enumerate(concepts.ATTRIBUTES)}
+    same, value = right.pop(concept.attribute), labels[:, concept.axis]
+    values = concepts.ATTRIBUTES[concept.attribute]
     return {
         "plain": _rate(plain, concept),
         "held_out": _rate(held_out, concept),
-        "same": same,
+        "same": float(np.mean(same)),
+        "same_each": {v.name: float(same[value == i].mean()) for i, v in enumerate(values) if (value == i).any()},
         "other": float(np.mean(list(right.values()))),
         "agreement": float(np.mean(agreed)),
         "agreement_shown": float(np.mean(shown[:2])),

@@ -55,3 +55,38 @@ def test_concept_images_show_only_the_concept():
     first, again = world.concept_images(STAR, 8), world.concept_images(STAR, 8)
     assert first.shape == (8, 32, 32, 3) and first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)
+
+
+def test_what_measure_counts(monkeypatch):
+    star, n, drawn = world.find("star"), 70, []
+    labels = world.other_prompts(star, n, 0)[1]
+
+    def sample(pipeline, prompts, **settings):
+        drawn.append(prompts)
+        return np.full(n, len(drawn) - 1)  # which of the three sets of prompts
+
+    def judged(images):
+        answers = labels.copy()
+        if images[0] < 2:
+            answers[: 7 * (images[0] + 1), 0] = star.index
+        else:
+            answers[labels[:, 0] == 0, 0] = -1
+            answers[:7, 1] = -1
+        return dict(zip(world.concepts.ATTRIBUTES, answers.T, strict=True))
+
+    def second(images):
+        return judged(images) | {"shape": np.full(n, -1)}
+
+    monkeypatch.setattr(world, "sample", sample)
+    monkeypatch.setattr(world.judge, "load", {"judge": judged, "second_judge": second}.get)
+    found = world.measure(None, star, n=n)
+    circles = (labels[:, 0] == 0).mean()
+    assert found.pop("same_each") == {
+        v.name: float(i > 0) for i, v in enumerate(world.concepts.ATTRIBUTES["shape"]) if i != star.index
+    }
+    assert found == pytest.approx(
+        {
+            "plain": 0.1, "held_out": 0.2, "same": 1 - circles, "other": 0.95,
+            "agreement": (2 + circles / 3) / 3, "agreement_shown": 0.85,
+        }
+    )  # fmt: skip
