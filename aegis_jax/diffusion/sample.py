@@ -143,8 +143,14 @@ def decode(pipeline, latents) -> jax.Array:
 
 
 def to_uint8(images) -> np.ndarray:
-    """Images in [0, 1] -> uint8, rounded to the nearest level (halves to even) as in diffusers."""
-    return (np.asarray(images) * 255).round().astype(np.uint8)
+    """Images in [0, 1] -> uint8, rounded to the nearest level (halves to even) as in diffusers.
+
+    AegisError for values that are not finite.
+    """
+    images = np.asarray(images)
+    if not np.isfinite(images).all():
+        raise AegisError("the images are not finite: lower the guidance, or look at the model's weights")
+    return (images * 255).round().astype(np.uint8)
 
 
 def sample(
@@ -246,10 +252,6 @@ def generate(
 
     loop(rows[0], z_T[rows[0]], last=0)  # no step: compiles, before several threads would each do so
     latents = jnp.concatenate(side_by_side(call, rows, (os.cpu_count() or 1) if on_cpu else 1))
-    if not np.isfinite(latents).all():
-        raise AegisError(
-            f"sampling with guidance {guidance:g} gave latents that are not finite: lower it, or look at the weights"
-        )
     parts = [to_uint8(decode(pipeline, latents[i : i + batch])) for i in range(0, calls * batch, batch)]
     return np.concatenate(parts)[:n]
 
@@ -325,7 +327,7 @@ def _as_float(array, name) -> jax.Array:
 def _checked_guidance(guidance) -> float:
     try:
         value = float(guidance)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not abs(value) <= float(jnp.finfo(jnp.float32).max):
         raise AegisError(f"guidance = {guidance!r}, wanted a finite float32 number")

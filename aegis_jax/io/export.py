@@ -17,7 +17,7 @@ import numpy as np
 
 from aegis_jax.errors import AegisError
 from aegis_jax.io import convert, hub, parts, safetensors, tiles
-from aegis_jax.io.folder import CONFIGS, File, Weights, read_json
+from aegis_jax.io.folder import CONFIGS, NEED_WEIGHTS, File, Weights, read_json
 from aegis_jax.io.pipeline import MODELS, Pipeline
 from aegis_jax.models import layout
 from aegis_jax.models.model import Model, flatten
@@ -59,11 +59,12 @@ def save_pipeline(
     existing pipeline folder, which is removed only after success. card: text of the model card,
     README.md.
 
-    Raises `AegisError` if the destination exists, the disk is full, the source has changed since it
-    was loaded, or a changed tensor holds values that are not finite in `dtype`; nothing is left
-    behind then.
+    Raises `AegisError` if the destination exists, the disk is full, a component has no weights that
+    diffusers would look for, the source has changed since it was loaded, or a changed tensor holds
+    values that are not finite in `dtype`; nothing is left behind then.
     """
     dtype = None if dtype is None else safetensors.dtype_name(dtype)
+    check_complete(pipeline)
     destination = _checked_destination(folder, overwrite)
     _check_space(pipeline, destination)
     with _written_beside(destination) as unfinished:
@@ -73,6 +74,30 @@ def save_pipeline(
             counts = ", ".join(f"{changed[name]} in {name}" for name in MODELS if changed[name])
             card = _CARD.format(name=destination.name, changed=counts or "none")
         _write_bytes(unfinished / "README.md", card.encode(errors="replace"))
+
+
+def check_complete(pipeline: Pipeline) -> None:
+    """Refuses what could be loaded here but not, after an export, by diffusers: a safety checker without weights.
+
+    A hub repository comes so whose checker is a pickle, which is not downloaded.
+    """
+    folder = pipeline.source and pipeline.source.folder
+    bare = [name for name in NEED_WEIGHTS if folder and name in folder.components]
+    bare = [name for name in bare if folder.components[name].weights is None]
+    if bare:
+        raise AegisError(
+            f"{folder.path / bare[0]} has no safetensors, so that diffusers could not load an export: add them, or let "
+            f'model_index.json say "{bare[0]}": [null, null]'
+        )
+
+
+def size(pipeline: Pipeline) -> int:
+    """About how many bytes `save_pipeline` writes."""
+    if pipeline.source is None:
+        models = [getattr(pipeline, name).params for name in MODELS]
+        return sum(leaf.nbytes for params in models for leaf in flatten(params).values())
+    components = pipeline.source.folder.components.values()
+    return sum(h.size for c in components if c.weights for h in c.weights.headers)
 
 
 def _checked_destination(folder: str | os.PathLike, overwrite: bool) -> pathlib.Path:
@@ -89,12 +114,7 @@ def _checked_destination(folder: str | os.PathLike, overwrite: bool) -> pathlib.
 
 def _check_space(pipeline: Pipeline, destination: pathlib.Path) -> None:
     """Refuses at once what cannot fit; the writer itself notices whatever this misses."""
-    if pipeline.source is None:
-        models = [getattr(pipeline, name).params for name in MODELS]
-        needed = sum(leaf.nbytes for params in models for leaf in flatten(params).values())
-    else:
-        components = pipeline.source.folder.components.values()
-        needed = sum(h.size for c in components if c.weights for h in c.weights.headers)
+    needed = size(pipeline)
     existing = next(parent for parent in destination.parents if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:

@@ -23,8 +23,8 @@ CONFIGS = {
     "text_encoder": "config.json",
     "scheduler": "scheduler_config.json",
 }
+NEED_WEIGHTS = ("safety_checker", "image_encoder")  # not needed here, but diffusers loads none of them without
 _STEMS = ("diffusion_pytorch_model", "model")
-_WEIGHTED = {"unet", "vae", "text_encoder", "safety_checker", "image_encoder"}  # nothing loads these without weights
 _SUPPORTED = "aegis_jax reads Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)"
 
 
@@ -177,11 +177,10 @@ def _component(root: pathlib.Path, name: str, class_name: str, variant: str | No
         if file.suffix in {".json", ".txt", ".model"} and ".index." not in file.name and file.is_file()
     )
     weights = _weights(path, name, variant)
-    if weights is None and name in _WEIGHTED:
-        optional = "" if name in REQUIRED else f'; or let model_index.json say "{name}": [null, null]'
+    if weights is None and name in {"unet", "vae", "text_encoder"}:
         raise AegisError(
-            f"{path} has no weights: wanted {_STEMS[name not in ('unet', 'vae')]}.safetensors, "
-            f"or .safetensors.index.json and its files{optional}"
+            f"{path} has no weights: wanted {_STEMS[name == 'text_encoder']}.safetensors, "
+            "or .safetensors.index.json and its files"
         )
     return Component(name, class_name, config, files, weights)
 

@@ -1,5 +1,6 @@
 """Where a pipeline's files are: a local folder, the embedded world, or a hub repository."""
 
+import errno
 import json
 import pathlib
 import re
@@ -54,12 +55,14 @@ def expand(path) -> pathlib.Path:
         raise AegisError(f"{path} begins with ~ but there is no such home folder: write the path out") from None
     try:
         str(path).encode()
-        path.resolve()
+        path.resolve(strict=True)
     except UnicodeEncodeError:
         raise AegisError(f"{str(path)!r} is not UTF-8: rename it") from None
-    except (RuntimeError, OSError) as error:  # RuntimeError: a circle, before Python 3.13
-        reason = getattr(error, "strerror", None) or "symbolic links in a circle"
-        raise AegisError(f"{path} cannot be followed: {reason}") from None
+    except ValueError:  # a null byte
+        raise AegisError(f"{str(path)!r} is not a path") from None
+    except (RuntimeError, OSError) as error:  # RuntimeError: before Python 3.13
+        if isinstance(error, RuntimeError) or error.errno == errno.ELOOP:
+            raise AegisError(f"{path} cannot be followed: symbolic links in a circle") from None
     return path
 
 

@@ -13,6 +13,7 @@ from aegis_jax.attacks import attack as attack_concept
 from aegis_jax.diffusion.sample import latent_shape, plan
 from aegis_jax.diffusion.sample import sample as sample_images
 from aegis_jax.errors import AegisError
+from aegis_jax.io.hub import expand
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.models.unet_config import native_size
 from aegis_jax.run import loop
@@ -62,17 +63,17 @@ def _world_table(progress, run, before, after) -> str | None:
 
 @contextlib.contextmanager
 def _made(folder: Path):
-    """Makes a folder before what is to go into it is computed; it goes again, if it is new and empty, on failure."""
-    is_new = not folder.exists()
+    """Makes a folder before what is to go into it is computed; on failure what is new and empty goes again."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise AegisError(f"{folder} cannot be written to: choose another --out")
     try:
         yield
     except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with contextlib.suppress(OSError):
+            for path in new:
+                path.rmdir()
         raise
 
 
@@ -91,12 +92,13 @@ def sample(model, prompts, out, *, images, overwrite, revision=None, variant=Non
     if images < 1:
         raise AegisError(f"--images {images}: wanted 1 or more")
     wanted = [prompt for prompt in prompts for _ in range(images)]
-    out = Path(out)
+    out = expand(out)
     files = [out / f"{k:03d}-{_slug(prompt) or 'empty'}.png" for k, prompt in enumerate(wanted)]
     taken = [file for file in files if file.exists()]
     if taken and not overwrite:
         raise AegisError(f"{taken[0]} exists: choose another --out or allow --overwrite")
     pipeline = load_pipeline(model, revision=revision, variant=variant)
+    plan(pipeline, settings["steps"], settings["guidance"])
     progress = Progress()
     with _made(out):
         progress.say(f"sampling {len(wanted)} images ...")
@@ -128,7 +130,7 @@ def attack(model, concept, *, images, out, revision=None, variant=None, **settin
         print(f"the judge sees {value.value.name!r} in {rates['attacked']:.1%} of the images under")
         print(f"soft prompts, {rates['attacked_best']:.1%} under the best restart (each: {each})")
         return
-    out = Path(out or "attack")
+    out = expand(out or "attack")
     if out.exists():
         raise AegisError(f"{out} exists: choose another --out")
     latent_shape(pipeline)  # what cannot be sampled afterwards is refused before the attack
@@ -137,12 +139,12 @@ def attack(model, concept, *, images, out, revision=None, variant=None, **settin
     progress.start(0, settings["steps"])
     with _made(out):
         found = attack_concept(pipeline, concept, images=pictures, progress=show, **settings)
-    for restart, emb in enumerate(found.text_emb):
-        shown = evaluation.sample_from_embedding(pipeline, np.stack([emb] * 4), seed=restart)
-        for k, picture in enumerate(shown):
-            Image.fromarray(picture).save(out / f"restart-{restart}-{k}.png")
-        first, last = found.losses[0, restart], found.losses[-1, restart]
-        print(f"restart {restart}: denoising loss {first:.4f} -> {last:.4f}")
+        for restart, emb in enumerate(found.text_emb):
+            shown = evaluation.sample_from_embedding(pipeline, np.stack([emb] * 4), seed=restart)
+            for k, picture in enumerate(shown):
+                Image.fromarray(picture).save(out / f"restart-{restart}-{k}.png")
+            first, last = found.losses[0, restart], found.losses[-1, restart]
+            print(f"restart {restart}: denoising loss {first:.4f} -> {last:.4f}")
     print(f"wrote {4 * len(found.text_emb)} images to {out}")
 
 

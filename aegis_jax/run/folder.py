@@ -5,6 +5,7 @@ metrics.jsonl     one line per step
 manifest.json     versions, hashes of what came in and went out
 checkpoints/      the newest states
 pipeline/         the result, a diffusers folder
+previous_pipeline/  that of the run which this one replaces, until it has one of its own
 before_after.png  the same prompts and noise on both sides
 """
 
@@ -36,6 +37,7 @@ class RunFolder:
         self.manifest = self.path / "manifest.json"
         self.checkpoints = self.path / "checkpoints"
         self.pipeline = self.path / "pipeline"
+        self.previous = self.path / "previous_pipeline"
         self.picture = self.path / "before_after.png"
 
     def check_free(self, overwrite: bool) -> None:
@@ -63,16 +65,23 @@ class RunFolder:
     def create(self, run: RunConfig) -> None:
         """Makes the folder; of an earlier run in it only its own files are removed, at the end of no link.
 
-        Its pipeline stays until the new one replaces it: this run may fail at its first step.
+        Its pipeline is kept as `previous` until `drop_previous`: this run may fail at its first step.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        if self.pipeline.is_symlink():
+            self.pipeline.unlink()
+        elif self.pipeline.exists():
+            self.drop_previous()
+            os.rename(self.pipeline, self.previous)
         if self.checkpoints.is_dir() and not self.checkpoints.is_symlink():
             shutil.rmtree(self.checkpoints)
         for file in (self.metrics, self.manifest, self.picture, self.checkpoints):
             file.unlink(missing_ok=True)
-        if self.pipeline.is_symlink():
-            self.pipeline.unlink()
         write_json(self.config, {MARK: __version__, **run_config.values(run)})
+
+    def drop_previous(self) -> None:
+        if self.previous.exists():
+            shutil.rmtree(self.previous)
 
     def reopen(self) -> RunConfig:
         """The configuration of the run that this folder holds."""
@@ -93,14 +102,13 @@ class RunFolder:
             raise AegisError(f"the model {source} lies inside {self.path}: name another folder")
 
     def check_space(self, needed: int, checkpoints: int) -> None:
-        """Refuses a disk that cannot hold `checkpoints` states of together `needed` bytes."""
+        """Refuses a disk that cannot hold `checkpoints` states and the result, of together `needed` bytes."""
         existing = next(p for p in (self.path, *self.path.parents) if p.exists())
         free = shutil.disk_usage(existing).free
         if needed > free:
             raise AegisError(
-                f"no space left for {self.path}: {checkpoints} checkpoints need "
-                f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; lower checkpoint.keep or "
-                "choose another disk"
+                f"no space left for {self.path}: {checkpoints} checkpoints and the result need {needed / 1e6:.1f} MB, "
+                f"{free / 1e6:.1f} MB are free; lower checkpoint.keep or choose another disk"
             )
 
     def read_manifest(self) -> dict:

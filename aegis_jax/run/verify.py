@@ -3,6 +3,7 @@
 The only place outside the tests that imports torch, and only when called.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -86,11 +87,12 @@ def _compared(folder: Path, prompt: str, steps: int, seed: int) -> Report:
             reply = theirs.unet(_nchw(torch, z), t, torch.from_numpy(np.array(text_emb))).sample
         differences.append(_compare(f"UNet output, t = {t}", np.asarray(mine), reply.numpy().transpose(0, 2, 3, 1)))
     image = sample(ours, [prompt], steps=steps, guidance=GUIDANCE, latents=z)[0]
-    reply = theirs(
-        prompt, num_inference_steps=steps, guidance_scale=GUIDANCE,
-        height=shape[1] * theirs.vae_scale_factor, width=shape[2] * theirs.vae_scale_factor,
-        latents=_nchw(torch, z), output_type="np",
-    ).images[0]  # fmt: skip
+    with _their_refusal(folder):
+        reply = theirs(
+            prompt, num_inference_steps=steps, guidance_scale=GUIDANCE,
+            height=shape[1] * theirs.vae_scale_factor, width=shape[2] * theirs.vae_scale_factor,
+            latents=_nchw(torch, z), output_type="np",
+        ).images[0]  # fmt: skip
     gap = np.abs(image.astype(np.float32) - (reply * 255).round())
     differences.append(Difference(f"image, {steps} steps", float(gap.max()), IMAGE_TOLERANCE, "of 255"))
     return Report(folder, tuple(differences))
@@ -104,6 +106,16 @@ def _compare(what: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
 
 def _nchw(torch, z: np.ndarray):
     return torch.from_numpy(np.ascontiguousarray(z.transpose(0, 3, 1, 2)))
+
+
+@contextlib.contextmanager
+def _their_refusal(folder: Path):
+    """One line of whatever diffusers or transformers raise for a folder that they do not take."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise AegisError(f"PyTorch diffusers does not take {folder}: {type(error).__name__}: {reason:.300}") from error
 
 
 def _load_torch(folder: Path):
@@ -121,13 +133,10 @@ def _load_torch(folder: Path):
         ) from error
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
-    try:
+    with _their_refusal(folder):
         pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
             folder, safety_checker=None, local_files_only=True
         ).to(dtype=torch.float32)
-    except Exception as error:  # whatever diffusers or transformers raise for a folder that they do not take
-        reason = " ".join(str(error).split())
-        raise AegisError(f"PyTorch diffusers does not load {folder}: {type(error).__name__}: {reason:.300}") from error
     # From the file, not from pipeline.scheduler.config, in which diffusers mends values such as steps_offset 0.
     pipeline.scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)

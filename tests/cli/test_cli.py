@@ -176,10 +176,12 @@ def test_paths_that_lead_nowhere(capsys, cheap_step, folder, tmp_path):
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     strange = tmp_path / "mod\udce9l"
     erase = ("erase", "--concept", "star", *KEYS)
-    for path, part in ((tmp_path / "circle", "circle"), (strange, "not UTF-8")):
+    for path, part in ((tmp_path / "circle", "links in a circle"), (strange, "not UTF-8")):
         assert part in refused(capsys, *erase, "--model", path, "--out", tmp_path / "run")
         assert part in refused(capsys, *erase, "--model", folder, "--out", path)
         assert part in refused(capsys, "verify", path)
+        sample = ("sample", "--model", folder, "--prompt", "a", "--steps", "1")
+        assert part in refused(capsys, *sample, "--out", path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("[" * 100_000)
     for how in ("--resume", "--overwrite"):
@@ -196,7 +198,9 @@ def test_an_out_that_cannot_be_is_refused_before_the_computing(capsys, folder, t
         assert main([str(a) for a in argv]) == 2
         assert "file" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(TypeError):  # the stand-in for sampling
-        main([str(a) for a in (*sample, "--out", tmp_path / "new")])
+        main([str(a) for a in (*sample, "--out", tmp_path / "new" / "s")])
+    capsys.readouterr()
+    refused(capsys, *sample, "--out", tmp_path / "new" / "s", "--steps", "0")
     assert not (tmp_path / "new").exists() and (tmp_path / "file").read_text() == "mine"
 
 

@@ -170,6 +170,7 @@ def test_wrong_arguments_are_named(pipeline):
         ({"guidance": "high"}, "guidance"),
         ({"guidance": float("nan")}, "guidance"),
         ({"guidance": 1e39}, "guidance"),
+        ({"guidance": 10**400}, "guidance"),
         ({"seed": 1.5}, "seed"),
         ({"batch": 0}, "batch"),
         ({"latents": z}, "latents have shape"),
@@ -199,6 +200,8 @@ def test_pipelines_that_cannot_be_sampled_are_named(pipeline):
 
 
 def test_images_that_are_not_finite_are_refused(pipeline):
-    broken = dataclasses.replace(pipeline.unet, params=jax.tree.map(lambda x: x * np.nan, pipeline.unet.params))
-    with pytest.raises(AegisError, match="not finite"):
-        lib.sample(dataclasses.replace(pipeline, unet=broken), "a", steps=1)
+    for name in ("unet", "vae"):
+        model = getattr(pipeline, name)
+        broken = dataclasses.replace(model, params=jax.tree.map(lambda x: x * np.nan, model.params))
+        with pytest.raises(AegisError, match="not finite"):
+            lib.sample(dataclasses.replace(pipeline, **{name: broken}), "a", steps=1)

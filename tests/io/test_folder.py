@@ -182,15 +182,6 @@ def test_the_number_of_a_shard_is_no_part_of_its_variant(tiny, sharded):
     refused(tiny(dtype="float16", variant="fp16", sharded=sharded), "variants there: fp16", variant="fp32")
 
 
-def test_a_safety_checker_without_weights(tiny_copy):
-    # What a hub repository whose checker is a pickle comes to: diffusers would not load the export.
-    folder = tiny_copy(safety_checker=True)
-    next((folder / "safety_checker").glob("*.safetensors")).unlink()
-    refused(folder, r'safety_checker has no weights: wanted model.safetensors.*"safety_checker": \[null, null\]')
-    edit_json(folder / "model_index.json", safety_checker=[None, None])
-    assert "safety_checker" not in folders.examine(folder).components
-
-
 def test_broken_indices(tiny_copy):
     folder = tiny_copy(sharded=True)
     index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"

@@ -186,9 +186,35 @@ def test_a_result_stays_until_the_one_that_replaces_it_is_there(finished, folder
         patched.setattr(run_erase, "erase_step", full)
         with pytest.raises(MemoryError):
             erase(folder, finished, overwrite=True, keys={"seed": 1})
-    assert files(finished / "pipeline") == before
-    erase(folder, finished, resume=True, keys={"seed": 1})
-    assert files(finished / "pipeline") != before
+        assert not (finished / "pipeline").exists()  # the folder tells of the new run by now
+        assert files(finished / "previous_pipeline") == before
+        with pytest.raises(MemoryError):
+            erase(folder, finished, overwrite=True, keys={"seed": 2})
+    assert files(finished / "previous_pipeline") == before
+    erase(folder, finished, resume=True, keys={"seed": 2})
+    assert files(finished / "pipeline") != before and not (finished / "previous_pipeline").exists()
+
+
+def test_what_is_left_of_a_result_is_no_obstacle(finished, folder):
+    (finished / "pipeline" / "model_index.json").unlink()
+    erase(folder, finished, overwrite=True)
+    assert (finished / "pipeline" / "model_index.json").is_file()
+
+
+def test_what_diffusers_would_not_load_is_refused_before_training(cheap_step, folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "model")
+    index = json.loads((model / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (model / "model_index.json").write_text(json.dumps(index))
+    (model / "safety_checker").mkdir()
+    (model / "safety_checker" / "config.json").write_text("{}")
+    assert aegis_jax.sample(aegis_jax.load_pipeline(model), "a", steps=1).shape == (1, 16, 16, 3)
+    with pytest.raises(AegisError, match=r'safety_checker has no safetensors.*"safety_checker": \[null, null\]'):
+        erase(model, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(AegisError, match="safety_checker has no safetensors"):
+        aegis_jax.save_pipeline(aegis_jax.load_pipeline(model), tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_folder_that_is_no_run_is_not_overwritten(cheap_step, folder, tmp_path):
@@ -218,7 +244,7 @@ def test_too_little_space_is_refused_first(cheap_step, folder, tmp_path, monkeyp
 
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(AegisError, match="no space left for .*checkpoints need"):
+    with pytest.raises(AegisError, match="no space left for .*checkpoints and the result need"):
         erase(folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

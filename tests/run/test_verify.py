@@ -39,7 +39,7 @@ def test_what_diffusers_does_not_load_is_one_line(tiny_copy, capsys):
     (folder / "feature_extractor" / "preprocessor_config.json").write_text("{}")
     assert main(["verify", str(folder), "--steps", "1"]) == 2
     err = capsys.readouterr().err
-    assert "diffusers does not load" in err and "NoSuchExtractor" in err and "Traceback" not in err
+    assert "diffusers does not take" in err and "NoSuchExtractor" in err and "Traceback" not in err
 
 
 def test_a_unet_that_leaves_its_size_open(tiny_copy, capsys):
@@ -48,3 +48,14 @@ def test_a_unet_that_leaves_its_size_open(tiny_copy, capsys):
     (folder / "unet" / "config.json").write_text(json.dumps(config))
     assert main(["verify", str(folder), "--steps", "1"]) == 0
     assert "DISAGREE" not in capsys.readouterr().out
+
+
+def test_a_size_that_diffusers_does_not_draw_is_one_line(tiny_copy, capsys):
+    folder = tiny_copy()
+    config = json.loads((folder / "unet" / "config.json").read_text()) | {"sample_size": 7}
+    (folder / "unet" / "config.json").write_text(json.dumps(config))
+    shrink = 2 ** (len(json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"]) - 1)
+    assert 7 * shrink % 8
+    assert main(["verify", str(folder), "--steps", "1"]) == 2
+    err = capsys.readouterr().err
+    assert "divisible by 8" in err and "Traceback" not in err
