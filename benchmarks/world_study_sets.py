@@ -353,7 +353,30 @@ SETS["final, judged anew"] = screen(
 SETS["final, judged anew, originals"] = screen(
     {"no erasure": None}, ("star", "red", "striped"), (0,), JUDGED_ANEW | {"attack": {"restarts": 0}}
 )
-# What each part does.
+# What each part of the recipe does, beside the finals of seed 0 (nothing was chosen by these).
+SETS["followed, parts"] = screen(
+    {
+        "w/o AET": FOLLOWED | {"aet.enabled": False},
+        "w/o adversarial prompts": FOLLOWED | {"prompt.enabled": False, "prompt.prefixes": 1},
+        "not in context": FOLLOWED | {"prompt.context": False, "prompt.context_rate": 0.0},
+        "w/o preservation": FOLLOWED | {"preserve.weight": 0.0},
+        "with DGR": FOLLOWED | RULE | {"grp.retention": "grp"},
+        "the paper's parts alone": CROSS | lr(1e-4) | LONG | RULE,
+        "ESD, preserved and in context": ESD_BEST
+        | LONG
+        | {"preserve.weight": 5.0, "preserve.empty": 0.35, "prompt.context": True, "prompt.context_rate": 0.5},
+        "w/o the push that follows": FOLLOWED | {"prompt.context_rate": 0.0},
+        "w/o the empty prompt": FOLLOWED | {"preserve.empty": 0.0},
+    },
+    ("star", "red", "striped"),
+    measure=JUDGED_ANEW,
+)
+# Without the words near the star (triangle, cross, heart, moon and theirs): of the other shapes only ring, square and
+# circle are among the random words then.
+SETS["followed, star's neighbours unsaid"] = screen(
+    {"similar 0.15": FOLLOWED | {"preserve.similar": 0.15}}, measure=JUDGED_ANEW
+)
+# What each part did before.
 ESD_MORE = ESD_BEST | LONG | {"preserve.weight": 5.0}
 SETS["among words, parts"] = screen(
     {
@@ -368,10 +391,4 @@ SETS["among words, parts"] = screen(
     },
     ("star", "red"),
     measure=MANY,
-)
-# Without the words near the star (triangle, cross, heart, moon and theirs): of the other shapes only ring, square and
-# circle are among the random words then.
-SETS["among words, star's neighbours unsaid"] = screen(
-    {"AEGIS, among words": AMONG_WORDS, "similar 0.15": AMONG_WORDS | {"preserve.similar": 0.15}},
-    measure=PLAIN_ONLY,
 )
