@@ -91,7 +91,7 @@ def check_complete(pipeline: Pipeline) -> None:
         )
 
 
-def size(pipeline: Pipeline) -> int:
+def written_bytes(pipeline: Pipeline) -> int:
     """About how many bytes `save_pipeline` writes."""
     if pipeline.source is None:
         models = [getattr(pipeline, name).params for name in MODELS]
@@ -114,7 +114,7 @@ def _checked_destination(folder: str | os.PathLike, overwrite: bool) -> pathlib.
 
 def _check_space(pipeline: Pipeline, destination: pathlib.Path) -> None:
     """Refuses at once what cannot fit; the writer itself notices whatever this misses."""
-    needed = size(pipeline)
+    needed = written_bytes(pipeline)
     existing = next(parent for parent in destination.parents if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:

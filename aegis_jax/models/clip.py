@@ -129,8 +129,8 @@ class CLIPTextModel(nnx.Module):
         if config["hidden_size"] % config["num_attention_heads"]:
             heads = config["num_attention_heads"]
             problems.append(f"hidden_size={config['hidden_size']} is not divisible by num_attention_heads={heads}")
-        if config.get("model_type") == "clip":  # of both towers; transformers would read its text_config
-            problems.append("model_type='clip' (supported: clip_text_model)")
+        if config.get("model_type") == "clip" and "text_config" in config:  # of both towers
+            problems.append("model_type='clip' with a text_config of its own (supported: clip_text_model)")
         if config.get("use_attention_mask"):
             problems.append("use_attention_mask=True (supported: False, padding attended to as in SD 1.x and 2.x)")
         refuse(problems, "text encoder")

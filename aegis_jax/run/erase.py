@@ -14,7 +14,8 @@ from aegis_jax.erasure.programs import compile_ahead
 from aegis_jax.erasure.setup import merged_params, setup
 from aegis_jax.erasure.step import erase_step
 from aegis_jax.errors import AegisError
-from aegis_jax.io import convert, export
+from aegis_jax.io import convert
+from aegis_jax.io.export import check_complete, save_pipeline, written_bytes
 from aegis_jax.io.hub import expand
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
 from aegis_jax.models.model import Model, flatten, unflatten
@@ -200,7 +201,7 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
         progress.say(f"{folder.path} is finished already")
         erased = load_pipeline(folder.pipeline)
         return EraseResult(erased, folder.read_metrics(), folder.path, run, pipeline)
-    export.check_complete(pipeline)
+    check_complete(pipeline)
     if run.picture.images:
         picture.check(pipeline, run.picture)
     state, step_fn = _start(run, pipeline)
@@ -214,7 +215,7 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     state = _train(run, state, step_fn, folder, base, story, progress)
     progress.say(f"writing {folder.pipeline}")
     metrics = folder.read_metrics()
-    export.save_pipeline(_erased(run, pipeline, state), folder.pipeline, overwrite=True, card=card.text(run, metrics))
+    save_pipeline(_erased(run, pipeline, state), folder.pipeline, overwrite=True, card=card.text(run, metrics))
     folder.drop_previous()
     del state, step_fn
     pipeline, erased = _on_device(pipeline), load_pipeline(folder.pipeline)
@@ -234,7 +235,7 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
 def _check_space(run, pipeline, state, folder):
     """Before anything is written: room for the result and as many checkpoints as will lie there at once."""
     count = min(run.checkpoint.keep + 1, -(-run.erase.steps // run.checkpoint.every))
-    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) * count + export.size(pipeline)
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) * count + written_bytes(pipeline)
     folder.check_space(needed, count)
 
 
