@@ -119,6 +119,8 @@ def _refuse_other_folder(path: pathlib.Path) -> None:
         raise AegisError(f"{path} is not a folder")
     if (path / "pipeline" / "model_index.json").is_file():
         raise AegisError(f"{path} is the folder of a run: its result is {path / 'pipeline'}")
+    if (path / "metrics.jsonl").is_file():
+        raise AegisError(f"{path} is the folder of a run that has no result yet: go on with it (aegis erase --resume)")
     if (path / "config.json").is_file():
         raise AegisError(
             f"{path} has a config.json but no model_index.json: it looks like one component, give the folder above it"

@@ -210,6 +210,9 @@ def test_a_run_folder_is_told_from_a_pipeline(capsys, cheap_step, folder, tmp_pa
     capsys.readouterr()
     found = refused(capsys, "sample", "--model", tmp_path / "run", "--prompt", "a", "--out", tmp_path / "s")
     assert f"its result is {tmp_path / 'run' / 'pipeline'}" in found
+    shutil.rmtree(tmp_path / "run" / "pipeline")
+    found = refused(capsys, "sample", "--model", tmp_path / "run", "--prompt", "a", "--out", tmp_path / "s")
+    assert "no result yet" in found
 
 
 def test_sample(capsys, folder, tmp_path):
