@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-# JAX's contexts are a thread's own. These can change a result or where it lies, so they go along.
+# JAX's contexts are a thread's own. These can change a result, where it lies or what is refused, so they go along.
 _CONTEXTS = {
     "jax_default_device": jax.default_device,
     "jax_default_matmul_precision": jax.default_matmul_precision,
@@ -21,6 +21,8 @@ _CONTEXTS = {
     "jax_enable_x64": jax.enable_x64,
     "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
     "jax_threefry_partitionable": jax.threefry_partitionable,
+    "jax_transfer_guard_host_to_device": jax.transfer_guard_host_to_device,
+    "jax_transfer_guard_device_to_host": jax.transfer_guard_device_to_host,
 }
 
 

@@ -19,6 +19,9 @@ itself takes that long, and what kappa pushes past 0 meanwhile more attacks brin
 Shapes: B latents, G prompts of the batch, K concepts, L tokens, D text width.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 
 from aegis_jax.erasure.networks import per_latent
@@ -28,7 +31,7 @@ _MOST = 10.0  # kappa's limit: what cannot be erased is not to ruin the rest
 _FLOOR = 3e-5  # of e_i, a mean square: less the concept does not add in a prompt that shows it (docs/study.md, 15)
 
 
-@program
+@program(static_argnames="prompt_count")
 def goal_in_context(step, prompts, prompt_count, c_star, c_context, eps_empty, eps_words, away):
     """(c_star (B, L, D), the goal without its push (B, h, w, C), whether in context (B,)): every other latent of each
     prompt is erased from c_context instead.
@@ -46,9 +49,10 @@ def goal_in_context(step, prompts, prompt_count, c_star, c_context, eps_empty, e
     return c_star, jnp.where(_per_pixel(inside), eps_words, eps_empty), inside
 
 
-def is_moving(step, steps: int):
-    """Whether kappa moves in this step of `steps`."""
-    return step >= 2 * steps // 3
+@partial(jax.jit, static_argnames="steps")
+def rate_now(step, rate, *, steps: int):
+    """The rate at which kappa moves in this step of `steps`."""
+    return jnp.where(step >= 2 * steps // 3, rate, 0.0)
 
 
 @program

@@ -10,6 +10,7 @@ import functools
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.diffusion.threads import side_by_side
@@ -33,6 +34,11 @@ def program(function=None, **options):
             return jitted(*args, **kwargs)
 
     return call
+
+
+def given(x, dtype=jnp.float32):
+    """A number or a list of them as an argument of a program: handed to the device explicitly (jax.transfer_guard)."""
+    return jax.device_put(np.asarray(x, dtype))
 
 
 def compile_ahead(function, *args) -> int:

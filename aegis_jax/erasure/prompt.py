@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from aegis_jax.erasure.programs import given
 from aegis_jax.erasure.target import sign_step
 
 
@@ -23,8 +24,8 @@ def update_prompt(frozen, theta, template, p, z_t, t, eps_original, *, gamma, re
         z_t,
         t,
         jnp.stack([eps_original, eps_original]),
-        jnp.array([1.0, 0.0], jnp.float32),
-        jnp.float32(gamma),
+        given([1.0, 0.0]),
+        given(gamma),
         remat=remat,
     )
     return p, value

@@ -11,7 +11,9 @@ their weights as arguments, so frozen and current UNet share one compilation:
   context.goal_in_context      the concept among random words instead, for half of the latents, if that is asked for
   _erase_update                gradient of L_e (and L_p), GRP and Adam in one pass
 
-Randomness is `fold_in(key(seed), step)` and named splits of it; no key is stored.
+Randomness is `fold_in(key(seed), step)` and named splits of it; no key is stored. What the host hands to a program it
+hands over by name (`given`), and what lies between the programs is compiled too: a step passes under
+`jax.transfer_guard_host_to_device("disallow")`, which the training loop sets.
 """
 
 import dataclasses
@@ -24,13 +26,46 @@ from aegis_jax.diffusion.threads import beside
 from aegis_jax.erasure import adam, context, groups, networks, prompt, rectify, target, trainable, words
 from aegis_jax.erasure import latents as latents_lib
 from aegis_jax.erasure.config import EraseConfig, GRPConfig
-from aegis_jax.erasure.programs import program
+from aegis_jax.erasure.programs import given, program
 from aegis_jax.erasure.setup import freeze
 from aegis_jax.erasure.state import Frozen, State
 from aegis_jax.models.layout import to_torch, torch_key
 from aegis_jax.models.model import flatten, unflatten
 
 _WORDS = 0x9E5E  # folded into a step's key: none of its own splits
+
+
+@jax.jit
+def _keys(seed, step):
+    """A step's keys: that of its latents, that of its random words."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return key, jax.random.fold_in(key, _WORDS)
+
+
+@jax.jit
+def _rows(concept_emb, prompt_template, prompts):
+    """Of the prompts (G,): their concepts (G,), these' encodings (G, L, D), their templates (G, L, d)."""
+    concepts = prompts % concept_emb.shape[0]
+    return concepts, concept_emb[concepts, 0], prompt_template[concepts, 0]
+
+
+@jax.jit
+def _soft_tokens(v, p, prompts):
+    return v[prompts], p[prompts]
+
+
+@jax.jit
+def _advanced(step, v, p, prompts, new_v, new_p):
+    """The state's step, v and p after a step."""
+    return step + 1, v.at[prompts].set(new_v), p.at[prompts].set(new_p)
+
+
+@jax.jit
+def _away(eta, eps_target, eps_empty):
+    return -eta * (eps_target - eps_empty)
+
+
+_mean = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32)))
 _predict = program(networks.predict, static_argnums=0)
 _encode_soft = program(networks.encode_soft, static_argnums=0)
 
@@ -128,8 +163,7 @@ def _core(frozen: Frozen, theta, prompts, z_t, t, v, p, config: EraseConfig):
     both (B, h, w, C). prompts: the rows of the state's v and p that the batch uses, (G,), latent i belongs to the one
     at i mod G; v (G, m', d) and p (G, k, d) are those rows.
     """
-    concepts = prompts % frozen.concept_emb.shape[0]
-    c_e = frozen.concept_emb[concepts, 0]
+    _, c_e, template = _rows(frozen.concept_emb, frozen.prompt_template, prompts)
     metrics = {}
     if config.aet.enabled:
         eps_current = beside(_predict, frozen.unet_graph, theta, frozen.schedule, z_t, t, c_e)
@@ -139,7 +173,7 @@ def _core(frozen: Frozen, theta, prompts, z_t, t, v, p, config: EraseConfig):
     both = _predict(frozen.unet_graph, frozen.unet, frozen.schedule, *twice, pair)
     eps_concept, eps_empty = jnp.split(both, 2)
     if config.prompt.enabled:
-        adversary = beside(_adversary, frozen, theta, concepts, p, z_t, t, eps_concept, config)
+        adversary = beside(_adversary, frozen, theta, template, p, z_t, t, eps_concept, config)
     if config.aet.enabled:
         v, metrics["L_aet"] = target.update_target(
             frozen,
@@ -159,12 +193,11 @@ def _core(frozen: Frozen, theta, prompts, z_t, t, v, p, config: EraseConfig):
     c_star = c_e
     if config.prompt.enabled:
         p, metrics["L_adv"], c_star = adversary()
-    return v, p, c_star, eps_empty, -config.eta * (eps_target - eps_empty), metrics
+    return v, p, c_star, eps_empty, _away(given(config.eta), eps_target, eps_empty), metrics
 
 
-def _adversary(frozen: Frozen, theta, concepts, p, z_t, t, eps_concept, config: EraseConfig):
-    """Step 3: (new p, A, c_star (G, L, D))."""
-    template = frozen.prompt_template[concepts, 0]
+def _adversary(frozen: Frozen, theta, template, p, z_t, t, eps_concept, config: EraseConfig):
+    """Step 3: (new p, A, c_star (G, L, D)); template: the concepts' token embeddings, (G, L, d)."""
     p, value = prompt.update_prompt(
         frozen, theta, template, p, z_t, t, eps_concept, gamma=config.prompt.gamma, remat=config.remat
     )
@@ -172,19 +205,21 @@ def _adversary(frozen: Frozen, theta, concepts, p, z_t, t, eps_concept, config: 
 
 
 def _random_words(frozen: Frozen, concepts, z_t, t, key, config: EraseConfig):
-    """Random words for every latent: (their encodings, theta0's predictions for them (B, h, w, C), what the concepts
-    add to these (B, h, w, C)). With `prompt.context` the encodings are (2 B, L, D), else (B, L, D) (words.py); what is
-    added is None unless kappa moves by it (context.py)."""
+    """Random words for every latent: (their encodings (B, L, D), those with the concept among them, theta0's
+    predictions for the words alone (B, h, w, C), what the concepts add to these (B, h, w, C)). The second is None
+    without `prompt.context`, the last unless kappa moves by it (context.py)."""
     batch, concepts = z_t.shape[0], concepts if config.prompt.context else None
     how = {"batch": batch, "empty": config.preserve.empty}
     c_p = words.random_prompts(frozen.text_graph, frozen.text, frozen.vocabulary, key, concepts, **how)
     predict = partial(_predict, frozen.unet_graph, frozen.unet, frozen.schedule)
+    c_words, c_joined = jnp.split(c_p, 2) if config.prompt.context else (c_p, None)
     if not config.moves_kappa:
-        return c_p, predict(z_t, t, c_p[:batch]), None
+        return c_words, c_joined, predict(z_t, t, c_words), None
     eps_p, eps_joined = jnp.split(predict(jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t]), c_p), 2)
-    return c_p, eps_p, eps_joined - eps_p
+    return c_words, c_joined, eps_p, eps_joined - eps_p
 
 
+@partial(jax.jit, static_argnames=("n", "batch"))
 def _dealt(step, n: int, batch: int):
     """Round-robin (method.md section 7): latent i of a step belongs to concept, or prompt, (step * batch + i) mod n.
 
@@ -210,15 +245,16 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
     concepts, visits = _dealt(state.step, frozen.concept_emb.shape[0], config.batch)
     prompts, _ = _dealt(state.step, state.p.shape[0], config.batch)
     theta = trainable.add_drift(frozen.unet, state.drift, config.trainable, placement=frozen.placement)
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    key, _ = _keys(given(config.seed, jnp.uint32), state.step)
     draw = {"key": key, "batch": config.batch, "config": config.latents}
     if config.latents.refresh_every == 1:
-        z_t, t, s = latents_lib.fresh(frozen, theta, frozen.concept_emb[concepts, 0], **draw)
+        _, c_e, _ = _rows(frozen.concept_emb, frozen.prompt_template, concepts)
+        z_t, t, s = latents_lib.fresh(frozen, theta, c_e, **draw)
         buffer = None
     else:
         z_t, t, s, buffer = latents_lib.buffered(frozen, theta, state.latents, concepts, visits, **draw)
     state, metrics = step_at(state, frozen, theta, prompts, z_t, t, config)
-    metrics |= {"s": jnp.mean(s.astype(jnp.float32)), "t": jnp.mean(t.astype(jnp.float32))}
+    metrics |= {"s": _mean(s), "t": _mean(t)}
     return dataclasses.replace(state, latents=buffer), metrics
 
 
@@ -227,23 +263,23 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
 
     prompts: indices (G,), as in `_core`. The state's buffer of latents is passed through.
     """
-    concepts, batch = prompts % frozen.concept_emb.shape[0], z_t.shape[0]
     if config.draws_words:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), _WORDS)
+        concepts, _, _ = _rows(frozen.concept_emb, frozen.prompt_template, prompts)
+        _, key = _keys(given(config.seed, jnp.uint32), state.step)
         random_words = beside(_random_words, frozen, concepts, z_t, t, key, config)
     v, p, c_star, eps_empty, push, metrics = _core(
-        frozen, theta, prompts, z_t, t, state.v[prompts], state.p[prompts], config
+        frozen, theta, prompts, z_t, t, *_soft_tokens(state.v, state.p, prompts), config
     )
     preserved = None
     if config.draws_words:
-        c_p, eps_p, added = random_words()
+        c_p, c_joined, eps_p, added = random_words()
         if config.prompt.context:
             away = (state.kappa, added) if config.moves_kappa else None
             c_star, eps_empty, inside = context.goal_in_context(
-                state.step, prompts, len(state.p), c_star, c_p[batch:], eps_empty, eps_p, away
+                state.step, prompts, len(state.p), c_star, c_joined, eps_empty, eps_p, away
             )
         if config.preserve.weight:
-            preserved = jnp.float32(config.preserve.weight), c_p[:batch], eps_p
+            preserved = given(config.preserve.weight), c_p, eps_p
     drift, opt_state, omega, previous, eps, update_metrics = _erase_update(
         frozen,
         theta,
@@ -256,22 +292,23 @@ def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseC
         c_star,
         eps_empty + push,
         preserved,
-        jnp.float32(config.learning_rate),
+        given(config.learning_rate),
         trainable_set=config.trainable,
         grp=config.grp,
         remat=config.remat,
     )
     kappa = state.kappa
     if config.moves_kappa:
-        rate = jnp.where(context.is_moving(state.step, config.steps), jnp.float32(config.prompt.context_rate), 0.0)
+        rate = context.rate_now(state.step, given(config.prompt.context_rate), steps=config.steps)
         kappa, left = context.next_kappa(kappa, prompts, inside, eps, eps_p, added, rate)
-        metrics |= {"left_in_context": left, "kappa": jnp.mean(kappa)}
+        metrics |= {"left_in_context": left, "kappa": _mean(kappa)}
+    step, all_v, all_p = _advanced(state.step, state.v, state.p, prompts, v, p)
     state = State(
-        step=state.step + 1,
+        step=step,
         drift=drift,
         opt_state=opt_state,
-        v=state.v.at[prompts].set(v),
-        p=state.p.at[prompts].set(p),
+        v=all_v,
+        p=all_p,
         omega=omega,
         previous=previous,
         kappa=kappa,

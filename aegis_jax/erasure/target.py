@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from aegis_jax.erasure.networks import encode_soft, mean_square, predict
-from aegis_jax.erasure.programs import program
+from aegis_jax.erasure.programs import given, program
 
 
 @program(static_argnames=("unet_graph", "text_graph", "remat"))
@@ -67,8 +67,8 @@ def update_target(frozen, v, z_t, t, eps_current, eps_original, *, beta, current
         z_t,
         t,
         jnp.stack([eps_current, eps_original]),
-        jnp.array([current_weight, 1.0], jnp.float32),
-        jnp.float32(beta),
+        given([current_weight, 1.0]),
+        given(beta),
         remat=remat,
     )
     return v, value

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aegis_jax.erasure.config import EraseConfig, LatentsConfig, PreserveConfig, PromptConfig
+from aegis_jax.erasure.config import EraseConfig, GRPConfig, LatentsConfig, PreserveConfig, PromptConfig
 from aegis_jax.erasure.programs import compile_ahead, program
 from aegis_jax.erasure.setup import setup
 from aegis_jax.erasure.step import erase_step
@@ -54,6 +54,26 @@ def test_a_step_finds_its_programs_compiled(pipeline, config, programs, compiled
     for _ in range(2):
         state, _ = step(state)
         assert not programs & set(compiled())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(config for config, _ in SETTINGS.values()),
+        EraseConfig(
+            latents=LatentsConfig(steps=4), grp=GRPConfig(omega_rule="linear"), prompt=PromptConfig(context=True)
+        ),
+    ],
+    ids=[*SETTINGS, "linear, in context"],
+)
+def test_a_step_hands_nothing_over_unasked(pipeline, config):
+    state, frozen = setup(pipeline, ["red star", "circle"], config)
+    with jax.transfer_guard_host_to_device("disallow"):
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            state.step + 1  # what the guard is for
+        for _ in range(2):  # as a program is compiled, and after
+            state, metrics = erase_step(state, frozen, config)
+    assert np.isfinite([float(x) for x in metrics.values()]).all()
 
 
 def test_what_a_program_calls_is_a_part_of_it(compiled):
