@@ -1,4 +1,4 @@
-"""The one attention entry: XLA's own attention, or where it pays a kernel that never writes the scores to memory.
+"""The one attention entry: XLA's own attention, or where it pays one that never writes all scores to memory.
 
 Shapes: B batch, L query tokens, S key tokens, N heads, d head width.
 """
@@ -9,6 +9,8 @@ import warnings
 import jax
 import jax.numpy as jnp
 
+from aegis_jax.models import blockwise
+
 # Below this many query tokens the scores are small and a kernel gains little (SD 1.4 has 4096 and 1024).
 _LONG = 1024
 _LANES = 128  # of a TPU: a head is padded to a multiple
@@ -18,9 +20,10 @@ _BLOCKS = (512, 256, 128)  # tokens in one tile of the TPU's kernel
 def attend(q_BLNd, k_BSNd, v_BSNd, *, causal: bool = False, flash: bool = True):
     """Scaled dot-product attention, softmax in float32. (B, L, N, d), (B, S, N, d) x 2 -> (B, L, N, d).
 
-    Long sequences get cuDNN's kernel on NVIDIA GPUs and the flash kernel on TPUs. Which one is settled when the
+    Long sequences get cuDNN's kernel on NVIDIA GPUs, the flash kernel on TPUs and blocks of queries on CPUs, there only
+    if the keys are as many and the queries can be cut (blockwise.py). Which one is settled when the
     program is lowered, so that a program compiled for an absent TPU has it too. flash=False keeps the TPU's kernel
-    out: XLA cannot split it over the devices of a mesh.
+    and the blocks out: XLA cannot split them over the devices of a mesh.
     """
     kernels = {}
     if q_BLNd.shape[1] >= _LONG and not causal:
@@ -28,6 +31,8 @@ def attend(q_BLNd, k_BSNd, v_BSNd, *, causal: bool = False, flash: bool = True):
             kernels["tpu"] = _flash
         if _cudnn_takes(q_BLNd, k_BSNd):
             kernels["cuda"] = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+        if flash and k_BSNd.shape[1] >= _LONG and blockwise.fits(q_BLNd.shape[1]):
+            kernels["cpu"] = blockwise.attention
     if not kernels:
         return jax.nn.dot_product_attention(q_BLNd, k_BSNd, v_BSNd, is_causal=causal)
     return jax.lax.platform_dependent(q_BLNd, k_BSNd, v_BSNd, default=jax.nn.dot_product_attention, **kernels)
