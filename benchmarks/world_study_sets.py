@@ -353,6 +353,14 @@ SETS["final, judged anew"] = screen(
 SETS["final, judged anew, originals"] = screen(
     {"no erasure": None}, ("star", "red", "striped"), (0,), JUDGED_ANEW | {"attack": {"restarts": 0}}
 )
+# By judges that are means of four networks each (chosen by how they agree on erased models, with other prompts).
+JUDGED_BY_FOUR = FINAL | {"evaluation_seed": 19}
+SETS["final, judged by four"] = screen(
+    {"AEGIS": FOLLOWED, "ESD": ESD_BEST}, ("star", "red", "striped"), (0, 1, 2), JUDGED_BY_FOUR
+)
+SETS["final, judged by four, originals"] = screen(
+    {"no erasure": None}, ("star", "red", "striped"), (0,), JUDGED_BY_FOUR | {"attack": {"restarts": 0}}
+)
 # What each part of the recipe does, beside the finals of seed 0 (nothing was chosen by these).
 SETS["followed, parts"] = screen(
     {

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.models import clip
 from aegis_jax.models.model import Model, abstract, bind, flatten, unflatten
 from aegis_jax.world import WEIGHTS, captions, tokenizer
@@ -145,24 +146,20 @@ class Scorer:
 
 
 def save(model: Clip, folder: pathlib.Path) -> None:
-    """Write config.json and model.safetensors (fp16, our own layout and names)."""
+    """Write config.json and model.safetensors (fp16, our own layout and names) of all but the text tower, which is the
+    pipeline's text encoder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"text_config": model.text.config, "vision_config": model.vision.config}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(
-        {k: np.asarray(v, np.float16) for k, v in flatten(model.params).items()},
-        folder / "model.safetensors",
-    )
+    (folder / "config.json").write_text(json.dumps({"vision_config": model.vision.config}, indent=2) + "\n")
+    own = {name: tree for name, tree in model.params.items() if name not in model.text.params}
+    save_file({k: np.asarray(v, np.float16) for k, v in flatten(own).items()}, folder / "model.safetensors")
 
 
 @functools.cache
 def load(folder: pathlib.Path | None = None) -> Scorer:
     """The CLIP of the embedded world, or of the world in `folder`."""
-    folder = (folder or WEIGHTS) / "clip"
-    config = json.loads((folder / "config.json").read_text())
-    text, vision = (
-        abstract(clip.CLIPTextModel, config["text_config"]),
-        abstract(Headed, config["vision_config"]),
-    )
-    flat = {k: jnp.asarray(v, jnp.float32) for k, v in load_file(folder / "model.safetensors").items()}
-    return Scorer(Clip(text, vision, unflatten(flat)))
+    folder = folder or WEIGHTS
+    text = load_pipeline(folder).text_encoder
+    vision = abstract(Headed, json.loads((folder / "clip" / "config.json").read_text())["vision_config"])
+    flat = {k: jnp.asarray(v, jnp.float32) for k, v in load_file(folder / "clip" / "model.safetensors").items()}
+    return Scorer(Clip(text, vision, text.params | unflatten(flat)))

@@ -18,7 +18,7 @@ from aegis_jax.models import clip as clip_model
 from aegis_jax.models import unet as unet_model
 from aegis_jax.models import vae as vae_model
 from aegis_jax.world import architectures, captions, clip, judge, stages, tokenizer
-from aegis_jax.world.towers import Headed
+from aegis_jax.world.towers import Committee
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 CARD = """---
@@ -32,8 +32,8 @@ tags: [stable-diffusion, aegis_jax]
 A small Stable Diffusion for measuring concept erasure on any laptop: 32x32 images of one object, 8
 shapes, 6 colours and 4 textures, drawn by aegis_jax's own renderer. No downloaded data, no
 downloaded weights. Beside the pipeline lie `judge/`, `second_judge/` (classifiers of the three
-attributes) and `clip/` (both CLIP towers), which diffusers ignores. How it was trained, with times
-and accuracies: `world.json`.
+attributes) and `clip/` (CLIP's image tower and projection; its text tower is the text encoder), which diffusers
+ignores. How it was trained, with times and accuracies: `world.json`.
 """
 
 
@@ -55,7 +55,7 @@ def export(parts: dict, record: dict, folder: pathlib.Path, *, seed: int, comman
         )
         save_pipeline(pipeline, folder, dtype=np.float16, overwrite=True, card=CARD)
     for name, config in judge.CONFIGS.items():
-        judge.save(judge.Judge(stages.as_model(Headed, config, parts[name])), folder / name)
+        judge.save(judge.Judge(stages.as_model(Committee, config, parts[name])), folder / name)
     clip.save(clip.assemble(parts["clip"]), folder / "clip")
     about = {
         "command": command,

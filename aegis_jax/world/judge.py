@@ -1,8 +1,8 @@
 """Judges: classifiers that say which shape, colour and texture an image shows, or none of these.
 
-Two of different architecture and seed: `judge` (strided convolutions, places kept) measures;
-`second_judge` (residual, averaged over places) checks that its opinion is not an accident of its
-training.
+Two of different architecture and seed: `judge` (strided convolutions) measures; `second_judge` (residual) checks that
+its opinion is not an accident of its training. Each is the mean opinion of four networks that differ in their first
+weights, since even two trainings of one architecture differ about odd images (docs/decisions.md).
 """
 
 import dataclasses
@@ -15,35 +15,41 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from aegis_jax.errors import AegisError
 from aegis_jax.models.model import Model, abstract, bind, flatten, unflatten
 from aegis_jax.world import WEIGHTS
 from aegis_jax.world.concepts import ATTRIBUTES, NONE
-from aegis_jax.world.towers import Headed
+from aegis_jax.world.towers import Committee
 
 CLASSES = tuple(len(values) + 1 for values in ATTRIBUTES.values())  # the last of each is "none of these"
 _CONV = {
     "architecture": "conv",
-    "widths": [32, 64, 96, 128],
+    "widths": [32, 48, 64, 80],
     "strides": [2, 1, 2, 2],
-    "features": 128,
+    "features": 64,
 }
 _RESIDUAL = {
     "architecture": "residual",
-    "widths": [32, 64, 128],
+    "widths": [24, 48, 96],
     "blocks": [1, 2, 1],
-    "features": 128,
+    "features": 16 * 96,
 }
-CONFIGS = {name: c | {"outputs": sum(CLASSES)} for name, c in (("judge", _CONV), ("second_judge", _RESIDUAL))}
+CONFIGS = {
+    name: config | {"outputs": sum(CLASSES), "members": 4}
+    for name, config in (("judge", _CONV), ("second_judge", _RESIDUAL))
+}
 
 
 def logits(graph, params, images) -> tuple:
-    """images (B, 32, 32, 3) in [-1, 1] -> logits per attribute, (B, 9), (B, 7), (B, 5); the last is
-    "none".
+    """images (B, 32, 32, 3) in [-1, 1] -> logits per attribute, (members, B, 9), (members, B, 7), (members, B, 5); the
+    last is "none".
     """
-    return tuple(jnp.split(bind(graph, params)(images)[1], np.cumsum(CLASSES)[:-1], axis=-1))
+    return tuple(jnp.split(bind(graph, params)(images), np.cumsum(CLASSES)[:-1], axis=-1))
 
 
-_logits = jax.jit(logits, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def _probabilities(graph, params, images) -> tuple:
+    return tuple(jax.nn.softmax(scores).mean(0) for scores in logits(graph, params, images))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +66,8 @@ class Judge:
         for i in range(0, len(images), batch):
             x = images[i : i + batch]
             padded = np.concatenate([x, np.zeros((-len(x) % batch, *x.shape[1:]), x.dtype)])  # one compiled shape
-            out = _logits(self.model.graph, self.model.params, padded.astype(np.float32) / 127.5 - 1)
-            parts.append([np.asarray(jax.nn.softmax(o))[: len(x)] for o in out])
+            out = _probabilities(self.model.graph, self.model.params, padded.astype(np.float32) / 127.5 - 1)
+            parts.append([np.asarray(p)[: len(x)] for p in out])
         probabilities = {a: np.concatenate([p[k] for p in parts]) for k, a in enumerate(ATTRIBUTES)}
         answer = {}
         for attribute, p in probabilities.items():
@@ -87,9 +93,14 @@ def save(judge: Judge, folder: pathlib.Path) -> None:
 
 @functools.cache
 def load(name: str = "judge", folder: pathlib.Path | None = None) -> Judge:
-    """The judge `name` ("judge", "second_judge") of the embedded world, or of `folder`."""
+    """The judge `name` ("judge", "second_judge") of the embedded world, or of `folder`.
+
+    Raises `AegisError` for one of an earlier version.
+    """
     folder = (folder or WEIGHTS) / name
     config = json.loads((folder / "config.json").read_text())
-    model = abstract(Headed, config)
+    if "members" not in config:
+        raise AegisError(f"{folder}: a judge of one network, made by an earlier version: train the world again")
+    model = abstract(Committee, config)
     params = {k: jnp.asarray(v, jnp.float32) for k, v in load_file(folder / "model.safetensors").items()}
     return Judge(dataclasses.replace(model, params=unflatten(params)))

@@ -7,7 +7,7 @@ import optax
 from aegis_jax.world import judge, renderer
 from aegis_jax.world.concepts import NONE
 from aegis_jax.world.stages import Workshop, decode_latents, encode_images, start
-from aegis_jax.world.towers import Headed
+from aegis_jax.world.towers import Committee
 
 MIX = {"plain": 21, "odd": 8, "empty": 4, "morph": 21, "blend": 5, "broken": 5}  # images per batch of 64
 JITTER = 0.35  # of latents that are decoded again, at most, in their deviations: edges as a UNet draws them
@@ -139,12 +139,13 @@ def _judge_batch(rng, material):
 
 def train_judge(shop: Workshop, name: str, material, stop_at=None):
     """One of the two judges, on `material`."""
-    model = start(Headed, judge.CONFIGS[name], shop.seed + (41 if name == "judge" else 42))
+    model = start(Committee, judge.CONFIGS[name], shop.seed + (41 if name == "judge" else 42))
 
     def loss(params, key, x, label):
         total = 0.0
         for k, scores in enumerate(judge.logits(model.graph, params, x)):
             target = jnp.where(label[:, k] < 0, scores.shape[-1] - 1, label[:, k])
+            target = jnp.broadcast_to(target, scores.shape[:-1])
             each = optax.softmax_cross_entropy_with_integer_labels(scores, target)
             total += (each * (label[:, k] != IGNORE)).mean()
         return total, {}

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from aegis_jax.diffusion import schedule as schedule_lib
+from aegis_jax.errors import AegisError
 from aegis_jax.models import clip as clip_model
 from aegis_jax.models import unet as unet_model
 from aegis_jax.models import vae as vae_model
@@ -225,5 +226,11 @@ def train_unet(shop: Workshop, text_params, latents: Latents, *, params=None, ro
 
 
 def as_model(module_class, config: dict, params: dict) -> Model:
-    """A Model around trained parameters."""
-    return dataclasses.replace(abstract(module_class, config), params=params)
+    """A Model around trained parameters. Raises `AegisError` if they are not those of such a model."""
+    model = abstract(module_class, config)
+    shapes = [{path: leaf.shape for path, leaf in flatten(tree).items()} for tree in (model.params, params)]
+    if shapes[0] != shapes[1]:
+        raise AegisError(
+            f"weights of another {module_class.__name__}, of an earlier version: remove their files and train again"
+        )
+    return dataclasses.replace(model, params=params)

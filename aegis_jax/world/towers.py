@@ -1,10 +1,10 @@
-"""Small image networks of the world: a convolutional tower (judge, CLIP), a residual one (second
-judge).
+"""Small image networks of the world: convolutional towers (judge, CLIP), residual ones (second judge), committees.
 
 Images are (B, 32, 32, 3) in [-1, 1], features (B, width).
 """
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from aegis_jax.models import initial
@@ -30,7 +30,7 @@ class ConvTower(nnx.Module):
 
 
 class ResidualTower(nnx.Module):
-    """Residual convolutions between patch merges, averaged over the plane at the end."""
+    """Residual convolutions between patch merges down to 4x4, the plane kept: features 16 * widths[-1]."""
 
     def __init__(self, config, *, rngs):
         widths, same = config["widths"], ((1, 1), (1, 1))
@@ -52,7 +52,7 @@ class ResidualTower(nnx.Module):
             for _ in range(blocks):
                 conv, norm = next(layers)
                 x_BHWC = x_BHWC + jax.nn.relu(conv(norm(x_BHWC)))
-        return self.norm(x_BHWC.mean((1, 2)))
+        return self.norm(x_BHWC).reshape(len(x_BHWC), -1)
 
 
 TOWERS = {"conv": ConvTower, "residual": ResidualTower}
@@ -70,3 +70,13 @@ class Headed(nnx.Module):
     def __call__(self, x_BHWC):
         features = self.tower(x_BHWC)
         return features, self.head(features)
+
+
+class Committee(nnx.Module):
+    """Networks of one architecture that differ in their first weights: (B, 32, 32, 3) -> (members, B, outputs)."""
+
+    def __init__(self, config, *, rngs):
+        self.members = nnx.List(Headed(config, rngs=rngs) for _ in range(config["members"]))
+
+    def __call__(self, x_BHWC):
+        return jnp.stack([member(x_BHWC)[1] for member in self.members])

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from aegis_jax.errors import AegisError
 from aegis_jax.models.model import flatten, unflatten
 from aegis_jax.world import clip, export, judge, judge_training, stages
-from aegis_jax.world.towers import Headed
+from aegis_jax.world.towers import Committee
 
 
 def _say(text: str) -> None:
@@ -101,7 +101,7 @@ def _vae(shop, parts, name):
 def _judge(shop, parts, name):
     params = judge_training.train_judge(shop, name, judge_training.material(shop, parts["vae"]))
     images, label = shop.fresh(2048)
-    one = judge.Judge(stages.as_model(Headed, judge.CONFIGS[name], params))
+    one = judge.Judge(stages.as_model(Committee, judge.CONFIGS[name], params))
     passed = stages.through_vae(parts["vae"], images)
     return params, {
         "fresh": one.accuracy(images, label),

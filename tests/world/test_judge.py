@@ -1,8 +1,12 @@
 """The shipped judges and CLIP, on images that no training saw."""
 
+import shutil
+
+import jax
 import numpy as np
 import pytest
 
+from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.world import WEIGHTS, clip, judge, renderer, stages
 from aegis_jax.world.concepts import ATTRIBUTES, NONE
@@ -76,6 +80,25 @@ def test_answers_and_probabilities_belong_together(fresh):
         np.testing.assert_array_equal(answer[attribute], np.where(best == len(values), NONE, best))
 
 
+@pytest.mark.parametrize("name", JUDGES)
+def test_an_opinion_is_the_mean_of_its_networks(name, fresh):
+    one, images = judge.load(name), fresh[0][:16]
+    found = one(images)["probabilities"]
+    scores = judge.logits(one.model.graph, one.model.params, images.astype(np.float32) / 127.5 - 1)
+    for attribute, each in zip(ATTRIBUTES, map(np.asarray, scores), strict=True):
+        assert len(each) == 4 and all(np.abs(each[0] - other).max() > 0.1 for other in each[1:])
+        share = np.exp(each - each.max(-1, keepdims=True))
+        share /= share.sum(-1, keepdims=True)
+        np.testing.assert_allclose(found[attribute], share.mean(0), atol=1e-5)
+
+
+def test_a_judge_of_an_earlier_version_is_refused(tmp_path):
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "config.json").write_text('{"architecture": "conv"}')
+    with pytest.raises(AegisError, match="earlier version"):
+        judge.load("judge", tmp_path)
+
+
 def test_the_batch_size_changes_nothing(fresh):
     few = fresh[0][:37]
     a, b = (
@@ -84,6 +107,16 @@ def test_the_batch_size_changes_nothing(fresh):
     )
     for attribute in ATTRIBUTES:
         np.testing.assert_allclose(a[attribute], b[attribute], atol=1e-5)
+
+
+def test_clip_comes_back_with_the_pipelines_text_tower(tmp_path):
+    shutil.copytree(WEIGHTS, tmp_path / "world")
+    shutil.rmtree(tmp_path / "world" / "clip")
+    before = clip.load().model
+    clip.save(before, tmp_path / "world" / "clip")
+    after = clip.load(tmp_path / "world").model
+    assert before.params.keys() == after.params.keys() and "text_model" in after.params
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
 
 
 def test_clip_zero_shot(fresh):
