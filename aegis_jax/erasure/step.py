@@ -13,7 +13,7 @@ their weights as arguments, so frozen and current UNet share one compilation:
 
 Randomness is `fold_in(key(seed), step)` and named splits of it; no key is stored. What the host hands to a program it
 hands over by name (`given`), and what lies between the programs is compiled too: a step passes under
-`jax.transfer_guard_host_to_device("disallow")`, which the training loop sets.
+`jax.transfer_guard_host_to_device("disallow")`.
 """
 
 import dataclasses
@@ -42,11 +42,15 @@ def _keys(seed, step):
     return key, jax.random.fold_in(key, _WORDS)
 
 
+@partial(jax.jit, static_argnames="count")
+def _concepts_of(prompts, *, count: int):
+    return prompts % count
+
+
 @jax.jit
-def _rows(concept_emb, prompt_template, prompts):
-    """Of the prompts (G,): their concepts (G,), these' encodings (G, L, D), their templates (G, L, d)."""
-    concepts = prompts % concept_emb.shape[0]
-    return concepts, concept_emb[concepts, 0], prompt_template[concepts, 0]
+def _of_concepts(concept_emb, prompt_template, concepts):
+    """Of concepts (G,): c_e (G, L, D), templates of the adversarial prompt (G, L, d)."""
+    return concept_emb[concepts, 0], prompt_template[concepts, 0]
 
 
 @jax.jit
@@ -156,14 +160,14 @@ def _as_float32(tree):
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
-def _core(frozen: Frozen, theta, prompts, z_t, t, v, p, config: EraseConfig):
+def _core(frozen: Frozen, theta, concepts, z_t, t, v, p, config: EraseConfig):
     """Steps 2 and 3 and the constants of step 4: (v, p, c_star (G, L, D), eps_empty, push, metrics).
 
     The goal of erasure is eps_empty + push: theta0's prediction for the empty prompt, and -eta (eps0(c') - eps0(c_0)),
-    both (B, h, w, C). prompts: the rows of the state's v and p that the batch uses, (G,), latent i belongs to the one
-    at i mod G; v (G, m', d) and p (G, k, d) are those rows.
+    both (B, h, w, C). concepts: those of the prompts that the batch uses, (G,), latent i belongs to the one at i mod G;
+    v (G, m', d) and p (G, k, d): these prompts' rows of the state's.
     """
-    _, c_e, template = _rows(frozen.concept_emb, frozen.prompt_template, prompts)
+    c_e, template = _of_concepts(frozen.concept_emb, frozen.prompt_template, concepts)
     metrics = {}
     if config.aet.enabled:
         eps_current = beside(_predict, frozen.unet_graph, theta, frozen.schedule, z_t, t, c_e)
@@ -205,7 +209,7 @@ def _adversary(frozen: Frozen, theta, template, p, z_t, t, eps_concept, config: 
 
 
 def _random_words(frozen: Frozen, concepts, z_t, t, key, config: EraseConfig):
-    """Random words for every latent: (their encodings (B, L, D), those with the concept among them, theta0's
+    """Random words for every latent: (their encodings (B, L, D), those with the concept among them (B, L, D), theta0's
     predictions for the words alone (B, h, w, C), what the concepts add to these (B, h, w, C)). The second is None
     without `prompt.context`, the last unless kappa moves by it (context.py)."""
     batch, concepts = z_t.shape[0], concepts if config.prompt.context else None
@@ -248,7 +252,7 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
     key, _ = _keys(given(config.seed, jnp.uint32), state.step)
     draw = {"key": key, "batch": config.batch, "config": config.latents}
     if config.latents.refresh_every == 1:
-        _, c_e, _ = _rows(frozen.concept_emb, frozen.prompt_template, concepts)
+        c_e, _ = _of_concepts(frozen.concept_emb, frozen.prompt_template, concepts)
         z_t, t, s = latents_lib.fresh(frozen, theta, c_e, **draw)
         buffer = None
     else:
@@ -261,14 +265,15 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
 def step_at(state: State, frozen: Frozen, theta, prompts, z_t, t, config: EraseConfig) -> tuple[State, dict]:
     """`erase_step` from given latents z_t (B, h, w, C) and timesteps t (B,) on; theta = theta0 + drift.
 
-    prompts: indices (G,), as in `_core`. The state's buffer of latents is passed through.
+    prompts: the rows of the state's v and p that the batch uses, (G,), latent i belongs to the one at i mod G. The
+    state's buffer of latents is passed through.
     """
+    concepts = _concepts_of(prompts, count=frozen.concept_emb.shape[0])
     if config.draws_words:
-        concepts, _, _ = _rows(frozen.concept_emb, frozen.prompt_template, prompts)
         _, key = _keys(given(config.seed, jnp.uint32), state.step)
         random_words = beside(_random_words, frozen, concepts, z_t, t, key, config)
     v, p, c_star, eps_empty, push, metrics = _core(
-        frozen, theta, prompts, z_t, t, *_soft_tokens(state.v, state.p, prompts), config
+        frozen, theta, concepts, z_t, t, *_soft_tokens(state.v, state.p, prompts), config
     )
     preserved = None
     if config.draws_words:

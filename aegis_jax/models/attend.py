@@ -21,9 +21,9 @@ def attend(q_BLNd, k_BSNd, v_BSNd, *, causal: bool = False, flash: bool = True):
     """Scaled dot-product attention, softmax in float32. (B, L, N, d), (B, S, N, d) x 2 -> (B, L, N, d).
 
     Long sequences get cuDNN's kernel on NVIDIA GPUs, the flash kernel on TPUs and blocks of queries on CPUs, there only
-    if the keys are as many and the queries can be cut (blockwise.py). Which one is settled when the
-    program is lowered, so that a program compiled for an absent TPU has it too. flash=False keeps the TPU's kernel
-    and the blocks out: XLA cannot split them over the devices of a mesh.
+    if the keys are 1024 or more too and the queries can be cut (blockwise.py; reverse mode only). Which one is settled
+    when the program is lowered, so that a program compiled for an absent TPU has it too. flash=False keeps the TPU's
+    kernel and the blocks out: XLA cannot split them over the devices of a mesh.
     """
     kernels = {}
     if q_BLNd.shape[1] >= _LONG and not causal:
@@ -83,7 +83,8 @@ def _cudnn_works(dtype: str, head_dim: int) -> bool:
         return False
     try:
         # Also from within a trace, where this is called from.
-        with jax.ensure_compile_time_eval(), jax.default_device(gpu):
+        allowed = jax.transfer_guard("allow")  # else a guard of the caller's would pass for a failure
+        with jax.ensure_compile_time_eval(), jax.default_device(gpu), allowed:
             x = jnp.ones((1, 64, 1, head_dim), dtype)
             attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
             jax.block_until_ready(jax.grad(lambda x: attention(x, x, x).astype(jnp.float32).sum())(x))

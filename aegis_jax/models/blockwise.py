@@ -1,7 +1,7 @@
 """Attention for CPUs that never writes all scores to memory: one head after the other, some queries at a time.
 
 At 64x64 latents SD 1.4's self-attention has 4096 x 4096 scores in each of 8 heads, half a gigabyte a latent, and XLA
-passes over them several times. A few rows of them stay in a core's cache. The backward pass computes them again
+passes over them several times. Some rows of them stay in the cache. The backward pass computes them again
 (Dao et al., FlashAttention, 2022, algorithm 4), transposed, so that every product but one has its operands as they lie.
 
 Shapes: B batch, L query tokens, S key tokens, N heads, d head width.
@@ -24,9 +24,12 @@ def _block(queries: int) -> int:
 
 
 def attention(q_BLNd, k_BSNd, v_BSNd):
-    """softmax(q k^T / sqrt(d)) v, computed in float32; (B, L, N, d), (B, S, N, d) x 2 -> (B, L, N, d)."""
+    """softmax(q k^T / sqrt(d)) v, computed in float32; (B, L, N, d), (B, S, N, d) x 2 -> (B, L, N, d).
+
+    Differentiable in reverse mode only.
+    """
     B, L, N, d = q_BLNd.shape
-    by_head = lambda x: jnp.swapaxes(x, 1, 2).reshape(B * N, -1, d).astype(jnp.float32)  # noqa: E731
+    by_head = lambda x: jnp.swapaxes(x, 1, 2).reshape(B * N, x.shape[1], d).astype(jnp.float32)  # noqa: E731
     q, k, v = map(by_head, (q_BLNd, k_BSNd, v_BSNd))
     out = jax.lax.map(lambda qkv: _head(*qkv), (q * d**-0.5, k, v))
     return jnp.swapaxes(out.reshape(B, N, L, d), 1, 2).astype(q_BLNd.dtype)

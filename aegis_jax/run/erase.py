@@ -167,13 +167,7 @@ def _start(run, pipeline):
     """(state at step 0, step function)."""
     placement = make_placement(run.mesh.data, run.mesh.fsdp)
     state, frozen = setup(pipeline, list(run.concepts), run.erase, placement)
-    return state, functools.partial(_guarded_step, frozen=frozen, config=run.erase)
-
-
-def _guarded_step(state, frozen, config):
-    """A step during whose dispatch nothing passes between host and device unless it is handed over explicitly."""
-    with jax.transfer_guard_host_to_device("disallow"), jax.transfer_guard_device_to_host("disallow"):
-        return erase_step(state, frozen, config)
+    return state, functools.partial(erase_step, frozen=frozen, config=run.erase)
 
 
 def _compile(step_fn, state) -> None:

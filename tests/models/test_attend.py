@@ -87,6 +87,17 @@ def test_what_cudnn_takes(monkeypatch, query, keys, head_dim, dtype, takes):
     assert lib._cudnn_takes(q, k) == takes
 
 
+def test_a_transfer_guard_does_not_pass_for_a_failing_cudnn(monkeypatch):
+    lib._cudnn_works.cache_clear()
+    monkeypatch.setattr(lib.jax, "devices", lambda kind: [jax.local_devices()[0]])
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(lib.jax.nn, "dot_product_attention", lambda *x, implementation: plain(*x))
+    with jax.transfer_guard("disallow"):
+        jax.eval_shape(lambda: lib._cudnn_works("bfloat16", 40))  # while tracing, as in a step
+    assert lib._cudnn_works("bfloat16", 40)
+    lib._cudnn_works.cache_clear()
+
+
 def test_a_failing_cudnn_is_told_once(monkeypatch):
     lib._cudnn_works.cache_clear()
     monkeypatch.setattr(lib.jax, "devices", lambda kind: [jax.local_devices()[0]])
@@ -113,8 +124,9 @@ def test_a_network_for_several_devices_has_no_flash():
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), network.params)
     sample, text = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((1, 32, 32, 4), (1, 77, 16)))
 
-    def has_flash(graph):
-        return "pallas_call" in str(jax.make_jaxpr(lambda *x: unet.apply(graph, *x))(params, sample, 1, text))
+    def program(graph):
+        return str(jax.make_jaxpr(lambda *x: unet.apply(graph, *x))(params, sample, 1, text))
 
-    assert has_flash(network.graph)
-    assert not has_flash(unet.without_flash(network.graph, network.params))
+    for kind in ("pallas_call", "name=_head"):  # the TPU's kernel, the CPU's blocks
+        assert kind in program(network.graph)
+        assert kind not in program(unet.without_flash(network.graph, network.params))

@@ -63,6 +63,11 @@ def test_the_scores_never_lie_in_memory_at_once():
         assert needed < 8 * 4096 * 4096 * 4 / 20
 
 
+def test_no_images():
+    q = jnp.zeros((0, 1024, 2, 8))
+    assert attend(q, q, q).shape == q.shape
+
+
 @pytest.mark.parametrize("queries, fits", [(4096, True), (1221, True), (1031, False), (2062, False)])
 def test_what_can_be_cut(queries, fits):
     assert blockwise.fits(queries) == fits

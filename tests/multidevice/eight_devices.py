@@ -60,7 +60,8 @@ def two_steps(pipeline, placement) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, "_core", watched)
         for _ in range(2):
-            state, measured = erase_step(state, frozen, CONFIG)
+            with jax.transfer_guard_host_to_device("disallow"):
+                state, measured = erase_step(state, frozen, CONFIG)
             states.append(jax.device_get(state))
             metrics.append(jax.device_get(measured))
     return Outcome(states, metrics, jax.tree.map(lambda x: x.sharding, thetas[-1]), start, state)
