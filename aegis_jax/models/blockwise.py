@@ -10,17 +10,18 @@ Shapes: B batch, L query tokens, S key tokens, N heads, d head width.
 import jax
 import jax.numpy as jnp
 
-_MOST = 256  # queries at a time: with 4096 keys 4 MB of scores
+# Queries at a time: with 4096 keys 8 MB of scores forward; backward there are three such arrays, of 4 MB.
+_FORWARD, _BACKWARD = 512, 256
 _LEAST = 16  # fewer are not worth a product
 
 
 def fits(queries: int) -> bool:
     """Whether so many queries can be cut into equal blocks of a useful size."""
-    return _block(queries) >= _LEAST
+    return _block(queries, _BACKWARD) >= _LEAST
 
 
-def _block(queries: int) -> int:
-    return next(size for size in range(_MOST, 0, -1) if queries % size == 0)
+def _block(queries: int, most: int) -> int:
+    return next(size for size in range(most, 0, -1) if queries % size == 0)
 
 
 def attention(q_BLNd, k_BSNd, v_BSNd):
@@ -35,8 +36,8 @@ def attention(q_BLNd, k_BSNd, v_BSNd):
     return jnp.swapaxes(out.reshape(B, N, L, d), 1, 2).astype(q_BLNd.dtype)
 
 
-def _cut(x):
-    size = _block(len(x))
+def _cut(x, most: int):
+    size = _block(len(x), most)
     return x.reshape(-1, size, *x.shape[1:])
 
 
@@ -55,7 +56,7 @@ def _forward(q_Ld, k_Sd, v_Sd):
         total_l1 = weights_lS.sum(-1, keepdims=True)
         return (weights_lS @ v_Sd) / total_l1, (most_l1 + jnp.log(total_l1))[:, 0]
 
-    out_Ld, log_total_L = (x.reshape(len(q_Ld), *x.shape[2:]) for x in jax.lax.map(block, _cut(q_Ld)))
+    out_Ld, log_total_L = (x.reshape(len(q_Ld), *x.shape[2:]) for x in jax.lax.map(block, _cut(q_Ld, _FORWARD)))
     return out_Ld, (q_Ld, k_Sd, v_Sd, out_Ld, log_total_L)
 
 
@@ -71,7 +72,8 @@ def _backward(kept, g_Ld):
         return (dk_Sd + dscores_Sl @ q_ld, dv_Sd + weights_Sl @ g_ld), (k_dS @ dscores_Sl).T
 
     zero = jnp.zeros_like(k_Sd), jnp.zeros_like(v_Sd)
-    (dk_Sd, dv_Sd), dq = jax.lax.scan(block, zero, tuple(map(_cut, (q_Ld, g_Ld, log_total_L, mean_L))))
+    rows = tuple(_cut(x, _BACKWARD) for x in (q_Ld, g_Ld, log_total_L, mean_L))
+    (dk_Sd, dv_Sd), dq = jax.lax.scan(block, zero, rows)
     return dq.reshape(q_Ld.shape), dk_Sd, dv_Sd
 
 

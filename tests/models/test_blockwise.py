@@ -35,7 +35,7 @@ def value_and_gradients(q, k, v, g, dtype=jnp.float32):
     "queries, keys, heads, head_dim, spread",
     [
         (1024, 1024, 2, 8, 1.0),
-        (1728, 1200, 1, 10, 1.0),  # latents of 36 x 48: blocks of 216
+        (1728, 1200, 1, 10, 1.0),  # latents of 36 x 48: blocks of 432 and 216
         (1221, 1221, 1, 5, 1.0),  # of 33 x 37: blocks of 111
         (1024, 1024, 1, 40, 6.0),  # scores of some 200, where exp alone would overflow
     ],
