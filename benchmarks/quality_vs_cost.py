@@ -16,7 +16,8 @@ import pathlib
 
 import cells
 import trials
-from world_study_sets import FOLLOWED, JUDGED_ANEW, START
+from world_study_screens import START
+from world_study_sets import FOLLOWED, JUDGED_ANEW
 
 REFRESH = (1, 10, 25, 50, 100, 0)
 OUT = cells.RESULTS / "quality_vs_cost.jsonl"
