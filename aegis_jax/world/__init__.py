@@ -10,7 +10,7 @@ WEIGHTS = pathlib.Path(__file__).parent / "weights"  # what load_pipeline("world
 
 
 def train(out, *, seed: int = 0, log=None) -> pathlib.Path:
-    """Train the world in folder `out` (some three hours on two cores; goes on where an earlier run
+    """Train the world in folder `out` (three to four hours on two cores; goes on where an earlier run
     stopped).
 
     Returns the exported diffusers folder, `out/world`. log: receives the progress lines; default,

@@ -127,7 +127,7 @@ _STAGES = {"clip": _clip, "vae": _vae, "unet": _unet, "judge": _judge, "second_j
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(
-        prog="aegis world train", description="Train the embedded world (some three hours on 2 cores)."
+        prog="aegis world train", description="Train the embedded world (three to four hours on 2 cores)."
     )
     parser.add_argument("--out", required=True, help="folder for stages, resume files and world/")
     parser.add_argument("--seed", type=int, default=0)
