@@ -15,25 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aegis_jax.diffusion import conditioning, predict
 from aegis_jax.diffusion import schedule as schedule_lib
+from aegis_jax.diffusion.conditioning import Conditioning, prompt_list
 from aegis_jax.diffusion.schedule import Schedule
 from aegis_jax.diffusion.threads import side_by_side
 from aegis_jax.errors import AegisError
-from aegis_jax.models import clip, unet, vae
+from aegis_jax.models import vae
 from aegis_jax.models.unet_config import native_size
 
-PROMPTS_PER_CALL = 64
 # Self-attention over all latent pixels dominates memory, so the batch shrinks as the image grows:
 # 2 images of 64x64 latents at a time, 64 of 8x8. On a CPU less, because several calls run side by side.
 LATENT_PIXELS_PER_CALL = 8192
 LATENT_PIXELS_PER_CPU_CALL = 1024
 MOST_IMAGES_PER_CALL = 64
-
-
-def _output(graph, params, z, t, text_emb):
-    """The network in its parameters' dtype, everything around it in float32."""
-    dtype = jax.tree.leaves(params)[0].dtype
-    return unet.apply(graph, params, z.astype(dtype), t, text_emb.astype(dtype)).astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -43,10 +38,10 @@ def _denoise(graph, params, schedule, cond, uncond, latents, timesteps, stride, 
     def step(i, z):
         t = timesteps[i]
         if uncond is None:
-            output = _output(graph, params, z, t, cond)
+            output = predict.output(graph, params, z, t, cond)
         else:
-            pair = jnp.concatenate([uncond, cond])
-            output = _output(graph, params, jnp.concatenate([z, z]), t, pair)
+            pair = conditioning.join(uncond, cond)
+            output = predict.output(graph, params, jnp.concatenate([z, z]), t, pair)
             output = schedule_lib.guide(*jnp.split(output, 2), guidance)
         return schedule_lib.output_step(schedule, output, z, t, t - stride)
 
@@ -57,8 +52,8 @@ def sample_latents(
     unet_graph,
     unet_params: dict,
     schedule: Schedule,
-    cond: jax.Array,
-    uncond: jax.Array | None,
+    cond: Conditioning,
+    uncond: Conditioning | None,
     z_T: jax.Array,
     timesteps: np.ndarray | jax.Array,
     guidance: float | jax.Array,
@@ -68,7 +63,7 @@ def sample_latents(
 ) -> jax.Array:
     """Guided DDIM from z_T (n, h, w, C) over `timesteps` (steps,) to z_0 (n, h, w, C).
 
-    cond and uncond (n, L, D); uncond None means one network call without guidance, otherwise both
+    cond and uncond have n rows; uncond None means one network call without guidance, otherwise both
     run stacked in one call. Only steps first..last-1 are done where these are given (traced numbers
     are welcome): with last < steps the result is z at timesteps[last]. May be called under jit;
     not differentiable in reverse, the loop's length is traced.
@@ -83,14 +78,8 @@ def sample_latents(
 
 
 @partial(jax.jit, static_argnums=0)
-def encode_ids(graph, params, input_ids):
-    """The text encoder's last hidden state for token ids (n, L): (n, L, D)."""
-    return clip.encode(graph, params, clip.embed(graph, params, input_ids))
-
-
-@partial(jax.jit, static_argnums=0)
-def _epsilon(graph, params, schedule, latents, t, text_emb):
-    return schedule_lib.to_epsilon(schedule, _output(graph, params, latents, t, text_emb), latents, t)
+def _epsilon(graph, params, schedule, latents, t, cond):
+    return predict.predict(graph, params, schedule, latents, t, cond)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -101,14 +90,7 @@ def _decode(graph, params, latents, scaling_factor):
 
 def encode_text(pipeline, prompts: str | list[str]) -> jax.Array:
     """The text encoder's last hidden state for each prompt, (n, L, D)."""
-    prompts = _prompt_list(prompts, "prompts")
-    input_ids = pipeline.tokenizer.ids(prompts)
-    encoder = pipeline.text_encoder
-    parts = [
-        encode_ids(encoder.graph, encoder.params, input_ids[i : i + PROMPTS_PER_CALL])
-        for i in range(0, len(prompts), PROMPTS_PER_CALL)
-    ]
-    return jnp.concatenate(parts)
+    return conditioning.encode(pipeline, prompts).embedding
 
 
 def predict_noise(pipeline, latents, t, text_emb) -> jax.Array:
@@ -128,7 +110,7 @@ def predict_noise(pipeline, latents, t, text_emb) -> jax.Array:
         raise AegisError(f"t = {t.tolist()}, wanted whole numbers from 0 to {total - 1}")
     t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), (len(latents),))
     model = pipeline.unet
-    return _epsilon(model.graph, model.params, schedule, latents, t, text_emb)
+    return _epsilon(model.graph, model.params, schedule, latents, t, Conditioning(text_emb))
 
 
 def decode(pipeline, latents) -> jax.Array:
@@ -174,7 +156,7 @@ def sample(
     calls run side by side). progress(done, total) is called after every denoising step; without it
     the steps run as one program.
     """
-    prompts = _prompt_list(prompts, "prompts")
+    prompts = prompt_list(prompts, "prompts")
     n = len(prompts)
     timesteps, guidance = plan(pipeline, steps, guidance)
     start = _start(pipeline, n, seed, latents)
@@ -225,7 +207,7 @@ def _channels(config) -> int:
 def generate(
     pipeline, cond, uncond, z_T, timesteps: np.ndarray, guidance: float, *, batch: int | None = None, progress=None
 ) -> np.ndarray:
-    """`sample` from encoded prompts on: cond and uncond (n, L, D), z_T (n, h, w, C) -> uint8 (n, H, W, 3).
+    """`sample` from encoded prompts on: cond and uncond of n rows, z_T (n, h, w, C) -> uint8 (n, H, W, 3).
 
     uncond None: no guidance. timesteps (steps,); batch and progress as in `sample`.
     """
@@ -238,7 +220,7 @@ def generate(
     report = progress and _Counter(progress, calls * len(timesteps))
 
     def loop(rows, z, **span):
-        pair = cond[rows], None if uncond is None else uncond[rows]
+        pair = jax.tree.map(lambda x: x[rows], (cond, uncond))
         return sample_latents(unet_model.graph, unet_model.params, scheduler, *pair, z, timesteps, guidance, **span)
 
     def call(rows):
@@ -269,17 +251,18 @@ class _Counter:
 
 
 def _text_pair(pipeline, prompts, negative_prompt):
-    """cond and uncond (n, L, D) each; uncond is None without a negative prompt."""
+    """cond and uncond, n rows each; uncond is None without a negative prompt."""
     n = len(prompts)
-    cond = _checked_text(pipeline, encode_text(pipeline, prompts), n)
+    cond = conditioning.encode(pipeline, prompts)
+    _checked_text(pipeline, cond.embedding, n)
     if negative_prompt is None:
         return cond, None
     if isinstance(negative_prompt, str):
-        return cond, jnp.broadcast_to(encode_text(pipeline, negative_prompt), cond.shape)
-    negative = _prompt_list(negative_prompt, "negative_prompt")
+        return cond, conditioning.per_latent(conditioning.encode(pipeline, negative_prompt), n)
+    negative = prompt_list(negative_prompt, "negative_prompt")
     if len(negative) != n:
         raise AegisError(f"negative_prompt has {len(negative)} texts for {n} prompts, wanted one text or {n}")
-    return cond, encode_text(pipeline, negative)
+    return cond, conditioning.encode(pipeline, negative)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -308,13 +291,6 @@ def _batch_size(batch, start_shape, pixels: int) -> int:
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise AegisError(f"batch = {batch!r}, wanted a whole number of at least 1")
     return min(n, batch)
-
-
-def _prompt_list(prompts, name) -> list[str]:
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise AegisError(f"{name} = {prompts!r}, wanted a text or a list of at least one text")
-    return prompts
 
 
 def _as_float(array, name) -> jax.Array:

@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from aegis_jax.diffusion.conditioning import Conditioning
 from aegis_jax.diffusion.sample import sample_latents
 from aegis_jax.diffusion.schedule import guide, output_step
 from aegis_jax.erasure.config import LatentsConfig
@@ -53,7 +54,7 @@ def fresh(frozen: Frozen, theta, concept_emb, key, *, batch: int, config: Latent
 def partial_trajectory(frozen: Frozen, theta, concept_emb, z_T, s, *, config: LatentsConfig):
     """z_T (B, h, w, C) after s guided steps with theta; concept_emb (G, L, D) as in `fresh`, s a traced scalar."""
     _, grid = _grid(frozen, config)
-    text, empty = (per_latent(emb, z_T.shape[0]) for emb in (concept_emb, frozen.empty_emb))
+    text, empty = (Conditioning(per_latent(emb, z_T.shape[0])) for emb in (concept_emb, frozen.empty_emb))
     return sample_latents(frozen.unet_graph, theta, frozen.schedule, text, empty, z_T, grid, config.guidance, last=s)
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.diffusion.sample import encode_ids
+from aegis_jax.diffusion.conditioning import encode_ids
 from aegis_jax.erasure.networks import per_latent
 from aegis_jax.erasure.programs import program
 from aegis_jax.errors import AegisError
@@ -103,7 +103,7 @@ def _states(tokenizer, text_graph, text_params, rows: list[list[int]]) -> np.nda
     at_once, parts = min(_AT_ONCE, len(rows)), []
     for i in range(0, len(rows), at_once):
         some = np.resize(ids[i : i + at_once], (at_once, longest))  # filled up, for one program
-        states = encode_ids(text_graph, text_params, some)
+        states = encode_ids(text_graph, text_params, some).embedding
         parts.append(np.asarray(states[np.arange(at_once), np.resize(ends[i : i + at_once], at_once)]))
     return np.concatenate(parts)[: len(rows)]
 
@@ -140,7 +140,7 @@ def random_prompts(
         inside = jnp.take_along_axis(tokens, jnp.clip(at, 0, tokens.shape[1] - 1), 1)
         joined = jnp.where((at >= 0) & (at < length), inside, moved)
         ids = jnp.concatenate([ids, _closed(vocabulary, joined, count + length)])
-    return encode_ids(text_graph, text_params, ids)
+    return encode_ids(text_graph, text_params, ids).embedding
 
 
 def _closed(vocabulary: Vocabulary, ids, count):

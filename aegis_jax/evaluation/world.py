@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.attacks import attack
-from aegis_jax.diffusion.sample import encode_text, generate, latent_shape, sample
+from aegis_jax.diffusion.conditioning import Conditioning, encode, per_latent
+from aegis_jax.diffusion.sample import generate, latent_shape, sample
 from aegis_jax.diffusion.schedule import ddim_timesteps
 from aegis_jax.errors import AegisError
 from aegis_jax.world import captions, concepts, judge, renderer
@@ -179,8 +180,8 @@ def attacked(
 def sample_from_embedding(pipeline, text_emb, *, seed: int, steps: int = STEPS, guidance: float = GUIDANCE):
     """uint8 images (n, H, W, 3) for encoded prompts (n, L, D): what an embedding attack feeds to the model."""
     start = np.random.default_rng(seed).standard_normal((len(text_emb), *latent_shape(pipeline)), np.float32)
-    uncond = jnp.broadcast_to(encode_text(pipeline, [""]), text_emb.shape)
-    return generate(pipeline, text_emb, uncond, start, ddim_timesteps(pipeline.scheduler, steps), guidance)
+    cond, uncond = Conditioning(text_emb), per_latent(encode(pipeline, ""), len(text_emb))
+    return generate(pipeline, cond, uncond, start, ddim_timesteps(pipeline.scheduler, steps), guidance)
 
 
 _ROWS = (

@@ -76,7 +76,7 @@ def _cudnn_takes(q, k) -> bool:
 def _cudnn_works(dtype: str, head_dim: int) -> bool:
     """Tries it once, forward and backward: some installations fail only when it runs."""
     try:
-        gpu = jax.devices("cuda")[0]
+        gpu = jax.local_devices(backend="cuda")[0]
     except RuntimeError:
         return False
     if head_dim > 128 and float(gpu.compute_capability) < 9:

@@ -21,7 +21,7 @@ from aegis_jax.models.layers import (
     group_norm,
     sinusoidal,
 )
-from aegis_jax.models.model import Graph, bind
+from aegis_jax.models.model import Graph, bind, full_precision
 from aegis_jax.models.unet_config import check
 
 
@@ -252,6 +252,7 @@ def apply(graph, params, sample, t, encoder_hidden_states, *, remat: bool = Fals
     Args: sample (B, h, w, C); t (B,) or scalar, training timesteps; encoder_hidden_states (B, L, D).
     remat: a backward pass computes each resnet and transformer once more instead of keeping what is inside them: the
     same numbers for less memory and one more forward pass.
-    Returns (B, h, w, C_out) in the dtype of `sample`.
+    Returns (B, h, w, C_out) in the dtype of `sample`; float32 is computed in full (model.full_precision).
     """
-    return bind(graph, params)(sample, t, encoder_hidden_states, remat=remat)
+    with full_precision(sample.dtype):
+        return bind(graph, params)(sample, t, encoder_hidden_states, remat=remat)

@@ -16,7 +16,7 @@ from aegis_jax.models.layers import (
     group_norm,
     refuse,
 )
-from aegis_jax.models.model import bind
+from aegis_jax.models.model import bind, full_precision
 
 _EPS = 1e-6
 _DEFAULTS = {
@@ -188,9 +188,10 @@ class AutoencoderKL(nnx.Module):
 def encode(graph, params, images):
     """Images (B, H, W, 3) in [-1, 1] -> mean and log-variance, each (B, h, w, 4), not multiplied by scaling_factor."""
     vae = bind(graph, params)
-    moments = vae.encoder(images)
-    if vae.has_quant_conv:
-        moments = vae.quant_conv(moments)
+    with full_precision(images.dtype):
+        moments = vae.encoder(images)
+        if vae.has_quant_conv:
+            moments = vae.quant_conv(moments)
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return mean, jnp.clip(logvar, -30.0, 20.0)
 
@@ -198,4 +199,5 @@ def encode(graph, params, images):
 def decode(graph, params, latents):
     """Latents (B, h, w, 4), already divided by scaling_factor -> images (B, H, W, 3), about [-1, 1]."""
     vae = bind(graph, params)
-    return vae.decoder(vae.post_quant_conv(latents) if vae.has_post_quant_conv else latents)
+    with full_precision(latents.dtype):
+        return vae.decoder(vae.post_quant_conv(latents) if vae.has_post_quant_conv else latents)
