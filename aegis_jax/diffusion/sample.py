@@ -96,12 +96,13 @@ def encode_text(pipeline, prompts: str | list[str]) -> jax.Array:
 def predict_noise(pipeline, latents, t, text_emb) -> jax.Array:
     """The UNet's noise prediction for latents z_t, (n, h, w, C): always epsilon, v is converted.
 
-    latents (n, h, w, C); t (n,) or one number; text_emb (n, L, D). AegisError for wrong shapes or a
+    latents (n, h, w, C); t (n,) or one number; text_emb (n, L, D) or a `Conditioning` of n rows. AegisError for wrong shapes or a
     t off the schedule.
     """
     schedule = schedule_lib.make_schedule(pipeline.scheduler)
     latents = _checked_latents(pipeline, latents, None)
-    text_emb = _checked_text(pipeline, text_emb, len(latents))
+    cond = text_emb if isinstance(text_emb, Conditioning) else Conditioning(_as_float(text_emb, "text_emb"))
+    _check_text(pipeline, cond.embedding, len(latents))
     t = np.asarray(t)
     total = schedule.alphas_cumprod.shape[0]
     if t.shape not in ((), (len(latents),)):
@@ -110,7 +111,7 @@ def predict_noise(pipeline, latents, t, text_emb) -> jax.Array:
         raise AegisError(f"t = {t.tolist()}, wanted whole numbers from 0 to {total - 1}")
     t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), (len(latents),))
     model = pipeline.unet
-    return _epsilon(model.graph, model.params, schedule, latents, t, Conditioning(text_emb))
+    return _epsilon(model.graph, model.params, schedule, latents, t, cond)
 
 
 def decode(pipeline, latents) -> jax.Array:
@@ -254,7 +255,7 @@ def _text_pair(pipeline, prompts, negative_prompt):
     """cond and uncond, n rows each; uncond is None without a negative prompt."""
     n = len(prompts)
     cond = conditioning.encode(pipeline, prompts)
-    _checked_text(pipeline, cond.embedding, n)
+    _check_text(pipeline, cond.embedding, n)
     if negative_prompt is None:
         return cond, None
     if isinstance(negative_prompt, str):
@@ -320,8 +321,7 @@ def _checked_latents(pipeline, latents, n) -> jax.Array:
     return latents
 
 
-def _checked_text(pipeline, text_emb, n) -> jax.Array:
-    text_emb = _as_float(text_emb, "text_emb")
+def _check_text(pipeline, text_emb: jax.Array, n) -> None:
     width = pipeline.unet.config.get("cross_attention_dim", 1280)
     widths = [width] if isinstance(width, int) else width
     if text_emb.ndim != 3 or text_emb.shape[0] != n or text_emb.shape[2] not in widths:
@@ -329,4 +329,3 @@ def _checked_text(pipeline, text_emb, n) -> jax.Array:
             f"text embedding has shape {text_emb.shape}, wanted ({n}, L, {width}): one per latent, "
             "as wide as the UNet's cross_attention_dim"
         )
-    return text_emb
