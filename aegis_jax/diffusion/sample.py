@@ -96,8 +96,8 @@ def encode_text(pipeline, prompts: str | list[str]) -> jax.Array:
 def predict_noise(pipeline, latents, t, text_emb) -> jax.Array:
     """The UNet's noise prediction for latents z_t, (n, h, w, C): always epsilon, v is converted.
 
-    latents (n, h, w, C); t (n,) or one number; text_emb (n, L, D) or a `Conditioning` of n rows. AegisError for wrong shapes or a
-    t off the schedule.
+    latents (n, h, w, C); t (n,) or one number; text_emb (n, L, D) or a `Conditioning` of n rows.
+    AegisError for wrong shapes or a t off the schedule.
     """
     schedule = schedule_lib.make_schedule(pipeline.scheduler)
     latents = _checked_latents(pipeline, latents, None)

@@ -10,8 +10,8 @@ import pytest
 
 import aegis_jax
 from aegis_jax.diffusion import sample as lib
-from aegis_jax.diffusion import schedule
-from aegis_jax.diffusion.conditioning import encode
+from aegis_jax.diffusion import predict, schedule
+from aegis_jax.diffusion.conditioning import Conditioning, encode
 from aegis_jax.errors import AegisError
 
 pytest.importorskip("torch")  # tests/tiny.py writes the pipelines with it
@@ -113,7 +113,9 @@ def test_bfloat16_parameters_compute_in_bfloat16(pipeline):
     wanted = lib.predict_noise(pipeline, z, 500, text)
     found = lib.predict_noise(small, z, 500, text)
     assert found.dtype == jnp.float32
-    program = jax.jit(functools.partial(lib._output, model.graph)).lower(halved, z, 500, text).as_text()
+    program = (
+        jax.jit(functools.partial(predict.output, model.graph)).lower(halved, z, 500, Conditioning(text)).as_text()
+    )
     convolutions = [line for line in program.splitlines() if "stablehlo.convolution" in line]
     assert convolutions and all("xbf16>" in line and "xf32>" not in line for line in convolutions)
     assert 1e-4 < float(jnp.abs(found - wanted).max()) < 0.1 * float(jnp.abs(wanted).max())
