@@ -115,8 +115,6 @@ def test_bfloat16_parameters_compute_in_bfloat16(pipeline):
     assert found.dtype == jnp.float32
     output = functools.partial(predict.output, model.graph)
     program = jax.jit(output).lower(halved, z, 500, Conditioning(text)).as_text()
-        jax.jit(functools.partial(predict.output, model.graph)).lower(halved, z, 500, Conditioning(text)).as_text()
-    )
     convolutions = [line for line in program.splitlines() if "stablehlo.convolution" in line]
     assert convolutions and all("xbf16>" in line and "xf32>" not in line for line in convolutions)
     assert 1e-4 < float(jnp.abs(found - wanted).max()) < 0.1 * float(jnp.abs(wanted).max())
