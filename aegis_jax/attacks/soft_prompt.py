@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from aegis_jax.diffusion.conditioning import random_words
 from aegis_jax.diffusion.schedule import Schedule, make_schedule, to_epsilon
-from aegis_jax.erasure.setup import random_tokens
 from aegis_jax.errors import AegisError
 from aegis_jax.models import clip, unet, vae
 
@@ -124,7 +124,8 @@ def _chunk(
 def starts(pipeline, config: SoftPromptConfig) -> jax.Array:
     """The soft tokens (R, k, d) that the restarts of an attack begin with."""
     key_start, _ = _keys(config)
-    return random_tokens(pipeline, key_start, (config.restarts, config.tokens))
+    text, ids = pipeline.text_encoder, jnp.asarray(pipeline.tokenizer.word_ids, jnp.int32)
+    return random_words(text.graph, text.params, ids, key_start, (config.restarts, config.tokens))
 
 
 def _keys(config: SoftPromptConfig):

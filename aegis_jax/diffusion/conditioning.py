@@ -61,6 +61,13 @@ def encode_soft(graph, params, template, soft, first: int = 1) -> Conditioning:
     return Conditioning(clip.encode(graph, params, template.at[:, first : first + soft.shape[1]].set(soft)))
 
 
+@partial(jax.jit, static_argnames=("graph", "shape"))
+def random_words(graph, params, word_ids, key, shape: tuple[int, int]):
+    """Token embeddings of words drawn evenly from `word_ids` (W,), float32 (*shape, d): how soft tokens start."""
+    ids = word_ids[jax.random.randint(key, shape, 0, len(word_ids), jnp.int32)]
+    return clip.embed(graph, params, ids).astype(jnp.float32)
+
+
 def join(*conditionings: Conditioning) -> Conditioning:
     """The rows of several, one after another."""
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *conditionings)

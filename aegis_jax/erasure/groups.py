@@ -21,9 +21,21 @@ def groups(tensors: dict) -> dict[str, list[str]]:
     return result
 
 
-def stack(tensors: dict) -> dict:
-    """{path: array} -> {group name: (n, *shape)}."""
-    return {name: jnp.stack([tensors[path] for path in paths]) for name, paths in groups(tensors).items()}
+def order(tensors: dict) -> list[str]:
+    """Every path, group by group: the order of `gather`."""
+    found = groups(tensors)
+    return [path for name in sorted(found) for path in found[name]]
+
+
+def gather(scalars: dict):
+    """{group name: (n,)} -> (number of tensors,)."""
+    return jnp.concatenate([scalars[name] for name in sorted(scalars)])
+
+
+def stack(tensors: dict, like: dict | None = None) -> dict:
+    """{path: array} -> {group name: (n, *shape)}; like: whose shapes make the groups, by default the arrays' own."""
+    found = groups(tensors if like is None else like)
+    return {name: jnp.stack([tensors[path] for path in paths]) for name, paths in found.items()}
 
 
 def unstack(stacked: dict, like: dict) -> dict:

@@ -1,119 +1,145 @@
-"""Where z_t comes from (method.md 3.1): a fresh partial trajectory each step, or a buffer of whole ones (section 6).
+"""Where z_t comes from: a fresh partial trajectory of guided DDIM each step, or a pool of whole ones.
 
-The grid is ESD's: `steps` DDIM steps at tau_s = 1 + stride (steps - 1 - s), e.g. 981, 961, ..., 1. After s guided
-steps z sits at tau_s, and the training timestep is drawn from the stride-wide interval tau_s - 1 .. tau_s + stride - 2.
+The grid is ESD's: `steps` DDIM steps at tau_i = 1 + stride (steps - 1 - i), e.g. 981, 961, ..., 1. A latent that has
+come to tau is trained at t drawn from the stride-wide interval tau - 1 .. tau + stride - 2. The released sampler
+(`offset`) leaves the first grid step out and starts at 961: its latents lie 39 to 58 timesteps below the t that they
+are trained at.
+
+`frozen` is whatever an erasure never changes; used of it are unet_graph, schedule, empty_emb, latent_shape, placement.
+Shapes: B latents, G rows of conditioning dealt to them in turn, h w latent size, C channels.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from aegis_jax.diffusion.conditioning import Conditioning
+from aegis_jax.diffusion import predict
+from aegis_jax.diffusion.conditioning import Conditioning, join, per_latent
 from aegis_jax.diffusion.sample import sample_latents
 from aegis_jax.diffusion.schedule import guide, output_step
-from aegis_jax.erasure.config import LatentsConfig
-from aegis_jax.erasure.networks import per_latent
 from aegis_jax.erasure.programs import program
-from aegis_jax.erasure.state import Frozen
-from aegis_jax.models import unet
+
+GUIDANCE = 3.0  # classifier-free guidance of every trajectory: ESD's, and the released code's
+TRAJECTORIES = 8  # of a concept in the pool
+MOST_CONCEPTS = 64  # in a pool, some 26 MB each at 64x64 latents; with more every draw is fresh
 
 
-def _grid(frozen: Frozen, config: LatentsConfig):
-    stride = frozen.schedule.alphas_cumprod.shape[0] // config.steps
-    return stride, 1 + stride * jnp.arange(config.steps - 1, -1, -1, dtype=jnp.int32)
+@partial(jax.tree_util.register_dataclass, data_fields=["z", "t"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Noised:
+    """Latents z (B, h, w, C) to be trained at the timesteps t (B,), int32."""
+
+    z: jax.Array
+    t: jax.Array
 
 
-def _noise(frozen: Frozen, key, n: int):
+@partial(jax.tree_util.register_dataclass, data_fields=["z", "drawn"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Whole trajectories of every concept, drawn when it has its first turn.
+
+    Attributes:
+      z: (K, steps, M, h, w, C), M trajectories of each concept; entry i is to be trained at t near tau_i.
+      drawn: whether a concept's have been drawn yet, (K,) bool.
+    """
+
+    z: jax.Array
+    drawn: jax.Array
+
+
+def empty_pool(frozen, concepts: int, latents: int, steps: int) -> Pool:
+    """A pool without trajectories yet; of a concept that has `latents` latents in the whole run no more than that."""
+    trajectories = max(1, min(TRAJECTORIES, latents))
+    z = jnp.zeros((concepts, steps, trajectories, *frozen.latent_shape), jnp.float32)
+    return Pool(z, jnp.zeros(concepts, bool))
+
+
+def _grid(frozen, steps: int):
+    stride = frozen.schedule.alphas_cumprod.shape[0] // steps
+    return stride, 1 + stride * jnp.arange(steps - 1, -1, -1, dtype=jnp.int32)
+
+
+def _noise(frozen, key, n: int):
     return _placed(frozen, jax.random.normal(key, (n, *frozen.latent_shape), jnp.float32))
 
 
-def _placed(frozen: Frozen, z):
+def _placed(frozen, z):
     return z if frozen.placement is None else frozen.placement.batch(z)
 
 
-def _draw_t(key, s, batch: int, stride: int, config: LatentsConfig):
-    """Training timesteps (B,) of latents that have done s steps; s scalar or (B,)."""
-    return stride * (config.steps - 1 - s) + jax.random.randint(key, (batch,), 0, stride)
+def _noised(frozen, key, z, i, steps: int) -> Noised:
+    """Latents of grid position i (a scalar or (B,)) with their training timesteps."""
+    stride, _ = _grid(frozen, steps)
+    t = stride * (steps - 1 - i) + jax.random.randint(key, (z.shape[0],), 0, stride, jnp.int32)
+    return Noised(_placed(frozen, z), t)
 
 
-@program(static_argnames=("batch", "config"))
-def fresh(frozen: Frozen, theta, concept_emb, key, *, batch: int, config: LatentsConfig):
-    """The faithful draw: (z_t (B, h, w, C), t (B,), s): s guided steps with the current theta, s shared by the batch.
+@program(static_argnames=("batch", "steps", "offset"))
+def fresh(frozen, theta, cond: Conditioning, key, *, batch: int, steps: int, offset: bool):
+    """The faithful draw: (`Noised`, i): some guided steps with the current theta, as many for the whole batch.
 
-    concept_emb: (G, L, D), latent i is guided by row i mod G. The loop runs exactly s steps.
+    cond: G rows, latent n is guided by row n mod G. The grid position i is drawn evenly; the loop runs exactly the
+    steps that lead there.
     """
-    stride, _ = _grid(frozen, config)
-    key_s, key_z, key_t = jax.random.split(key, 3)
-    s = jax.random.randint(key_s, (), 0, config.steps)
-    z_t = partial_trajectory(frozen, theta, concept_emb, _noise(frozen, key_z, batch), s, config=config)
-    return z_t, _draw_t(key_t, s, batch, stride, config), s
+    key_i, key_z, key_t = jax.random.split(key, 3)
+    i = jax.random.randint(key_i, (), 0, steps, jnp.int32)
+    z = partial_trajectory(frozen, theta, cond, _noise(frozen, key_z, batch), i, steps=steps, offset=offset)
+    return _noised(frozen, key_t, z, i, steps), i
 
 
-@program(static_argnames="config")
-def partial_trajectory(frozen: Frozen, theta, concept_emb, z_T, s, *, config: LatentsConfig):
-    """z_T (B, h, w, C) after s guided steps with theta; concept_emb (G, L, D) as in `fresh`, s a traced scalar."""
-    _, grid = _grid(frozen, config)
-    text, empty = (Conditioning(per_latent(emb, z_T.shape[0])) for emb in (concept_emb, frozen.empty_emb))
-    return sample_latents(frozen.unet_graph, theta, frozen.schedule, text, empty, z_T, grid, config.guidance, last=s)
+@program(static_argnames=("steps", "offset"))
+def partial_trajectory(frozen, theta, cond: Conditioning, z_T, i, *, steps: int, offset: bool):
+    """z_T (B, h, w, C) at the grid position i, a traced scalar; with `offset` as far as the released sampler goes:
+    from the grid's second step on, i + 1 steps, but at most to its end."""
+    _, grid = _grid(frozen, steps)
+    cond, empty = (per_latent(rows, z_T.shape[0]) for rows in (cond, frozen.empty_emb))
+    last = jnp.minimum(i + 2, steps) if offset else i
+    span = {"first": int(offset), "last": last}
+    return sample_latents(frozen.unet_graph, theta, frozen.schedule, cond, empty, z_T, grid, GUIDANCE, **span)
 
 
-def _trajectories(frozen: Frozen, theta, concept_emb, key, config: LatentsConfig):
-    """Every latent of `config.trajectories` guided trajectories: (steps, M, h, w, C), entry s after s steps."""
-    stride, grid = _grid(frozen, config)
-    dtype = jax.tree.leaves(theta)[0].dtype
-    pair = jnp.concatenate([frozen.empty_emb, concept_emb])
-    pair = jnp.repeat(pair, config.trajectories, axis=0).astype(dtype)
+def _trajectories(frozen, theta, cond: Conditioning, key, shape: tuple[int, int], offset: bool):
+    """Every latent of guided trajectories, (steps, M, h, w, C), entry i for the grid position i; shape: (steps, M)."""
+    steps, count = shape
+    stride, grid = _grid(frozen, steps)
+    pair = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), join(frozen.empty_emb, cond))
 
     def step(z, t):
-        output = unet.apply(frozen.unet_graph, theta, jnp.concatenate([z, z]).astype(dtype), t, pair)
-        output = guide(*jnp.split(output.astype(jnp.float32), 2), config.guidance)
+        output = predict.output(frozen.unet_graph, theta, jnp.concatenate([z, z]), t, pair)
+        output = guide(*jnp.split(output, 2), GUIDANCE)
         return output_step(frozen.schedule, output, z, t, t - stride), z
 
-    return jax.lax.scan(step, _noise(frozen, key, config.trajectories), grid)[1]
+    z, before = jax.lax.scan(step, _noise(frozen, key, count), grid[1:] if offset else grid)
+    # With offset the first grid step is left out: after i + 1 of the others for position i, after all of them last.
+    return jnp.concatenate([before[1:], z[None], z[None]]) if offset else before
 
 
-@partial(jax.jit, static_argnames="config")
-def fill(frozen: Frozen, theta, key, *, config: LatentsConfig):
-    """The buffer at the start, one set of trajectories per concept: (K, steps, M, h, w, C)."""
-    keys = jax.random.split(key, frozen.concept_emb.shape[0])
-    draw = lambda args: _trajectories(frozen, theta, *args, config)  # noqa: E731
-    return jax.lax.map(draw, (frozen.concept_emb, keys))
+@program(static_argnames=("batch", "refresh_every", "offset"), donate_argnames="pool")
+def pooled(frozen, theta, pool: Pool, cond: Conditioning, concepts, visits, key, *, batch, refresh_every, offset):
+    """A draw from the pool: (`Noised`, grid positions (B,), pool): latent n from the trajectories of its concept.
 
-
-@program(static_argnames=("batch", "config"), donate_argnames="buffer")
-def buffered(frozen: Frozen, theta, buffer, concepts, visits, key, *, batch: int, config: LatentsConfig):
-    """A draw from the buffer: latent i from the trajectories of its concept.
-
-    concepts: indices into K of the batch's G concepts, (G,), latent i belongs to the one at i mod G; visits: how many
-    steps each has had before, (G,).
-    Returns (z_t (B, h, w, C), t (B,), s (B,), buffer).
+    concepts: of the batch, (G,), latent n belongs to the one at n mod G; cond: what theirs are guided by, G rows;
+    visits: how many steps each has had before, (G,). A concept's trajectories are drawn with the current theta at its
+    first turn, and again after `refresh_every` batches' worth of its latents: a concept among G in a batch has a G-th
+    of them, so they serve G times as many steps.
     """
-    stride, _ = _grid(frozen, config)
-    key_new, key_s, key_m, key_t = jax.random.split(key, 4)
-    if config.refresh_every:
-        buffer = _refreshed(frozen, theta, buffer, concepts, visits, key_new, config)
-    s = jax.random.randint(key_s, (batch,), 0, config.steps)
-    m = jax.random.randint(key_m, (batch,), 0, config.trajectories)
-    z_t = buffer[per_latent(concepts, batch), s, m]
-    return _placed(frozen, z_t), _draw_t(key_t, s, batch, stride, config), s, buffer
+    steps, count = pool.z.shape[1:3]
+    groups = concepts.shape[0]
+    key_new, key_i, key_m, key_t = jax.random.split(key, 4)
+    keys = jax.random.split(key_new, groups)
+    due = ~pool.drawn[concepts] | ((visits > 0) & (visits % (refresh_every * groups) == 0))
 
+    def renew(n, pool):
+        def draw(pool):
+            row = jax.tree.map(lambda x: x[n][None], cond)
+            z = _trajectories(frozen, theta, row, keys[n], (steps, count), offset)
+            return Pool(pool.z.at[concepts[n]].set(z), pool.drawn.at[concepts[n]].set(True))
 
-def _refreshed(frozen: Frozen, theta, buffer, concepts, visits, key, config: LatentsConfig):
-    """The buffer with the sets of those `concepts` redrawn with the current theta that are due.
+        return jax.lax.cond(due[n], draw, lambda pool: pool, pool)
 
-    A concept among G in a batch has a G-th of its latents, so its set serves G times as many steps: as many draws and,
-    over the K concepts, as many network calls a step as if it had whole batches to itself.
-    """
-    count = concepts.shape[0]
-    due = (visits > 0) & (visits % (config.refresh_every * count) == 0)
-    keys = key[None] if count == 1 else jax.random.split(key, count)
-
-    def renew(i, buffer):
-        def draw(buffer):
-            emb = frozen.concept_emb[concepts[i]]
-            return buffer.at[concepts[i]].set(_trajectories(frozen, theta, emb, keys[i], config))
-
-        return jax.lax.cond(due[i], draw, lambda buffer: buffer, buffer)
-
-    return jax.lax.fori_loop(0, count, renew, buffer)  # a loop: the network is compiled once for all concepts
+    pool = jax.lax.fori_loop(0, groups, renew, pool)  # a loop: the network is compiled once for all concepts
+    i = jax.random.randint(key_i, (batch,), 0, steps, jnp.int32)
+    m = jax.random.randint(key_m, (batch,), 0, count, jnp.int32)
+    return _noised(frozen, key_t, pool.z[per_latent(concepts, batch), i, m], i, steps), i, pool

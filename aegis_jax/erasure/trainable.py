@@ -1,5 +1,7 @@
 """Which UNet tensors an erasure may change, and how the change (the drift) is put on top of the frozen weights."""
 
+from types import MappingProxyType
+
 import jax.numpy as jnp
 
 from aegis_jax.erasure import groups
@@ -35,21 +37,36 @@ def zero_drift(params: dict, trainable: str) -> dict:
     return groups.stack({path: jnp.zeros(x.shape, jnp.float32) for path, x in select(params, trainable).items()})
 
 
-def add_drift(params: dict, drift: dict, trainable: str, dtype=None, placement=None) -> dict:
-    """theta = theta0 + d, summed in float32, in `dtype` (default: each tensor's own).
+def precise(params: dict, trainable: str, dtype) -> dict:
+    """{dotted path: float32} of the trainable tensors where `dtype`, which theta0 is computed in, rounds; else {}."""
+    if dtype == jnp.float32:
+        return {}
+    return {path: jnp.asarray(x, jnp.float32) for path, x in select(params, trainable).items()}
+
+
+def add_drift(params: dict, drift: dict, trainable: str, precise: dict = MappingProxyType({}), placement=None) -> dict:
+    """theta = theta0 + d in the dtype of `params`, rounded once: d is added to `precise` where that is given.
 
     Tensors outside the trainable set are the same arrays as in `params`. placement: where the tensors of `params` lie
-    on a mesh (state.Frozen), and those of theta shall.
+    on a mesh, and those of theta shall.
     """
-    moved = _moved(select(params, trainable), drift, dtype=dtype, placement=placement)
+    mine = select(params, trainable)
+    dtypes = tuple((path, x.dtype) for path, x in mine.items())
+    moved = _moved(dict(precise) or mine, drift, dtypes=dtypes, placement=placement)
     return unflatten(flatten(params) | moved)
 
 
 # Compiled over the trainable tensors only: what passes through a compiled function comes out as a copy.
-@program(static_argnames=("dtype", "placement"))
-def _moved(mine: dict, drift: dict, *, dtype, placement) -> dict:
+@program(static_argnames=("dtypes", "placement"))
+def _moved(mine: dict, drift: dict, *, dtypes, placement) -> dict:
     drift = groups.unstack(drift, like=mine)
-    moved = {path: (x.astype(jnp.float32) + drift[path]).astype(dtype or x.dtype) for path, x in mine.items()}
+    moved = {path: (mine[path].astype(jnp.float32) + drift[path]).astype(dtype) for path, dtype in dtypes}
     # Left alone, a tensor would take after the split of the stack that its drift comes from: theta would lie elsewhere
     # than theta0, and every program that takes either would be compiled twice.
     return moved if placement is None else placement.tensors(moved)
+
+
+def merged(params: dict, drift: dict, trainable: str) -> dict:
+    """theta0 + d on a pipeline's own parameters: trainable tensors float32, the others as they are."""
+    mine = {path: jnp.asarray(x, jnp.float32) for path, x in select(params, trainable).items()}
+    return add_drift(unflatten(flatten(params) | mine), drift, trainable)

@@ -7,12 +7,15 @@ destination's name before all of it is there.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 
+import jax
 import numpy as np
 
 from aegis_jax.errors import AegisError
@@ -22,6 +25,7 @@ from aegis_jax.io.pipeline import MODELS, Pipeline
 from aegis_jax.models import layout
 from aegis_jax.models.model import Model, flatten
 
+_FLOAT32 = np.dtype(np.float32)
 _COMPARED = 1 << 18  # bytes that are compared at a time
 _CARD = """---
 library_name: diffusers
@@ -45,6 +49,7 @@ def save_pipeline(
     dtype=None,
     overwrite: bool = False,
     card: str | None = None,
+    drift: Mapping[str, jax.Array] | None = None,
 ) -> None:
     """Writes a diffusers folder that PyTorch diffusers loads.
 
@@ -57,7 +62,9 @@ def save_pipeline(
     dtype: of changed tensors (float32, float16, bfloat16); default: that of the source tensor. A
     pipeline without a source is written whole, by default in float32. overwrite: replace an
     existing pipeline folder, which is removed only after success. card: text of the model card,
-    README.md.
+    README.md. drift: {leaf path: array} to add to parameters of the UNet, in float32, as they are
+    written. Beside the pipeline and the drift themselves only a few tensors are in memory at a time;
+    a mapping that makes its arrays when asked saves the memory for all of them.
 
     Raises `AegisError` if the destination exists, the disk is full, a component has no weights that
     diffusers would look for, the source has changed since it was loaded, or a changed tensor holds
@@ -69,7 +76,7 @@ def save_pipeline(
     _check_space(pipeline, destination)
     with _written_beside(destination) as unfinished:
         write = _write_new if pipeline.source is None else _write_alike
-        changed = write(pipeline, unfinished, dtype)
+        changed = write(pipeline, unfinished, dtype, drift or {})
         if card is None:
             counts = ", ".join(f"{changed[name]} in {name}" for name in MODELS if changed[name])
             card = _CARD.format(name=destination.name, changed=counts or "none")
@@ -159,7 +166,55 @@ def _sync_folder(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def _write_alike(pipeline: Pipeline, root: pathlib.Path, dtype: str | None) -> dict[str, int]:
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """A parameter on its way out.
+
+    drift: makes what is added to it, in float32; None: nothing. source: reads rows of its tensor in the source, which
+    may have more bits than the array; None: the array itself is right.
+    """
+
+    path: str
+    array: jax.Array
+    drift: Callable[[], jax.Array] | None = None
+    source: Callable[[slice], np.ndarray] | None = None
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype if self.drift is None else _FLOAT32
+
+    def rows(self, rows, drift: np.ndarray | None) -> np.ndarray:
+        """Rows in PyTorch's layout and in `dtype`; drift: all of what `drift` makes, which is the caller's to hold."""
+        if self.source is None:
+            tensor = _laid_out(self.path, self.array, rows, self.dtype)
+        else:
+            tensor = self.source(rows).astype(self.dtype)
+        if drift is not None:
+            tensor += _laid_out(self.path, drift, rows, self.dtype)
+        return tensor
+
+
+class _Drifts:
+    """The drifts of those leaves that are being written: made at a leaf's first part, dropped after its last."""
+
+    def __init__(self, leaves: dict[str, _Leaf]):
+        self._leaves, self._held, self._lock = leaves, {}, threading.Lock()
+
+    @contextlib.contextmanager
+    def of(self, key: str, count: int) -> Iterator[np.ndarray | None]:
+        """The drift of a leaf, for one of its `count` parts."""
+        if self._leaves[key].drift is None:
+            yield None
+            return
+        with self._lock:
+            drift, left = self._held.get(key) or (np.asarray(self._leaves[key].drift()), count)
+            self._held[key] = drift, left - 1
+            if left == 1:
+                del self._held[key]
+        yield drift
+
+
+def _write_alike(pipeline: Pipeline, root: pathlib.Path, dtype: str | None, drift: Mapping) -> dict[str, int]:
     """Writes a pipeline like its source; returns how many tensors of each model were changed."""
     source = pipeline.source
     changed = {}
@@ -183,10 +238,11 @@ def _write_alike(pipeline: Pipeline, root: pathlib.Path, dtype: str | None) -> d
                 _copy(file, target)
         if name in MODELS:
             changed[name] = _write_model(
-                getattr(pipeline, name), component.weights, source.origins[name], target, dtype
-            )
+                getattr(pipeline, name), component.weights, source.origins[name], target, dtype,
+                drift if name == "unet" else {},
+            )  # fmt: skip
         elif component.weights:
-            _write_model(None, component.weights, {}, target, None)
+            _write_model(None, component.weights, {}, target, None, {})
     return changed
 
 
@@ -196,16 +252,17 @@ def _write_model(
     origins: dict[str, convert.Origin],
     target: pathlib.Path,
     dtype: str | None,
+    drift: Mapping,
 ) -> int:
     """Writes a component's weight files; returns how many tensors were changed.
 
     model: whose parameters are written; None copies the source's files.
     """
-    leaves = flatten(model.params) if model else {}
+    leaves = _leaves(model, drift) if model else {}
     _check_leaves(leaves, origins, weights, target.name)
     changed, sizes = 0, []
     for index, (header, name) in enumerate(zip(weights.headers, weights.names, strict=True)):
-        here = {origin.key: (path, leaves[path]) for path, origin in origins.items() if origin.file == index}
+        here = {origin.key: leaves[path] for path, origin in origins.items() if origin.file == index}
         count, entries = _write_file(header, here, target / name, dtype)
         changed += count
         sizes += [(entry.key, name, entry.nbytes) for entry in entries]
@@ -214,12 +271,21 @@ def _write_model(
     return changed
 
 
+def _leaves(model: Model, drift: Mapping) -> dict[str, _Leaf]:
+    leaves = flatten(model.params)
+    strange = sorted(set(drift) - leaves.keys())
+    if strange:
+        raise AegisError(f"the drift is of another UNet, which has {strange[0]}: take the pipeline it was trained on")
+    make = {path: functools.partial(drift.__getitem__, path) for path in drift}
+    return {path: _Leaf(path, array, make.get(path)) for path, array in leaves.items()}
+
+
 def _check_leaves(leaves, origins, weights, component: str) -> None:
     """Refuses parameters that are not, by name and shape, those that were loaded."""
     wrong = sorted(leaves.keys() ^ origins.keys())
     for path in leaves.keys() & origins.keys():
         entry = weights.headers[origins[path].file].entries[origins[path].key]
-        shape = layout.torch_shape(path, leaves[path].shape)
+        shape = layout.torch_shape(path, leaves[path].array.shape)
         if entry.shape not in {shape, (*shape, 1, 1)}:
             wrong.append(path)
     if wrong:
@@ -230,44 +296,67 @@ def _check_leaves(leaves, origins, weights, component: str) -> None:
 
 
 def _write_file(
-    header: safetensors.Header, here: dict[str, tuple], path: pathlib.Path, dtype: str | None
+    header: safetensors.Header, here: dict[str, _Leaf], path: pathlib.Path, dtype: str | None
 ) -> tuple[int, list[safetensors.Entry]]:
-    """Writes one weight file like `header`; `here` = {key: (path, leaf)} of its parameters."""
+    """Writes one weight file like `header`; `here` = {key: leaf} of its parameters."""
     with safetensors.open_unchanged(header) as file:
+        here = dict(zip(here, parts.on_all_cores(lambda key: _in_full(file, header, key, here[key]), here)))
         # The header comes first and has to know which tensors change type.
-        same = parts.on_all_cores(lambda key: _is_same(file, header, key, *here[key]), here)
+        same = parts.on_all_cores(lambda key: _is_same(file, header, key, here[key]), here)
         changed = {key for key, unchanged in zip(here, same) if not unchanged}
         entries = [
             dataclasses.replace(entry, dtype=dtype) if dtype and entry.key in changed else entry
             for entry in header.entries.values()
         ]
-        types = {entry.key: entry.numpy_dtype for entry in entries}
-
-        def part(key, rows):
-            if key in changed:
-                return _export(*here[key], rows, header.entries[key].shape, types[key], key)
-            return safetensors.read_tensor(file, header, key, rows=rows)
-
+        part = _part_of(here, entries)
         as_before = entries == list(header.entries.values())
         safetensors.write(
             path,
             entries,
-            part,
+            lambda key, rows: (
+                part(key, rows) if key in changed else safetensors.read_tensor(file, header, key, rows=rows)
+            ),
             metadata=header.metadata,
             raw_header=header.raw if as_before else None,
         )
     return len(changed), entries
 
 
-def _is_same(file, header: safetensors.Header, key: str, path: str, leaf) -> bool:
+def _part_of(leaves: dict[str, _Leaf], entries: list[safetensors.Entry]) -> Callable:
+    """What gives `safetensors.write` the parts of leaves, as `entries` say."""
+    entries, drifts = {entry.key: entry for entry in entries}, _Drifts(leaves)
+
+    def part(key, rows):
+        entry = entries[key]
+        with drifts.of(key, len(parts.split(entry.shape, entry.numpy_dtype.itemsize))) as drift:
+            tensor = leaves[key].rows(rows, drift)
+        return _cast(tensor, entry.numpy_dtype, key).reshape(-1, *entry.shape[1:]) if entry.shape else tensor
+
+    return part
+
+
+def _in_full(file, header: safetensors.Header, key: str, leaf: _Leaf) -> _Leaf:
+    """The leaf, to be read from its source if that has bits that were lost when it was loaded.
+
+    Their rounding would go into the export with the drift. An array that was changed since it was loaded stays.
+    """
+    if leaf.drift is None or leaf.dtype == leaf.array.dtype:
+        return leaf
+    if not _is_same(file, header, key, dataclasses.replace(leaf, drift=None)):
+        return leaf
+    return dataclasses.replace(leaf, source=lambda rows: safetensors.read_tensor(file, header, key, rows=rows))
+
+
+def _is_same(file, header: safetensors.Header, key: str, leaf: _Leaf) -> bool:
     """Whether a leaf has the bits that loading its source tensor in the leaf's dtype gives."""
     entry, bits = header.entries[key], f"u{leaf.dtype.itemsize}"
+    drift = None if leaf.drift is None else np.asarray(leaf.drift())
     # Part by part: of a tensor that was trained the first part differs, and the rest need not be looked at.
     for rows in parts.split(entry.shape, entry.numpy_dtype.itemsize, _COMPARED):
         source = safetensors.read_tensor(file, header, key, rows=rows)
         with np.errstate(over="ignore"):
             source = source.astype(leaf.dtype, copy=False)
-        ours = _laid_out(path, leaf, rows, leaf.dtype)
+        ours = leaf.rows(rows, drift)
         if not np.array_equal(source.view(bits).reshape(-1), ours.view(bits).reshape(-1)):
             return False
     return True
@@ -282,17 +371,17 @@ def _laid_out(path: str, leaf, rows, dtype) -> np.ndarray:
     return tensor
 
 
-def _export(path: str, leaf, rows, shape: tuple[int, ...], dtype: np.dtype, key: str) -> np.ndarray:
-    """Rows of a leaf as they go into a file whose tensor has this shape."""
-    tensor = _laid_out(path, leaf, rows, dtype)
-    if not np.isfinite(tensor).all():
+def _cast(tensor: np.ndarray, dtype: np.dtype, key: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        result = tensor.astype(dtype, copy=False)
+    if not np.isfinite(result).all():
         advice = (
             f"they are too large for {dtype}: choose dtype float32 or bfloat16"
-            if np.isfinite(np.asarray(leaf)).all()
+            if np.isfinite(tensor).all()
             else "training has diverged: go back to an earlier checkpoint"
         )
         raise AegisError(f"tensor {key!r} has values that are not finite in the export; {advice}")
-    return tensor.reshape(-1, *shape[1:])
+    return result
 
 
 def _write_index(weights: Weights, target: pathlib.Path, sizes: list[tuple]) -> None:
@@ -311,7 +400,7 @@ def _write_index(weights: Weights, target: pathlib.Path, sizes: list[tuple]) -> 
     _write_json(target / weights.index.name, index)
 
 
-def _write_new(pipeline: Pipeline, root: pathlib.Path, dtype: str | None) -> dict[str, int]:
+def _write_new(pipeline: Pipeline, root: pathlib.Path, dtype: str | None, drift: Mapping) -> dict[str, int]:
     """Writes a pipeline that was built in memory; returns how many tensors each model has."""
     scheduler_class = pipeline.scheduler.get("_class_name", "DDIMScheduler")
     version = pipeline.unet.config.get("_diffusers_version", "0.40.0")
@@ -338,24 +427,19 @@ def _write_new(pipeline: Pipeline, root: pathlib.Path, dtype: str | None) -> dic
         model = getattr(pipeline, name)
         _write_json(root / name / CONFIGS[name], model.config)
         stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
-        counts[name] = _write_whole(model, root / name / f"{stem}.safetensors", dtype or "F32")
+        leaves = _leaves(model, drift if name == "unet" else {})
+        counts[name] = _write_whole(leaves, root / name / f"{stem}.safetensors", dtype or "F32")
     return counts
 
 
-def _write_whole(model: Model, path: pathlib.Path, dtype: str) -> int:
-    leaves = {layout.torch_key(name): (name, leaf) for name, leaf in flatten(model.params).items()}
+def _write_whole(leaves: dict[str, _Leaf], path: pathlib.Path, dtype: str) -> int:
+    leaves = {layout.torch_key(name): leaf for name, leaf in leaves.items()}
     entries = [
-        safetensors.Entry(key, dtype, layout.torch_shape(name, leaf.shape))
-        for key, (name, leaf) in sorted(leaves.items())
+        safetensors.Entry(key, dtype, layout.torch_shape(leaf.path, leaf.array.shape))
+        for key, leaf in sorted(leaves.items())
     ]
-
-    shapes = {entry.key: entry.shape for entry in entries}
-
-    def part(key, rows):
-        return _export(*leaves[key], rows, shapes[key], safetensors.DTYPES[dtype], key)
-
     # transformers refuses files that do not say which framework's layout they have.
-    safetensors.write(path, entries, part, metadata={"format": "pt"})
+    safetensors.write(path, entries, _part_of(leaves, entries), metadata={"format": "pt"})
     return len(entries)
 
 

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from aegis_jax import __version__
+from aegis_jax.erasure.aegis.config import latents_of_concepts
+from aegis_jax.erasure.presets import preset, switched
 from aegis_jax.run.config import flat
 
 _TEXT = """---
@@ -22,10 +24,9 @@ tokenizer and scheduler are those of the original, byte for byte.
 
 ## How
 
-Method: AEGIS (adversarial erasure with gradient-informed synergy, ICLR 2026, arXiv 2602.06771) as
-implemented by aegis_jax {version}; {steps} steps of {batch} latent(s), Adam at {learning_rate:g},
-trainable tensors: {trainable}. {method}The concept was given by name alone; no other data was used.
-
+Method: `{preset}` of aegis_jax {version} ({about}); {steps} steps of {batch} latent(s), Adam at
+{learning_rate:g}, trainable tensors: {trainable}. {each} The concept was given by name alone; no other data was used.
+{changed}
 | setting | value |
 | --- | --- |
 {table}
@@ -48,24 +49,9 @@ def text(run, metrics: list[dict], measured: str | None = None) -> str:
     model = Path(run.model).name if Path(run.model).is_absolute() else run.model or "a pipeline"
     settings = flat(dataclasses.asdict(erase))
     quoted = " and ".join(f'"{concept}"' for concept in run.concepts)
-    switched_off = [
-        name
-        for name, is_off in (
-            ("adversarial erasure target", not erase.aet.enabled),
-            ("adversarial prompt", not erase.prompt.enabled),
-            ("gradient rectification", erase.grp.retention != "grp"),
-        )
-        if is_off
-    ]
-    added = [
-        name
-        for name, is_on in (
-            ("preservation of what random words draw", erase.preserve.weight),
-            ("erasure of the concept among random words", erase.prompt.context),
-            ("a push there that follows what is left of it", erase.moves_kappa),
-        )
-        if is_on
-    ]
+    own = flat(dataclasses.asdict(switched(erase, erase.method)))
+    differs = [f"`{key}={settings[key]}` (there {value})" for key, value in own.items() if settings[key] != value]
+    counts = latents_of_concepts(erase, len(run.concepts))
     return _TEXT.format(
         title=f"{Path(model).name} without {quoted}",
         model=model,
@@ -75,11 +61,10 @@ def text(run, metrics: list[dict], measured: str | None = None) -> str:
         batch=erase.batch,
         learning_rate=erase.learning_rate,
         trainable=erase.trainable,
-        method="".join(
-            f"{what}: {', '.join(names)}. "
-            for what, names in (("Switched off", switched_off), ("Added, not in the paper", added))
-            if names
-        ),
+        preset=erase.method,
+        about=preset(erase.method).about,
+        each=f"Latents of each concept: {min(counts)}" + (f" or {max(counts)}." if max(counts) > min(counts) else "."),
+        changed=f"\nIt differs from that preset in {', '.join(differs)}.\n" if differs else "",
         table="\n".join(f"| {key} | {value} |" for key, value in settings.items()),
         measured=f"```\n{measured}\n```" if measured else _unmeasured(metrics),
     )

@@ -3,7 +3,9 @@
 Three layers, later ones win: the defaults of the dataclasses, a config file, `key=value` overrides.
 A config file is Python with `get_config()` returning an `ml_collections.ConfigDict` of the keys
 that differ from the defaults. Keys are the fields of `RunConfig` (but `erase`, whose own fields
-stand beside them) and of the groups in it: `steps`, `grp.omega`, `checkpoint.every`.
+stand beside them) and of the groups in it: `steps`, `grp.omega`, `checkpoint.every`. `method` names a
+preset: it sets all that makes a method and leaves the scale of the run (presets.SCALE) as it is; what
+else its layer sets comes on top.
 """
 
 import dataclasses
@@ -14,8 +16,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from aegis_jax.erasure import config as erase_config
-from aegis_jax.erasure.config import EraseConfig
+from aegis_jax.erasure.presets import DEFAULT, preset, switched
 from aegis_jax.errors import AegisError
 
 _WANTED = {
@@ -55,7 +56,12 @@ class RunConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     picture: PictureConfig = PictureConfig()
     mesh: MeshConfig = MeshConfig()
-    erase: EraseConfig = EraseConfig()
+    erase: typing.Any = preset(DEFAULT).settings  # of the method (erasure.method.Method.settings)
+
+    @property
+    def method(self):
+        """The method of the settings (`erasure.method.Method`)."""
+        return preset(self.erase.method).method
 
     @property
     def is_world(self) -> bool:
@@ -73,7 +79,13 @@ class RunConfig:
         ):
             if value < least:
                 raise AegisError(f"config key {key!r}: got {value}, wanted {least} or more")
-        erase_config.check(self.erase)
+        self.method.check(self.erase)
+        devices = self.mesh.data * self.mesh.fsdp
+        if getattr(self.erase, "batch", devices) % devices:
+            raise AegisError(
+                f"batch={self.erase.batch} is not divisible by the {devices} devices of mesh.data={self.mesh.data} x "
+                f"mesh.fsdp={self.mesh.fsdp}, so each would compute all of it; take a multiple as batch"
+            )
 
 
 def load(source=None, overrides: Iterable[tuple[str, str]] = ()) -> RunConfig:
@@ -94,7 +106,11 @@ def merge(
     where: str = "",
 ) -> RunConfig:
     """`config` with typed entries {dotted key: value} and textual overrides set, and checked."""
-    types, problems, values = keys(), [], {}
+    overrides = list(overrides)
+    method = dict(overrides).get("method", entries.get("method"))
+    if method is not None:
+        config = dataclasses.replace(config, erase=switched(config.erase, method))
+    types, problems, values = keys(config), [], {}
     for key, value in entries.items():
         _set(values, problems, types, key, value, where)
     for key, text in overrides:
@@ -107,15 +123,16 @@ def merge(
     return config
 
 
-def keys() -> dict[str, typing.Any]:
-    """Every config key with its type: {"steps": int, "grp.omega": float, ...}."""
+def keys(config: RunConfig | None = None) -> dict[str, typing.Any]:
+    """Every key of a configuration with its type: {"steps": int, "grp.omega": float, ...}."""
+    config = config or RunConfig()
 
     def walk(cls, prefix):
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             kind = hints[field.name]
             if cls is RunConfig and field.name == "erase":
-                yield from walk(kind, "")
+                yield from walk(type(config.erase), "")
             elif dataclasses.is_dataclass(kind):
                 yield from walk(kind, f"{prefix}{field.name}.")
             else:

@@ -9,10 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.erasure.config import EraseConfig
 from aegis_jax.erasure.programs import compile_ahead
-from aegis_jax.erasure.setup import merged_params, setup
-from aegis_jax.erasure.step import erase_step
 from aegis_jax.errors import AegisError
 from aegis_jax.io import convert
 from aegis_jax.io.export import check_complete, save_pipeline, written_bytes
@@ -26,6 +23,7 @@ from aegis_jax.run.checkpoint import Checkpoints, refuse_other
 from aegis_jax.run.config import RunConfig
 from aegis_jax.run.folder import MetricsFile, RunFolder, disk_errors, write_json, write_text
 from aegis_jax.run.progress import Progress, Silent
+from aegis_jax.run.tensors import TensorLog
 from aegis_jax.world import WEIGHTS
 
 BASE = "base model"  # the key of its fingerprint where runs are compared
@@ -39,6 +37,8 @@ class EraseResult:
       pipeline: the erased pipeline. With a run folder it is the exported one, read back: exactly
         what others will load.
       metrics: one dict per step; "step" counts from 1.
+      per_tensor: {name: (steps, trained tensors)}, see run.tensors.
+      tensors: PyTorch keys of the trained tensors, the columns of `per_tensor`.
       folder: the run folder, or None.
       run: the settings.
       original: the pipeline before.
@@ -47,6 +47,8 @@ class EraseResult:
 
     pipeline: Pipeline
     metrics: list[dict]
+    per_tensor: dict
+    tensors: list[str]
     folder: Path | None
     run: RunConfig
     original: Pipeline
@@ -68,8 +70,9 @@ def erase(
     """Erases concepts, given by name, from a pipeline's UNet.
 
     pipeline: a `Pipeline`, or what `load_pipeline` takes. concepts: a text or a list of texts.
-    config: an `EraseConfig`, a `RunConfig`, a config file or the name of one of ours, or a dict of
-    config keys; by default the paper's settings, and for the world those of its own config.
+    config: a method's settings such as `EraseConfig`, a `RunConfig`, a config file or the name of
+    one of ours, or a dict of config keys; by default the preset `paper`, and for the world its own
+    config.
     overrides: (key, text) pairs on top, as on the command line. out: the run folder; without it
     nothing is written. resume: go on with the run in `out` from its newest checkpoint; what is not
     given is taken from that folder. overwrite: replace the run in `out`. progress: for example
@@ -116,10 +119,10 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
         run = saved or run_config.load("world" if asked.model == "world" else None)
     elif isinstance(config, RunConfig):
         run = config
-    elif isinstance(config, EraseConfig):
-        run = dataclasses.replace(saved or RunConfig(), erase=config)
     elif isinstance(config, dict):
         run = run_config.merge(RunConfig(), run_config.flat(config))
+    elif dataclasses.is_dataclass(config):
+        run = dataclasses.replace(saved or RunConfig(), erase=config)
     else:
         run = run_config.load(config)
     run = run_config.merge(run, given, overrides)
@@ -166,8 +169,8 @@ def _in_full(pipeline: Pipeline) -> Model:
 def _start(run, pipeline):
     """(state at step 0, step function)."""
     placement = make_placement(run.mesh.data, run.mesh.fsdp)
-    state, frozen = setup(pipeline, list(run.concepts), run.erase, placement)
-    return state, functools.partial(erase_step, frozen=frozen, config=run.erase)
+    state, frozen = run.method.start(pipeline, list(run.concepts), run.erase, placement)
+    return state, functools.partial(run.method.step, frozen=frozen, config=run.erase)
 
 
 def _compile(step_fn, state) -> None:
@@ -178,10 +181,11 @@ def _compile(step_fn, state) -> None:
 
 def _in_memory(run, pipeline, progress) -> EraseResult:
     state, step_fn = _start(run, pipeline)
-    metrics = []
+    metrics, log = [], TensorLog(run.method.tensors(pipeline, run.erase))
 
-    def record(step, values, seconds):
+    def record(step, values, per_tensor, seconds):
         metrics.append({"step": step, **values})
+        log.append(per_tensor)
         progress.update(step, values["L_e"])
 
     progress.start(0, run.erase.steps)
@@ -189,7 +193,7 @@ def _in_memory(run, pipeline, progress) -> EraseResult:
     state = loop.train(step_fn, state, done=0, steps=run.erase.steps, record=record)
     erased = _erased(run, pipeline, state)
     del state, step_fn
-    return EraseResult(_on_device(erased), metrics, None, run, _on_device(pipeline))
+    return EraseResult(_on_device(erased), metrics, log.arrays(), log.names, None, run, _on_device(pipeline))
 
 
 def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
@@ -200,7 +204,8 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     if story.get("status") == "finished":
         progress.say(f"{folder.path} is finished already")
         erased = load_pipeline(folder.pipeline)
-        return EraseResult(erased, folder.read_metrics(), folder.path, run, pipeline)
+        log = _tensor_log(run, pipeline, folder, run.erase.steps)
+        return EraseResult(erased, folder.read_metrics(), log.arrays(), log.names, folder.path, run, pipeline)
     check_complete(pipeline)
     if run.picture.images:
         picture.check(pipeline, run.picture)
@@ -212,7 +217,7 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
         story["resumed"] += [manifest.now()]
     else:
         story = manifest.describe(run, pipeline, base)
-    state = _train(run, state, step_fn, folder, base, story, progress)
+    state = _train(run, pipeline, state, step_fn, folder, base, story, progress)
     progress.say(f"writing {folder.pipeline}")
     metrics = folder.read_metrics()
     save_pipeline(_erased(run, pipeline, state), folder.pipeline, overwrite=True, card=card.text(run, metrics))
@@ -229,7 +234,14 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     story |= {"status": "finished", "finished": manifest.now()}
     story["result"] = manifest.folder_hashes(folder.pipeline)
     write_json(folder.manifest, story)
-    return EraseResult(erased, metrics, folder.path, run, pipeline, measured)
+    log = _tensor_log(run, pipeline, folder, run.erase.steps)
+    return EraseResult(erased, metrics, log.arrays(), log.names, folder.path, run, pipeline, measured)
+
+
+def _tensor_log(run, pipeline, folder, done: int) -> TensorLog:
+    log = TensorLog(run.method.tensors(pipeline, run.erase))
+    log.read(folder.per_tensor, done)
+    return log
 
 
 def _check_space(run, pipeline, state, folder):
@@ -239,7 +251,7 @@ def _check_space(run, pipeline, state, folder):
     folder.check_space(needed, count)
 
 
-def _train(run, state, step_fn, folder, base, story, progress):
+def _train(run, pipeline, state, step_fn, folder, base, story, progress):
     """The loop with its checkpoints and metrics; returns the last state."""
     identity = {BASE: base, **_computed(run)}
     with Checkpoints(folder.checkpoints, identity, run.checkpoint.keep, _computed(RunConfig())) as checkpoints:
@@ -248,14 +260,17 @@ def _train(run, state, step_fn, folder, base, story, progress):
             state = checkpoints.restore(state)
             progress.say(f"going on after step {done}")
         write_json(folder.manifest, story)
+        log = _tensor_log(run, pipeline, folder, done)
         with MetricsFile(folder.metrics, done) as metrics:
 
-            def record(step, values, seconds):
+            def record(step, values, per_tensor, seconds):
                 metrics.write(step, values, seconds)
+                log.append(per_tensor)
                 progress.update(step, values["L_e"])
 
             def save(step, state):
                 metrics.sync()
+                log.write(folder.per_tensor)
                 checkpoints.save(step, state)
 
             progress.start(done, run.erase.steps)
@@ -293,5 +308,6 @@ def _with_params(pipeline: Pipeline, put) -> Pipeline:
 
 def _erased(run, pipeline, state) -> Pipeline:
     pipeline = dataclasses.replace(pipeline, unet=_in_full(pipeline))
-    params = merged_params(pipeline, state.drift, run.erase.trainable)
-    return dataclasses.replace(pipeline, unet=dataclasses.replace(pipeline.unet, params=params))
+    changed = run.method.changed(pipeline, state, run.erase)
+    models = {name: dataclasses.replace(getattr(pipeline, name), params=params) for name, params in changed.items()}
+    return dataclasses.replace(pipeline, **models)

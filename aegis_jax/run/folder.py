@@ -2,6 +2,7 @@
 
 config.json       every setting, model and concepts included; what `--resume` reads
 metrics.jsonl     one line per step
+per_tensor.safetensors   cosines, flips and omega of every trained tensor (tensors.py)
 manifest.json     versions, hashes of what came in and went out
 checkpoints/      the newest states
 pipeline/         the result, a diffusers folder
@@ -34,6 +35,7 @@ class RunFolder:
         self.path = expand(path).absolute()
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.per_tensor = self.path / "per_tensor.safetensors"
         self.manifest = self.path / "manifest.json"
         self.checkpoints = self.path / "checkpoints"
         self.pipeline = self.path / "pipeline"
@@ -75,7 +77,7 @@ class RunFolder:
             os.rename(self.pipeline, self.previous)
         if self.checkpoints.is_dir() and not self.checkpoints.is_symlink():
             shutil.rmtree(self.checkpoints)
-        for file in (self.metrics, self.manifest, self.picture, self.checkpoints):
+        for file in (self.metrics, self.per_tensor, self.manifest, self.picture, self.checkpoints):
             file.unlink(missing_ok=True)
         write_json(self.config, {MARK: __version__, **run_config.values(run)})
 

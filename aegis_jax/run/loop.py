@@ -18,8 +18,8 @@ class NonFiniteError(AegisError):
 
     def __init__(self, step: int, what: str):
         super().__init__(
-            f"step {step}: {what} is not finite, the run was stopped; lower learning_rate, grp.weight, preserve.weight "
-            "or eta"
+            f"step {step}: {what} is not finite, the run was stopped; lower learning_rate, grp.omega, "
+            "words.preserve or eta"
         )
         self.step = step
 
@@ -66,15 +66,15 @@ def train(
     *,
     done: int,
     steps: int,
-    record: Callable[[int, dict, float], None],
+    record: Callable[[int, dict, dict, float], None],
     save: Callable[[int, object], None] | None = None,
     every: int = 100,
 ):
     """Runs `step_fn(state) -> (state, metrics)` from step `done` to `steps`; returns the state.
 
-    record(step, metrics as floats, seconds) is called in order, for a step only after the next one
-    has been dispatched, so the device never waits for the host. save(step, state) is called every
-    `every` steps, at the end and when a signal asks to stop, and only with a finite state whose
+    record(step, metrics as floats, those per tensor as arrays, seconds) is called in order, for a
+    step only after the next one has been dispatched, so the device never waits for the host. save(step, state) is called
+    every `every` steps, at the end and when a signal asks to stop, and only with a finite state whose
     metrics were recorded and finite. Raises `NonFiniteError` or `Interrupted`.
     """
     late = _LateMetrics(record, done)
@@ -114,10 +114,12 @@ class _LateMetrics:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        host = jax.device_get(metrics)
+        per_tensor = host.pop("per_tensor", {})
+        values = {name: float(value) for name, value in host.items()}
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
-        self._record(step, values, seconds)
+        self._record(step, values, per_tensor, seconds)
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise NonFiniteError(step, ", ".join(bad))

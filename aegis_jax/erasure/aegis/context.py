@@ -1,4 +1,4 @@
-"""The concept among random words (`prompt.context`): which latents are erased so, towards what, and how hard. Not in
+"""The concept among random words (`words.context`): which latents are erased so, towards what, and how hard. Not in
 the paper (docs/decisions.md).
 
 For random words w and the same words with the concept among them, w + c, let d = eps0(w + c) - eps0(w) be what the
@@ -6,7 +6,7 @@ concept adds for theta0. The goal of theta's prediction for w + c is
 
   eps0(w) - eta (eps0(c') - eps0(c_0)) - kappa d
 
-with kappa = 0, unless `prompt.context_rate` is set. Preserving w and erasing w + c pull at the same weights, and where
+with kappa = 0, unless `words.context` is "push". Preserving w and erasing w + c pull at the same weights, and where
 they balance depends on the concept: some are gone with kappa = 0, of others a good part is left. So kappa >= 0 is the
 multiplier of a constraint, that nothing of d be left in theta's prediction, and follows it by dual ascent:
 
@@ -24,44 +24,50 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from aegis_jax.erasure.networks import per_latent
+from aegis_jax.diffusion.conditioning import per_latent
+from aegis_jax.erasure.aegis.state import Goal
+from aegis_jax.erasure.aegis.words import Words
 from aegis_jax.erasure.programs import program
 
+# Settled on the embedded world (docs/study.md), and only there.
+RATE = 0.5  # rise of kappa per step while all of the concept is left
 _MOST = 10.0  # kappa's limit: what cannot be erased is not to ruin the rest
 _FLOOR = 3e-5  # of e_i, a mean square: less the concept does not add in a prompt that shows it (docs/study.md, 15)
 
 
 @program(static_argnames="prompt_count")
-def goal_in_context(step, prompts, prompt_count, c_star, c_context, eps_empty, eps_words, away):
-    """(c_star (B, L, D), the goal without its push (B, h, w, C), whether in context (B,)): every other latent of each
-    prompt is erased from c_context instead.
+def in_context(step, prompts, prompt_count: int, goal: Goal, push, words: Words, kappa):
+    """(the goal (B rows), whether in context (B,)): every other latent of each prompt is erased from the concept among
+    random words instead.
 
-    prompts: (G,) of prompt_count; c_star (G, L, D); c_context (B, L, D); eps_empty, eps_words: (B, h, w, C);
-    away: None, or kappa (K,) and d (B, h, w, C).
+    prompts: (G,) of prompt_count; goal: with G rows; its eps without the push (B, h, w, C), which is added here; kappa:
+    (K,), or None where it does not move.
     """
-    batch = len(eps_empty)
+    batch = len(goal.eps)
     visit = (step * batch + jnp.arange(batch)) // prompt_count
     inside = (per_latent(prompts, batch) + visit) % 2 == 0
-    if away is not None:
-        kappa, d = away
-        eps_words = eps_words - _per_pixel(per_latent(kappa[prompts % len(kappa)], batch)) * d
-    c_star = jnp.where(inside[:, None, None], c_context, per_latent(c_star, batch))
-    return c_star, jnp.where(_per_pixel(inside), eps_words, eps_empty), inside
+    eps_words = words.eps
+    if kappa is not None:
+        eps_words = eps_words - _per_pixel(per_latent(kappa[prompts % len(kappa)], batch)) * words.added
+    choose = lambda x, y: jnp.where(inside.reshape(-1, *[1] * (x.ndim - 1)), x, y)  # noqa: E731
+    cond = jax.tree.map(choose, words.joined, per_latent(goal.cond, batch))
+    return Goal(cond, choose(eps_words, goal.eps) + push), inside
 
 
 @partial(jax.jit, static_argnames="steps")
-def rate_now(step, rate, *, steps: int):
+def rate_now(step, *, steps: int):
     """The rate at which kappa moves in this step of `steps`."""
-    return jnp.where(step >= 2 * steps // 3, rate, 0.0)
+    return jnp.where(step >= 2 * steps // 3, jnp.float32(RATE), 0.0)
 
 
 @program
-def next_kappa(kappa, prompts, inside, eps, eps_words, d, rate):
+def next_kappa(kappa, prompts, inside, eps, words: Words, rate):
     """(kappa (K,), share): one step of dual ascent. A concept without a latent in context keeps its own; the share is
     that of all concepts together, 0 if no latent is in context.
 
     eps: theta's predictions for the words with the concept, (B, h, w, C), where `inside` (B,).
     """
+    d, eps_words = words.added, words.eps
     batch = len(eps)
     dot = lambda x: jnp.mean(x * d, (1, 2, 3))  # noqa: E731
     weight = inside / (dot(d) + _FLOOR)

@@ -1,14 +1,14 @@
-"""Random words, of which the step makes prompts to preserve and company for the concept. Not in the paper
-(docs/decisions.md).
+"""Random words, of which the step makes prompts to preserve and company for the concept. Part of aegis+, not of the
+paper (docs/method.md).
 
-  preserve.weight   L_p, the mean squared difference between theta's and theta0's predictions for random words, at the
-                    latents and timesteps of the step. Like the paper's penalty on ||theta - theta0|| it needs no data,
-                    but it knows which changes of the weights other prompts would notice.
-  preserve.empty    the share of these prompts that have no word. Guidance subtracts the empty prompt's prediction from
-                    that of every other: where erasing has moved both away from the concept, it brings the concept back.
-  prompt.context    for half of the latents the prompt that the concept is erased from is not the adversarial one but
-                    the concept among these words (context.py). Otherwise a network may learn to withhold the concept
-                    where it stands alone or behind a prefix, and draw it in a sentence.
+  words.preserve   weight of L_p, the mean squared difference between theta's and theta0's predictions for random words,
+                   at the latents and timesteps of the step. Like the paper's penalty on ||theta - theta0|| it needs no
+                   data, but it knows which changes of the weights other prompts would notice. A share of these prompts
+                   has no word: guidance subtracts the empty prompt's prediction from that of every other, and where
+                   erasing has moved both away from the concept, that brings the concept back.
+  words.context    for half of the latents the prompt that the concept is erased from is not the adversarial one but
+                   the concept among these words (context.py). Otherwise a network may learn to withhold the concept
+                   where it stands alone or behind a prefix, and draw it in a sentence.
 
 The words are the tokenizer's, without those that mean the concept, which the text encoder tells.
 
@@ -22,12 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.diffusion.conditioning import encode_ids
-from aegis_jax.erasure.networks import per_latent
+from aegis_jax.diffusion.conditioning import Conditioning, encode_ids, per_latent
 from aegis_jax.erasure.programs import program
 from aegis_jax.errors import AegisError
 
-_LONGEST = 6  # words of a random prompt
+LONGEST = 6  # words of a random prompt
+# Words that a run draws from, a random sample where the tokenizer has more: CLIP's has some 34,000, of which a run sees
+# a few thousand, and to encode them all takes minutes on a CPU.
+SAMPLE = 4096
+# Settled on the embedded world (docs/study.md), and only there.
+EMPTY = 0.35  # share of the random prompts that have no word
+SIMILAR = 0.6  # a word with a larger cosine to the concept, of encodings less all words' mean, is taken for a synonym
 _AT_ONCE = 1024  # words encoded in one call
 
 
@@ -55,29 +60,49 @@ class Vocabulary:
     length: int
 
 
-def vocabulary(tokenizer, text_graph, text_params, concepts: list[str], similar: float) -> Vocabulary:
-    """The tokenizer's whole words (tokens that end a word) but those of the concepts.
+@partial(jax.tree_util.register_dataclass, data_fields=["cond", "joined", "eps", "added"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """The random prompts of a step, one for each of its latents.
+
+    Attributes:
+      cond: the words, B rows. joined: the same with a concept among them, or None.
+      eps: theta0's predictions for the words, (B, h, w, C). added: what the concepts add to these, or None.
+    """
+
+    cond: Conditioning
+    joined: Conditioning | None
+    eps: jax.Array
+    added: jax.Array | None
+
+
+def vocabulary(tokenizer, text_graph, text_params, concepts: list[str], seed: int) -> Vocabulary:
+    """Whole words of the tokenizer (tokens that end a word), at most `SAMPLE` by `seed`, but those of the concepts.
 
     A word belongs to a concept if it is one of its tokens, or if the cosine of the two's encodings at the
-    end-of-text token, less the mean of all words', is more than `similar`.
+    end-of-text token, less the mean of all words', is more than `SIMILAR`.
 
-    Raises `AegisError` if no word is left, or the tokenizer has none. Every word is encoded once, in prompts of three
-    tokens; how long that takes with CLIP's tens of thousands has not been measured.
+    Raises `AegisError` if no word is left, or the tokenizer has none.
     """
     ids = np.asarray(tokenizer.word_ids, np.int32)
+    if len(ids) > SAMPLE:
+        ids = np.sort(np.random.default_rng(seed).choice(ids, SAMPLE, replace=False))
     named = [tokenizer.tokens(concept) for concept in concepts]
     states = partial(_states, tokenizer, text_graph, text_params)
     if len(ids) < 2:
         raise AegisError(
-            f"the tokenizer has {len(ids)} whole words, too few for random prompts; set preserve.weight=0 and "
-            "prompt.context=false"
+            f"the tokenizer has {len(ids)} whole words, too few for random prompts; set words.preserve=0 and "
+            "words.context=none"
         )
     word_states, concept_states = states([[i] for i in ids]), states(named)
     centre = word_states.mean(0)
     nearest = (_unit(word_states - centre) @ _unit(concept_states - centre).T).max(1)
-    kept = ids[(nearest <= similar) & ~np.isin(ids, [i for tokens in named for i in tokens])]
+    kept = ids[(nearest <= SIMILAR) & ~np.isin(ids, [i for tokens in named for i in tokens])]
     if not len(kept):
-        raise AegisError(f"preserve.similar={similar} leaves no word for random prompts; choose a larger one")
+        raise AegisError(
+            "every word of the tokenizer is too like the concepts for random prompts; set words.preserve=0 and "
+            "words.context=none"
+        )
     lengths = np.array([len(tokens) for tokens in named], np.int32)
     padded = np.zeros((len(named), lengths.max()), np.int32)
     for row, tokens in zip(padded, named):
@@ -112,27 +137,26 @@ def _unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-@program(static_argnames=("text_graph", "batch", "empty"))
-def random_prompts(
-    text_graph, text_params, vocabulary: Vocabulary, key, concepts=None, *, batch: int, empty: float = 0.0
-):
+@program(static_argnames=("text_graph", "batch"))
+def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concepts=None, *, batch: int) -> Conditioning:
     """Encodings of prompts of 1 to 6 words (fewer if no more fit), each drawn evenly from the vocabulary; a prompt has
-    no word at all with probability `empty`.
+    no word at all with probability `EMPTY`.
 
-    Returns (B, L, D). concepts: indices into K, (G,); then (2 B, L, D), of which the second half are the prompts of
-    the first with a concept put before, between or behind the words: that of latent i, at i mod G.
+    Returns B rows. concepts: indices into K, (G,); then 2 B rows, of which the second half are the prompts of the first
+    with a concept put before, between or behind the words: that of latent i, at i mod G.
     """
     key_words, key_length, key_place, key_empty = jax.random.split(key, 4)
     place = jnp.arange(vocabulary.length)
     # At least 1: setup refuses concepts that leave no room for soft tokens, of which there is one or more.
     room = vocabulary.length - 2 - (0 if concepts is None else vocabulary.concepts.shape[1])
-    count = jax.random.randint(key_length, (batch, 1), 1, min(_LONGEST, room) + 1)
-    if empty:
-        count = jnp.where(jax.random.bernoulli(key_empty, empty, (batch, 1)), 0, count)
+    count = jax.random.randint(key_length, (batch, 1), 1, min(LONGEST, room) + 1, jnp.int32)
+    count = jnp.where(jax.random.bernoulli(key_empty, jnp.float32(EMPTY), (batch, 1)), 0, count)
     drawn = jax.random.choice(key_words, vocabulary.words, (batch, vocabulary.length))  # at 1..count
     ids = _closed(vocabulary, drawn, count)
     if concepts is not None:
-        before = jax.random.randint(key_place, (batch, 1), 0, count + 1)  # words that the concept comes after
+        before = jax.random.randint(
+            key_place, (batch, 1), 0, count + 1, jnp.int32
+        )  # words that the concept comes after
         mine = per_latent(concepts, batch)
         tokens, length = vocabulary.concepts[mine], vocabulary.lengths[mine][:, None]
         at = place - 1 - before  # position in the concept, if in 0..length - 1
@@ -140,7 +164,7 @@ def random_prompts(
         inside = jnp.take_along_axis(tokens, jnp.clip(at, 0, tokens.shape[1] - 1), 1)
         joined = jnp.where((at >= 0) & (at < length), inside, moved)
         ids = jnp.concatenate([ids, _closed(vocabulary, joined, count + length)])
-    return encode_ids(text_graph, text_params, ids).embedding
+    return encode_ids(text_graph, text_params, ids)
 
 
 def _closed(vocabulary: Vocabulary, ids, count):

@@ -1,0 +1,177 @@
+"""From a pipeline, concepts and a config to the first state of a run."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aegis_jax.diffusion.conditioning import encode
+from aegis_jax.diffusion.schedule import make_schedule
+from aegis_jax.erasure import adam, latents, trainable
+from aegis_jax.erasure.aegis import rectify, soft, words
+from aegis_jax.erasure.aegis.config import EraseConfig, check, check_concepts
+from aegis_jax.erasure.aegis.state import Frozen, State
+from aegis_jax.errors import AegisError
+from aegis_jax.models import clip
+from aegis_jax.models import unet as unet_lib
+from aegis_jax.models.unet_config import native_size
+
+_SETUP = 2**32 - 1  # a step's keys are folds 0, 1, 2, ... of the seed; the largest fold is the setup's
+
+
+def compute_dtype(config: EraseConfig):
+    """The dtype that the UNets compute in."""
+    if config.compute_dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.compute_dtype)
+
+
+def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None, *, slots=None) -> Frozen:
+    """The frozen side of an erasure of `concepts` from a pipeline.
+
+    slots: soft tokens of the target and of the adversarial prompt, by default config.soft.tokens for both.
+    Raises `AegisError` for an empty concept, one that does not fit the tokenizer, or an inpainting-like UNet.
+    """
+    unet, text, tokenizer = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer
+    shape = _latent_shape(unet.config)
+    _check_text_width(unet.config, text.params)
+    slots = slots or (config.soft.tokens, config.soft.tokens)
+    tokens = [_concept_tokens(tokenizer, concept, max(slots)) for concept in concepts]
+    schedule = make_schedule(pipeline.scheduler)
+    _check_grid(schedule.alphas_cumprod.shape[0], config.latents.steps)
+    text_params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), text.params)
+    in_float32 = dataclasses.replace(pipeline, text_encoder=dataclasses.replace(text, params=text_params))
+    embed = jax.jit(clip.embed, static_argnums=0)
+
+    def templates(count):
+        rows = np.concatenate([_template_ids(tokenizer, count, ids) for ids in tokens])
+        return embed(text.graph, text_params, rows)
+
+    dtype = compute_dtype(config)
+    frozen = Frozen(
+        unet=jax.tree.map(lambda x: jnp.asarray(x, dtype), unet.params),
+        precise=trainable.precise(unet.params, config.trainable, dtype),
+        text=text_params,
+        schedule=schedule,
+        concept_emb=encode(in_float32, concepts),
+        empty_emb=encode(in_float32, ""),
+        target_template=templates(slots[0]),
+        prompt_template=templates(slots[1]),
+        word_ids=jnp.asarray(tokenizer.word_ids, jnp.int32),
+        vocabulary=words.vocabulary(tokenizer, text.graph, text_params, concepts, config.seed)
+        if config.draws_words
+        else None,
+        unet_graph=unet.graph if placement is None else unet_lib.without_flash(unet.graph, unet.params),
+        text_graph=text.graph,
+        latent_shape=shape,
+        placement=placement,
+    )
+    return frozen if placement is None else placement.place(frozen)
+
+
+def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=None) -> tuple[State, Frozen]:
+    """The state at step 0 and the frozen side.
+
+    `placement` (parallel.mesh.Placement) spreads both over a mesh; None keeps them on the default device.
+    Raises `AegisError` as `freeze`, `config.check` and `config.check_concepts` do.
+    """
+    concepts = [concepts] if isinstance(concepts, str) else list(concepts)
+    if not concepts:
+        raise AegisError("no concept given; name at least one, such as 'star'")
+    check(config)
+    check_concepts(config, len(concepts))
+    if placement is not None:
+        placement.check_batch(config.batch)
+    frozen = freeze(pipeline, concepts, config, placement)
+    zeros = partial(_zeros, placement)
+    drift = zeros(jax.eval_shape(lambda unet: trainable.zero_drift(unet, config.trainable), frozen.unet))
+    if not drift:
+        raise AegisError(f"trainable={config.trainable!r} selects no tensor of this UNet; choose full")
+    key_v, key_p = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), _SETUP))
+    shape = len(concepts) * config.soft.prefixes, config.soft.tokens
+    moments = jnp.bfloat16 if config.low_memory else jnp.float32
+    state = State(
+        step=jnp.int32(0),
+        drift=drift,
+        opt_state=zeros(jax.eval_shape(lambda d: adam.init(d, moments), drift)),
+        v=soft.drawn(frozen, key_v, shape),
+        p=soft.drawn(frozen, key_p, shape),
+        omega=rectify.per_tensor(drift, config.grp.omega),
+        conflict=rectify.per_tensor(drift, 0.0),
+        kappa=jnp.zeros(len(concepts), jnp.float32) if config.moves_kappa else None,
+        latents={name: zeros(pool) for name, pool in _pools(frozen, len(concepts), config).items()},
+    )
+    return (state if placement is None else placement.place(state)), frozen
+
+
+def uses_pool(config: EraseConfig, concepts: int) -> bool:
+    """Whether latents come from a pool of trajectories."""
+    return config.latents.refresh_every > 1 and concepts <= latents.MOST_CONCEPTS
+
+
+def _pools(frozen: Frozen, concepts: int, config: EraseConfig) -> dict:
+    """Shapes of the pools that a run needs: for the sign steps' latents, and for the loss's where it has its own."""
+    if not uses_pool(config, concepts):
+        return {}
+    each = config.steps * config.batch // concepts
+    pool = jax.eval_shape(lambda: latents.empty_pool(frozen, concepts, each, config.latents.steps))
+    wanted = {"attack": config.moves_v or config.moves_p or config.latents.shared, "loss": not config.latents.shared}
+    return {name: pool for name, want in wanted.items() if want}
+
+
+def _zeros(placement, shapes):
+    """Zeros made where they will lie: an optimiser state may be larger than one device."""
+    make = lambda s: jnp.zeros(s.shape, s.dtype, device=placement and placement.sharding(s.shape))  # noqa: E731
+    return jax.tree.map(make, shapes)
+
+
+def _template_ids(tokenizer, slots: int, concept: list[int]) -> np.ndarray:
+    """[BOS, slot x slots, concept, EOS, PAD...] (1, L); the slots hold EOS until soft tokens replace them."""
+    length = tokenizer.model_max_length
+    used = [tokenizer.bos_token_id] + [tokenizer.eos_token_id] * slots + concept + [tokenizer.eos_token_id]
+    return np.array([used + [tokenizer.pad_token_id] * (length - len(used))], np.int32)
+
+
+def _concept_tokens(tokenizer, concept: str, slots: int) -> list[int]:
+    if not isinstance(concept, str) or not concept.strip():
+        raise AegisError(f"concept {concept!r} is empty; give the concept's name, such as 'star'")
+    tokens = tokenizer.tokens(concept)
+    if not tokens:
+        raise AegisError(f"concept {concept!r} has no tokens in this tokenizer; choose another wording")
+    room = tokenizer.model_max_length - 2 - slots
+    if len(tokens) > room:
+        raise AegisError(
+            f"concept {concept[:40]!r} has {len(tokens)} tokens, but the text encoder has room for {room} besides "
+            f"BOS, EOS and {slots} soft tokens; shorten it"
+        )
+    return tokens
+
+
+def _latent_shape(config: dict) -> tuple[int, int, int]:
+    size, channels = native_size(config) or (64, 64), config.get("in_channels", 4)
+    if channels != config.get("out_channels", 4):
+        raise AegisError(
+            f"unet/config.json: in_channels={channels} but out_channels={config.get('out_channels', 4)}; only "
+            "text-to-image UNets can be erased from"
+        )
+    return (*size, channels)
+
+
+def _check_text_width(config: dict, text_params) -> None:
+    wanted = config.get("cross_attention_dim", 1280)
+    found = text_params["text_model"]["final_layer_norm"]["bias"].shape[0]
+    if set([wanted] if isinstance(wanted, int) else wanted) != {found}:
+        raise AegisError(
+            f"unet/config.json: cross_attention_dim={wanted} but the text encoder's hidden_size is {found}; UNet and "
+            "text encoder do not belong together"
+        )
+
+
+def _check_grid(train_timesteps: int, steps: int) -> None:
+    stride = train_timesteps // steps
+    if stride == 0 or 1 + stride * (steps - 1) >= train_timesteps:
+        raise AegisError(
+            f"latents.steps={steps} does not fit a schedule of {train_timesteps} timesteps; take fewer, such as 50"
+        )

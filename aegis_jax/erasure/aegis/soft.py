@@ -1,0 +1,52 @@
+"""Soft tokens: how v and p start, and the one sign step that moves either (docs/method.md, steps 2 and 3).
+
+  p: eps(theta,  z_a, t_a, c*(p)) towards eps(theta0, c_e)                      the concept comes back
+  v: eps(theta0, z_a, t_a, c'(v)) towards eps(theta0, c_e) and eps(theta, c_e)  the class's centre, old and new
+
+One program serves both, with different weights as arguments. In a batch of G prompts each has soft tokens of its own,
+which answer for its own latents only: every G-th one.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from aegis_jax.diffusion.conditioning import encode_soft, random_words
+from aegis_jax.diffusion.predict import predict
+from aegis_jax.erasure.aegis.state import Frozen
+from aegis_jax.erasure.latents import Noised
+from aegis_jax.erasure.programs import program
+
+
+def drawn(frozen: Frozen, key, shape: tuple[int, int]):
+    """Embeddings of random whole words, float32 (*shape, d).
+
+    Pieces of words are left out (the released code draws any row): in a small vocabulary most were never trained.
+    """
+    return random_words(frozen.text_graph, frozen.text, frozen.word_ids, key, shape)
+
+
+@program
+def encoded(frozen: Frozen, template, soft):
+    """Soft tokens (G, k, d) in their templates (G, L, d), encoded: G rows."""
+    return encode_soft(frozen.text_graph, frozen.text, template, soft)
+
+
+@program(static_argnames="remat")
+def sign_step(frozen: Frozen, params, template, soft, at: Noised, goals, weights, size, *, remat: bool = False):
+    """soft - size * sign(gradient of J), J = sum_i weights_i ||eps(params, c(soft)) - goals_i||^2, for each prompt.
+
+    Args: params: of the UNet; soft (G, k, d); template (G, L, d); goals (I, B, h, w, C); weights (I,); size: scalar.
+    Returns (new soft tokens (G, k, d), the prompts' mean J at the old ones, float32 scalar).
+    """
+    prompts = soft.shape[0]
+
+    def distance(soft):
+        cond = encode_soft(frozen.text_graph, frozen.text, template, soft)
+        eps = predict(frozen.unet_graph, params, frozen.schedule, at.z, at.t, cond, remat=remat)
+        square = jnp.mean(jnp.square(eps - goals), axis=(2, 3, 4))  # (I, B)
+        own = [jnp.sum(weights * jnp.mean(square[:, i::prompts], axis=1)) for i in range(prompts)]
+        # Soft tokens of one prompt do not reach another's latents, so the sum's gradient is each one's own.
+        return sum(own), sum(own) / prompts
+
+    gradient, value = jax.grad(distance, has_aux=True)(soft)
+    return soft - size * jnp.sign(gradient), value

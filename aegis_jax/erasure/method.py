@@ -1,0 +1,34 @@
+"""What an erasure method is: three functions and the settings they share. A room of this folder offers one of these.
+
+`run` knows no method by name: it starts one, steps until the settings say enough, and exports what changed. A closed
+form is a method whose settings have `steps == 1`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An erasure method.
+
+    Attributes:
+      settings: its settings with their defaults, a frozen dataclass with at least `method` (the preset's name),
+        `steps` and `seed`.
+      check: settings -> None; raises `AegisError` naming every value that is out of range.
+      start: (pipeline, concepts, settings, placement) -> (state, frozen): the first state, a pytree that a checkpoint
+        holds, and what the steps never change. Raises `AegisError` for a pipeline or a concept that does not fit.
+      step: (state, frozen, settings) -> (state, metrics): metrics are scalars, "L_e" among them, and may hold
+        "per_tensor", {name: (number of changed tensors,)}.
+      changed: (pipeline, state, settings) -> {component: parameters}: the whole parameters, float32 where they changed,
+        of every component that the method changes.
+      tensors: (pipeline, settings) -> PyTorch keys of the changed tensors, in the order of "per_tensor".
+    """
+
+    settings: Any
+    check: Callable
+    start: Callable
+    step: Callable
+    changed: Callable
+    tensors: Callable

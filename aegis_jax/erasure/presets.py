@@ -1,0 +1,106 @@
+"""Every method by the name that tables, model cards and the command line use (`method=`); docs/method.md has them all.
+
+A preset is a method with settings. Settings of scale (steps, batch, learning rate, trainable tensors, latents' pool)
+are those of the paper unless a config file says otherwise, so that presets compare at the same scale.
+"""
+
+import dataclasses
+import difflib
+
+from aegis_jax.erasure import aegis
+from aegis_jax.erasure.method import Method
+from aegis_jax.errors import AegisError
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A named method: what it is in a line, the room it is of, and its settings."""
+
+    name: str
+    about: str
+    method: Method
+    settings: object
+
+
+def _changed(settings, changes: dict):
+    """Frozen settings with some fields replaced; a dict replaces fields of a group."""
+    inner = {k: _changed(getattr(settings, k), v) if isinstance(v, dict) else v for k, v in changes.items()}
+    return dataclasses.replace(settings, **inner)
+
+
+_RELEASED = {"grp": {"mu": 0.2, "cap": 1e6}, "latents": {"offset": True}}
+_LATEST = {"soft": {"life": "run"}}
+_NO_GRP = {"grp": {"rule": "none"}}
+_ONE_LATENT = {"latents": {"shared": True}}
+_TWO_LATENTS = {"latents": {"shared": False}}
+_WORDS = {"words": {"preserve": 5.0, "context": "push"}}
+_PLUS = {"soft": {"life": "run", "tokens": 4, "prefixes": 4, "gamma": 5e-3}, **_NO_GRP, **_ONE_LATENT, **_WORDS}
+_ESD = {"soft": {"use": "none", "prefixes": 1}, **_NO_GRP, **_ONE_LATENT}
+_STILL = {"soft": {"beta": 0.0, "gamma": 0.0}}  # random prefixes, no sign steps
+
+
+def _merge(*changes: dict) -> dict:
+    result: dict = {}
+    for change in changes:
+        for key, value in change.items():
+            result[key] = result.get(key, {}) | value if isinstance(value, dict) else value
+    return result
+
+
+# name: (what it is, what it changes in `paper`)
+_AEGIS = {
+    "paper": ("AEGIS with the numbers of the paper's appendix", {}),
+    "released": ("AEGIS as the authors' published command runs it", _RELEASED),
+    "paper-latest": ("paper, v and p kept for the run (the released flag's default)", _LATEST),
+    "paper-no-aet": ("paper without the adversarial erasure target: c' := c_e", {"soft": {"use": "prompt"}}),
+    "paper-no-prompt": ("paper without the adversarial prompt: c* := c_e", {"soft": {"use": "target"}}),
+    "paper-no-dgr": ("paper with a constant lambda and no conflict test", {"grp": {"rule": "constant", "omega": 1e-2}}),
+    "paper-fixed-omega": ("paper with omega := 1", {"grp": {"rule": "fixed", "omega": 1.0}}),
+    "paper-half-omega": ("paper with omega := 0.5", {"grp": {"rule": "fixed", "omega": 0.5}}),
+    "paper-total-omega": ("paper, omega moved by the gradient of L_e + L_r", {"grp": {"rule": "total"}}),
+    "paper-no-grp": ("paper with lambda := 0", _NO_GRP),
+    "random-prefixes": ("paper without sign steps: random words before target and prompt", _STILL),
+    "random-prefixes-no-grp": ("the same with lambda := 0", _merge(_STILL, _NO_GRP)),
+    "esd": ("ESD: plain target, plain prompt, no penalty", _ESD),
+    "esd+": ("ESD with what aegis+ adds: preservation, context, push", _merge(_ESD, _WORDS)),
+    "aegis+": ("kept prefixes of four tokens, preservation, the concept in context, a push there", _PLUS),
+    "aegis+-redrawn": ("aegis+, v and p drawn anew at every step", _merge(_PLUS, {"soft": {"life": "step"}})),
+    "aegis+-no-aet": ("aegis+ without the target: c' := c_e", _merge(_PLUS, {"soft": {"use": "prompt"}})),
+    "aegis+-no-prompt": ("aegis+ without the prompt: c* := c_e", _merge(_PLUS, {"soft": {"use": "target"}})),
+    "aegis+-no-preservation": ("aegis+ without preserved words", _merge(_PLUS, {"words": {"preserve": 0.0}})),
+    "aegis+-no-context": ("aegis+ without the concept in context", _merge(_PLUS, {"words": {"context": "none"}})),
+    "aegis+-no-push": ("aegis+ without the push in context", _merge(_PLUS, {"words": {"context": "erase"}})),
+    "aegis+-two-latents": (
+        "aegis+ with a latent of its own for the loss",
+        _merge(_PLUS, _TWO_LATENTS),
+    ),
+}
+
+PRESETS = {
+    name: Preset(name, about, aegis.method, _changed(aegis.method.settings, changes | {"method": name}))
+    for name, (about, changes) in _AEGIS.items()
+}
+DEFAULT = "paper"
+# What is left as it is when a run's method is changed.
+SCALE = ("steps", "batch", "seed", "learning_rate", "trainable", "compute_dtype", "low_memory")
+SCALE_OF_LATENTS = ("steps", "refresh_every")
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name. Raises `AegisError` for another, naming those that there are."""
+    if name not in PRESETS:
+        close = difflib.get_close_matches(str(name), PRESETS, n=1)
+        advice = f"did you mean {close[0]!r}? " if close else ""
+        raise AegisError(f"unknown method {name!r}; {advice}there are: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def switched(settings, name: str):
+    """The settings of the preset `name` at the scale (`SCALE`) of other settings."""
+    new = preset(name).settings
+    own = {key for key in SCALE if hasattr(settings, key) and hasattr(new, key)}
+    new = dataclasses.replace(new, **{key: getattr(settings, key) for key in own})
+    if hasattr(settings, "latents") and hasattr(new, "latents"):
+        latents = {key: getattr(settings.latents, key) for key in SCALE_OF_LATENTS}
+        new = dataclasses.replace(new, latents=dataclasses.replace(new.latents, **latents))
+    return new
