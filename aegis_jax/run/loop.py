@@ -73,9 +73,9 @@ def train(
     """Runs `step_fn(state) -> (state, metrics)` from step `done` to `steps`; returns the state.
 
     record(step, metrics as floats, those per tensor as arrays, seconds) is called in order, for a
-    step only after the next one has been dispatched, so the device never waits for the host. save(step, state) is called
-    every `every` steps, at the end and when a signal asks to stop, and only with a finite state whose
-    metrics were recorded and finite. Raises `NonFiniteError` or `Interrupted`.
+    step only after the next one has been dispatched, so the device never waits for the host.
+    save(step, state) is called every `every` steps, at the end and when a signal asks to stop, and
+    only with a finite state whose metrics were recorded and finite. Raises `NonFiniteError` or `Interrupted`.
     """
     late = _LateMetrics(record, done)
     stop = StopRequest()
