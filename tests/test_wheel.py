@@ -1,4 +1,4 @@
-"""What `pip install` puts on a machine: the library, its configs and the world's weights, and nothing of the makers'."""
+"""What `pip install` puts on a machine: the library, its configs, the world's weights, and nothing of the makers'."""
 
 import pathlib
 import shutil
