@@ -114,12 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, default=200)
     sub.add_argument("--seed", type=int, default=0)
 
-    world = command("world", None, "The embedded world: train it, or look at it.")
+    world = command("world", None, "The embedded world: look at it.")
     actions = world.add_subparsers(title="actions", metavar="ACTION", required=True)
-    sub = actions.add_parser("train", help="train it from nothing", allow_abbrev=False)
-    sub.set_defaults(command=_world_train)
-    sub.add_argument("--out", metavar="DIR", required=True, help="stages, resume files and the result")
-    sub.add_argument("--seed", type=int, default=0)
     sub = actions.add_parser("show", help="a picture of what it generates", allow_abbrev=False)
     sub.set_defaults(command=_world_show)
     sub.add_argument("--out", metavar="FILE.png", default="world.png")
@@ -172,14 +168,6 @@ def _attack(args):
         args.model, args.concept, revision=args.revision, variant=args.variant, images=args.images, out=args.out,
         tokens=args.tokens, restarts=args.restarts, batch=args.batch, steps=args.steps, seed=args.seed,
     )  # fmt: skip
-
-
-def _world_train(args):
-    from aegis_jax import world
-    from aegis_jax.run import cache
-
-    cache.enable()
-    print(f"the world is in {world.train(args.out, seed=args.seed)}")
 
 
 def _world_show(args):

@@ -1,20 +1,15 @@
 """The soft-prompt attack: restarts as a batch against restarts one by one, steps per second.
 
-  python benchmarks/attack.py [--restarts 5] [--steps 100] [--rounds 5] [--out FILE.json]
+  python -m benchmarks attack [--restarts 5] [--steps 100] [--rounds 5]
 
 Both sides take the same starts, the same noised images and the same optimiser steps on the world's model, which is
 attacked as it is. Compilation is left out: each process first attacks for one chunk. Both must end with the same
 losses to rounding, or no times are given.
 """
 
-import argparse
 import dataclasses
-import pathlib
-import sys
-import tempfile
-import time
 
-import trials
+from benchmarks import trials
 
 CONCEPT = "star"
 IMAGES = 64
@@ -42,10 +37,9 @@ def timed(pipeline, images, config, side: str) -> tuple[dict, object, object]:
     """({"seconds", "steps_per_s"}, soft tokens, losses); a step of every restart counts."""
     one_by_one = side == SIDES[1]
     attack(pipeline, images, dataclasses.replace(config, steps=min(config.steps, 10)), one_by_one)
-    began = time.perf_counter()
-    soft, losses = attack(pipeline, images, config, one_by_one)
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "steps_per_s": config.restarts * config.steps / seconds}, soft, losses
+    found = []
+    (seconds,) = trials.seconds(lambda: found.extend(attack(pipeline, images, config, one_by_one)), 1)
+    return {"seconds": seconds, "steps_per_s": config.restarts * config.steps / seconds}, *found
 
 
 def difference(one: list, other: list) -> float:
@@ -57,8 +51,6 @@ def difference(one: list, other: list) -> float:
 
 
 def trial(args) -> None:
-    import numpy as np
-
     from aegis_jax.attacks.soft_prompt import SoftPromptConfig
     from aegis_jax.evaluation import world
     from aegis_jax.io.pipeline import load_pipeline
@@ -66,27 +58,18 @@ def trial(args) -> None:
     config = SoftPromptConfig(restarts=args.restarts, steps=args.steps, batch=args.batch)
     images = world.concept_images(world.find(CONCEPT), IMAGES)
     figures, _, losses = timed(load_pipeline(args.model), images, config, args.side)
-    np.save(args.losses, losses)
-    trials.report(**figures)
+    trials.report(**figures, losses=losses.tolist())
 
 
-def compare(args, scratch: pathlib.Path) -> dict:
-    import numpy as np
-
-    script, files = pathlib.Path(__file__), {side: scratch / f"{side}.npy" for side in SIDES}
-    commands = {
-        side: [sys.executable, script, "trial", "--side", side, "--losses", files[side], "--model", args.model]
-        + ["--restarts", args.restarts, "--steps", args.steps, "--batch", args.batch]
-        for side in SIDES
-    }
-    results = trials.alternate(commands, args.rounds)
-    apart = difference(np.load(files[SIDES[0]]), np.load(files[SIDES[1]]))
+def compared(results: dict[str, list[dict]]) -> dict:
+    batched, single = (results[side] for side in SIDES)
+    apart = max(difference(a.pop("losses"), b.pop("losses")) for a, b in zip(batched, single))
     if not apart <= TOLERANCE:
         raise SystemExit(f"batched and single restarts differ by {apart:.1e} of the loss: no times are given")
     return {
         "loss_difference": apart,
         "figures": {side: trials.figures(found) for side, found in results.items()},
-        "ratio": trials.ratio(results["batched"], results["one by one"], "steps_per_s"),
+        "ratio": trials.ratio(batched, single, "steps_per_s"),
         "trials": results,
     }
 
@@ -104,28 +87,16 @@ def text(result: dict) -> str:
     )
 
 
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("compare", "trial"), default="compare")
+def main(argv) -> None:
+    parser = trials.parser(__doc__, "attack_cpu.json", rounds=5, sides=SIDES)
     parser.add_argument("--model", default="world")
     parser.add_argument("--restarts", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=8, help="images per restart and step")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the result")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--losses", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.what == "trial":
-        trial(args)
-        return
-    about = trials.about()
-    with tempfile.TemporaryDirectory() as scratch:
-        result = {key: getattr(args, key) for key in ("restarts", "steps", "batch")} | {"about": about}
-        result |= compare(args, pathlib.Path(scratch))
+    if args.side:
+        return trial(args)
+    result = {key: getattr(args, key) for key in ("restarts", "steps", "batch")} | {"about": trials.about()}
+    result |= compared(trials.by_sides("attack", SIDES, argv, args.rounds))
     print(text(result))
     trials.write(args.out, result)
-
-
-if __name__ == "__main__":
-    main()

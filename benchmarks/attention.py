@@ -1,18 +1,13 @@
 """Self-attention on this machine's CPU: ours (models/attend.py), XLA's own and PyTorch's, forward pass and gradient.
 
-  python benchmarks/attention.py [--rounds 2] [--repeats 3] [--out FILE.json]
+  python -m benchmarks attention [--rounds 2] [--repeats 3]
 
 Two latents (guidance's pair) in float32, of the sizes that SD 1.4 has at 64x64 latents, a quarter of its width, and the
 VAE's single head. Each side runs in processes of its own, in turn; the sides must agree on the norms of output and
 gradients, or no times are given. Compilation is left out: the first call is not timed.
 """
 
-import argparse
-import pathlib
-import sys
-import time
-
-import trials
+from benchmarks import trials
 
 SIDES = ("ours", "xla", "pytorch")
 SIZES = {  # latents, tokens, heads, head width
@@ -73,19 +68,12 @@ def trial(side: str, repeats: int) -> None:
             ("forward", "gradient"), in_pytorch(size) if side == "pytorch" else in_jax(side, size)
         ):
             found[f"{name}|{kind}|norm"] = float(sum(np.linalg.norm(np.asarray(x)) for x in function()))
-            times = []
-            for _ in range(repeats):
-                began = time.perf_counter()
-                function()
-                times.append(time.perf_counter() - began)
-            found[f"{name}|{kind}"] = min(times)
+            found[f"{name}|{kind}"] = min(trials.seconds(function, repeats))
     trials.report(**found)
 
 
-def compare(rounds: int, repeats: int) -> dict:
-    script = pathlib.Path(__file__)
-    commands = {side: [sys.executable, script, "trial", "--side", side, "--repeats", repeats] for side in SIDES}
-    results, figures = trials.alternate(commands, rounds), {}
+def compared(results: dict[str, list[dict]]) -> dict:
+    figures = {}
     for name in SIZES:
         for kind in ("forward", "gradient"):
             key = f"{name}|{kind}"
@@ -107,22 +95,13 @@ def text(figures: dict) -> str:
     return trials.table(head, rows)
 
 
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("compare", "trial"), default="compare")
-    parser.add_argument("--rounds", type=int, default=2)
+def main(argv) -> None:
+    parser = trials.parser(__doc__, "attention_cpu.json", rounds=2, sides=SIDES)
     parser.add_argument("--repeats", type=int, default=3, help="the fastest of so many calls counts")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the result")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.what == "trial":
-        trial(args.side, args.repeats)
-        return
+    if args.side:
+        return trial(args.side, args.repeats)
     about = trials.about()
-    figures = compare(args.rounds, args.repeats)
+    figures = compared(trials.by_sides("attention", SIDES, argv, args.rounds))
     print(text(figures))
     trials.write(args.out, {"about": about, "figures": figures})
-
-
-if __name__ == "__main__":
-    main()

@@ -1,141 +1,92 @@
-"""Cells of a study on the embedded world: one erasure, measured and attacked, per line of a resumable JSONL file.
+"""A study as a file of lines: each cell is measured once, and a study that was stopped goes on where its file ends.
 
-A cell is a dict: "name", "overrides" of the world's config (None: the model as it is), "concept", "seed", "images",
-"evaluation_seed" and, optionally, "attack". A cell whose line is in the file is not run again. Evaluation prompts and
-noise have seeds of their own: screening uses evaluation seed 0, finalists' figures one that no choice has seen.
+    cells = grid(seed=(0, 1, 2), concept=("star", "red"), preset=("paper", "esd"))
+    run(cells, measure, RESULTS / "study.jsonl")           two workers: share="0/2" and share="1/2", one file
+    for cell, figures in over_seeds(read(RESULTS / "study.jsonl")): ...
+
+A cell is a dict of JSON values that holds all that its figures depend on (settings, seed, a hash of what is measured).
+`measure(cell)` returns its figures, a dict of JSON values. Each line holds cell, figures, seconds and provenance.
 """
 
-import dataclasses
-import datetime
-import functools
-import hashlib
+import fcntl
+import itertools
 import json
+import math
 import pathlib
-import platform
+import statistics
 import sys
 import time
+from collections.abc import Callable, Iterable
 
-CONCEPTS = ("star", "red", "striped")  # a shape, a colour, a texture
-# Judged in batches of 64 images.
-SCREEN = {"images": 64, "evaluation_seed": 0, "attack": {"restarts": 4, "steps": 60}}
-FINAL = {"images": 256, "evaluation_seed": 1}
-ATTACK = {"tokens": 4, "restarts": 5, "steps": 100, "batch": 8, "learning_rate": 1e-2}
-LOGGED = ("L_e", "drift_norm", "omega", "conflict_share", "mean_cosine")
-COLUMNS = ("plain", "held_out", "attacked", "attacked_best", "same", "other", "agreement", "agreement_shown")
-RESULTS = pathlib.Path(__file__).parent / "results"
+from benchmarks import trials
+
+RESULTS = trials.RESULTS
 
 
-def config_of(cell: dict):
-    """The world's config with the cell's changes."""
-    from aegis_jax.run import config as run_config
-
-    overrides = dict(cell["overrides"] or {})
-    phrases = overrides.pop("phrases", ["{}"])  # in which the concept is named, e.g. "a red {}"
-    settings = [(key, str(value)) for key, value in overrides.items()]
-    config = run_config.load("world", [*settings, ("seed", str(cell["seed"]))])
-    return dataclasses.replace(config, concepts=tuple(phrase.format(cell["concept"]) for phrase in phrases))
+def grid(**axes) -> list[dict]:
+    """A cell for every combination of the axes' values; the first axis changes slowest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def run_cell(cell: dict) -> dict:
-    """Erases (unless the cell's overrides are None: the model as it is), measures and attacks."""
-    from aegis_jax.evaluation import world
-
-    began = time.perf_counter()
-    erasure = json.dumps(cell["overrides"]), cell["concept"], cell["seed"]
-    pipeline, last = erased(*erasure)
-    ended, concept = time.perf_counter(), world.find(cell["concept"])
-    figures = dict(measured(erasure, cell["images"], cell["evaluation_seed"]))
-    attack = {**ATTACK, **cell.get("attack", {})}
-    if attack["restarts"]:
-        per_restart = cell["images"] // attack["restarts"]
-        figures |= world.attacked(pipeline, concept, n=per_restart, seed=cell["evaluation_seed"], **attack)
-    return cell | {
-        "identity": identity(cell),
-        "figures": figures,
-        "last": {key: last[key] for key in last if key in LOGGED},
-        "erase_seconds": round(ended - began, 1),
-        "measure_seconds": round(time.perf_counter() - ended, 1),
-        "date": datetime.date.today().isoformat(),
-        "versions": versions(),
-    }
-
-
-@functools.cache
-def original():
-    from aegis_jax.io.pipeline import load_pipeline
-
-    return load_pipeline("world")
-
-
-# The newest few are kept: cells that differ only in the attack share an erasure and its measurement.
-@functools.lru_cache(maxsize=3)
-def erased(overrides: str, concept: str, seed: int):
-    """(pipeline, last step's metrics) of one erasure; `overrides` as JSON, "null" for no erasure."""
-    import aegis_jax
-
-    changes = json.loads(overrides)
-    if changes is None:
-        return original(), {}
-    config = config_of({"overrides": changes, "concept": concept, "seed": seed})
-    result = aegis_jax.erase(original(), config.concepts, config=config)
-    return result.pipeline, result.metrics[-1]
-
-
-@functools.lru_cache(maxsize=3)
-def measured(erasure: tuple, images: int, seed: int) -> dict:
-    from aegis_jax.evaluation import world
-
-    return world.measure(erased(*erasure)[0], world.find(erasure[1]), n=images, seed=seed)
-
-
-def versions() -> dict:
-    import flax
-    import jax
-
-    return {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__}
-
-
-@functools.cache
-def world_hash() -> str:
-    """Of what is erased from and of those who judge."""
-    from aegis_jax.world import WEIGHTS
-
-    files = ("unet/diffusion_pytorch_model", "judge/model", "second_judge/model")
-    weights = b"".join((WEIGHTS / f"{file}.safetensors").read_bytes() for file in files)
-    return hashlib.sha256(weights).hexdigest()[:16]
-
-
-def identity(cell: dict) -> str:
-    """All that a cell's figures depend on: every setting but the picture's, the attack, the world's weights."""
-    from aegis_jax.run import config as run_config
-
-    settings = None
-    if cell["overrides"] is not None:
-        values = run_config.values(config_of(cell))
-        settings = {key: value for key, value in values.items() if not key.startswith("picture.")}
-    attack = {**ATTACK, **cell.get("attack", {})}
-    parts = [settings, cell["concept"], cell["images"], cell["evaluation_seed"], attack, world_hash()]
-    return json.dumps(parts, sort_keys=True, default=str)
+def key(cell: dict) -> str:
+    """What makes two cells the same: their values, in any order and as they come back from JSON."""
+    return json.dumps(cell, sort_keys=True)
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The lines of a file, or none; what a killed writer left of a line does not count."""
+    if not path.exists():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
 
 
-def run(cells: list[dict], path: pathlib.Path) -> None:
-    """Runs the cells that the file does not hold yet, a line after each."""
-    done = {cell["identity"] for cell in read(path)}
-    todo = [cell for cell in cells if identity(cell) not in done]
-    print(f"{len(todo)} cells to run, results in {path}", file=sys.stderr)
+def run(cells: Iterable[dict], measure: Callable[[dict], dict], path: pathlib.Path, *, share: str = "0/1") -> None:
+    """Measures the cells that the file does not hold yet; a line is added after each.
+
+    share: "I/N", of N workers on one file this is number I, from 0. What `measure` raises ends the run; the lines stay.
+    """
+    worker, workers = map(int, share.split("/"))
+    done = {key(line["cell"]) for line in read(path)}
+    todo = [cell for cell in list(cells)[worker::workers] if key(cell) not in done]
+    print(f"{len(todo)} cells to measure, results in {path}", file=sys.stderr)
     path.parent.mkdir(parents=True, exist_ok=True)
     for count, cell in enumerate(todo, 1):
-        result = run_cell(cell)
-        with path.open("a") as file:
-            file.write(json.dumps(result) + "\n")
-        figures = {key: round(value, 3) for key, value in result["figures"].items() if isinstance(value, float)}
-        print(f"{count}/{len(todo)} {cell['name']} {cell['concept']} seed {cell['seed']} {figures}", file=sys.stderr)
+        began = time.perf_counter()
+        figures = measure(cell)
+        seconds = round(time.perf_counter() - began, 1)
+        _append(path, {"cell": cell, "figures": figures, "seconds": seconds, "about": trials.about()})
+        shown = {name: round(value, 3) for name, value in figures.items() if isinstance(value, float)}
+        print(f"{count}/{len(todo)} {key(cell)} {seconds} s {shown}", file=sys.stderr, flush=True)
 
 
-def means(figures: list[dict]) -> list[float]:
-    """The mean of every column over some cells' figures."""
-    return [sum(f.get(column, float("nan")) for f in figures) / len(figures) for column in COLUMNS]
+def _append(path: pathlib.Path, line: dict) -> None:
+    """One whole line, in the place of what a killed writer left of one; other workers wait."""
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
+        file.write(json.dumps(line).encode() + b"\n")
+
+
+def over_seeds(lines: list[dict]) -> list[tuple[dict, dict]]:
+    """(cell without its seed, {figure: {"mean", "error", "seeds"}}) in the file's order, of figures that are numbers.
+
+    error: the mean's standard error over seeds; NaN of a single one.
+    """
+    found: dict[str, list[dict]] = {}
+    for line in lines:
+        cell = {name: value for name, value in line["cell"].items() if name != "seed"}
+        found.setdefault(key(cell), []).append(line["figures"])
+    return [(json.loads(cell), _means(figures)) for cell, figures in found.items()]
+
+
+def _means(figures: list[dict]) -> dict:
+    result = {}
+    for name, first in figures[0].items():
+        if isinstance(first, int | float):
+            values = [each[name] for each in figures]
+            error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+            result[name] = {"mean": statistics.fmean(values), "error": error, "seeds": len(values)}
+    return result

@@ -1,7 +1,7 @@
 """The first measurements on a new accelerator (performance.md section 6), as one command.
 
-  python -m benchmarks.gpu_first --out gpu_first.json     the full-size SD 1.4 shapes, bfloat16
-  python -m benchmarks.gpu_first --tiny                   the same code on a CPU, as a test of it; times mean nothing
+  python -m benchmarks gpu_first              the full-size SD 1.4 shapes, bfloat16
+  python -m benchmarks gpu_first --tiny       the same code on a CPU, as a test of it; times mean nothing
 
   1 cuDNN attention, forward and backward, at head widths 40, 80 and 160     4 convolutions' kernel gradients by time
   2 a UNet forward F at batch 1, 2, 8, 16, 32                                5 the GRP + Adam pass alone
@@ -12,7 +12,6 @@ The programs of a measurement are compiled side by side and run one after the ot
 reported and the next one runs. What has been found is written after each.
 """
 
-import argparse
 import dataclasses
 import gzip
 import itertools
@@ -32,7 +31,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from aegis_jax.diffusion.threads import side_by_side  # noqa: E402
-from benchmarks import cases  # noqa: E402
+from benchmarks import cases, trials  # noqa: E402
 
 PROFILED = ("2 F, batch 2", "3 F + B to the text", "3 F + B to all weights", "5 GRP + Adam")
 
@@ -50,7 +49,7 @@ class Bench:
         self.found[name] = values
         text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
         print(f"{time.perf_counter() - self.started:6.0f} s  {name:44} {text}", flush=True)
-        self.args.out.write_text(json.dumps(self.found, indent=1))
+        trials.write(self.args.out, self.found, say=False)
 
     def time(self, *runs: "Run") -> None:
         """Compiles all, then notes each one's compile seconds and median under its name."""
@@ -75,12 +74,7 @@ class Bench:
         return program, time.perf_counter() - start
 
     def _run(self, run: "Run", program, compile_s: float) -> None:
-        seconds = []
-        for _ in range(2 + self.args.repeats):
-            start = time.perf_counter()
-            run.call(program)
-            seconds.append(time.perf_counter() - start)
-        median = float(np.median(seconds[2:]))
+        median = float(np.median(trials.seconds(lambda: run.call(program), 2 + self.args.repeats)[2:]))
         values = {"ms": 1e3 * median, "compile_s": compile_s}
         values |= {"TFLOP/s": run.flop / median / 1e12} if run.flop else {}
         memory = program.memory_analysis()
@@ -149,6 +143,12 @@ def kernel_times(profile, calls: int) -> dict[str, list]:
     return dict(sorted(found.items(), key=lambda item: -item[1][0]))
 
 
+def device() -> str:
+    """ "cpu" or the accelerator's name, as part of a file's name."""
+    local = jax.local_devices()[0]
+    return "cpu" if local.platform == "cpu" else local.device_kind.lower().removeprefix("nvidia ").replace(" ", "_")
+
+
 def random(shape, dtype, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32), dtype)
 
@@ -177,7 +177,7 @@ class Networks:
 
     def __init__(self, case, dtype):
         from aegis_jax.models import unet
-        from benchmarks.jax_step import build
+        from benchmarks.networks import build
 
         self.case, self.dtype = case, dtype
         model = build(case, "unet", unet.UNet2DConditionModel, case.unet)
@@ -192,7 +192,7 @@ class Networks:
 
 def forward_and_backward(bench: Bench, networks: Networks) -> None:
     """2 and 3, compiled together"""
-    from benchmarks.torch_step import flops
+    from benchmarks.step.torch_nets import flops
 
     def to_text(params, z, t, c):
         return jax.grad(lambda c: jnp.sum(jnp.square(networks.apply(params, z, t, c).astype(jnp.float32))))(c)
@@ -315,19 +315,18 @@ def compile_times(bench: Bench) -> None:
     bench.note("6 device memory", peak_GiB=stats.get("peak_bytes_in_use", 0) / 2**30)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv) -> None:
+    parser = trials.parser(__doc__, f"gpu_first_{device()}.json")
     parser.add_argument("--tiny", action="store_true", help="a tiny network: a test of this script")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="default: bfloat16 on a GPU")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--only", default="1234567", help="digits of the measurements to make")
     parser.add_argument("--convolutions", type=int, default=12, help="how many kinds of convolution")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("gpu_first.json"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.profile = PROFILED if "7" in args.only else ()
     args.dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     bench = Bench(args)
-    bench.note("0 device", device=str(jax.devices()[0]), jax=jax.__version__, dtype=args.dtype)
+    bench.note("0 device", device=str(jax.devices()[0]), dtype=args.dtype, about=trials.about())
     networks = None
     if set(args.only) & set("2345"):
         try:
@@ -343,7 +342,3 @@ def main() -> None:
             measure(bench, *([networks] if of_networks else []))
         except Exception as error:
             bench.failed(f"{digits} as a whole", error)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Changes that might make guided sampling, most of a faithful step, faster on a GPU; each timed before it is made.
 
-  python -m benchmarks.gpu_variants --out variants.json     SD 1.4's shapes, bfloat16
-  python -m benchmarks.gpu_variants --tiny                  the same code on a CPU, as a test of it
+  python -m benchmarks gpu_variants             SD 1.4's shapes, bfloat16
+  python -m benchmarks gpu_variants --tiny      the same code on a CPU, as a test of it
 
 Ten guided denoising steps of one latent in one loop. The variants:
 
@@ -14,10 +14,7 @@ Ten guided denoising steps of one latent in one loop. The variants:
 All are compiled side by side. Each is timed with those above it in effect, as far as they concern the model.
 """
 
-import argparse
-import json
 import os
-import pathlib
 import time
 
 import jax
@@ -29,7 +26,7 @@ from aegis_jax.diffusion.schedule import guide
 from aegis_jax.diffusion.threads import side_by_side
 from aegis_jax.models import convolution, unet
 from aegis_jax.models.model import Graph, bind, flatten, unflatten
-from benchmarks import cases, gpu_first
+from benchmarks import cases, gpu_first, trials
 
 STEPS = 10
 OHWI = ("NHWC", "OHWI", "NHWC")
@@ -86,13 +83,12 @@ def lower(networks: gpu_first.Networks, variant: tuple):
         convolution._LAYOUT = usual
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv) -> None:
+    parser = trials.parser(__doc__, f"gpu_variants_{gpu_first.device()}.json")
     parser.add_argument("--tiny", action="store_true", help="a tiny network: a test of this script")
     parser.add_argument("--dtype", default="float32" if jax.default_backend() == "cpu" else "bfloat16")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("gpu_variants.json"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     networks = gpu_first.Networks(cases.load("tiny" if args.tiny else "sd14"), jnp.dtype(args.dtype))
     gpu = jax.default_backend() == "gpu"
     chosen = {name: v for name, v in VARIANTS.items() if gpu or not v[2]}  # the options are a GPU's
@@ -105,24 +101,22 @@ def main() -> None:
         except Exception as error:
             return error, None
 
-    found, first = {}, None
+    found, first, about = {}, None, trials.about()
     for name, (program, compile_s) in zip(lowered, side_by_side(compiled, list(lowered), os.cpu_count())):
         if compile_s is None:
             print(f"{name:14} failed: {str(program).strip().splitlines()[:1]}", flush=True)
             continue
-        seconds = []
-        for _ in range(1 + args.repeats):
-            start = time.perf_counter()
-            z = np.asarray(program(*lowered[name][1]))
-            seconds.append(time.perf_counter() - start)
+        results = []
+
+        def call(program=program, arguments=lowered[name][1], results=results):
+            results.append(np.asarray(program(*arguments)))
+
+        seconds = trials.seconds(call, 1 + args.repeats)
+        z = results[-1]
         first = z if first is None else first
         apart = float(np.linalg.norm(z - first) / np.linalg.norm(first))
         found[name] = {"ms_per_step": 1e3 * float(np.median(seconds[1:])) / STEPS, "compile_s": compile_s}
         found[name]["relative difference"] = apart
         values = found[name]
         print(f"{name:14} {values['ms_per_step']:8.3f} ms a step, compiled in {compile_s:.0f} s, {apart:.1e} apart")
-        args.out.write_text(json.dumps({"device": jax.devices()[0].device_kind, "jax": jax.__version__, **found}))
-
-
-if __name__ == "__main__":
-    main()
+        trials.write(args.out, {"device": jax.devices()[0].device_kind, "about": about, **found}, say=False)

@@ -1,6 +1,6 @@
 """Loading and saving a Stable Diffusion folder: aegis_jax against PyTorch diffusers, time and peak memory.
 
-  python benchmarks/pipeline_io.py [--small] [--dtype float16] [--rounds 5] [--folder DIR] [--out FILE.json]
+  python -m benchmarks pipeline_io [--size small] [--dtype float16] [--rounds 5] [--folder DIR]
 
 The folder has the shapes of SD 1.4 (UNet of 859,520,964 parameters, VAE, CLIP, a vocabulary of its size) and random
 weights. Both sides load and save in the files' own dtype, from a warm page cache: every trial first reads the files
@@ -15,7 +15,6 @@ the weights' size. Both sides must report the same bits of the loaded and of the
 diffusers loads by another, quicker way if accelerate is installed; whether it was is in the result.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -26,8 +25,7 @@ import sys
 import tempfile
 import time
 
-import sd_configs
-import trials
+from benchmarks import sd_configs, trials
 
 # Keys of the UNet whose bits both sides must agree on: a convolution, a dense layer, an attention key, a bias.
 CHECKED = (
@@ -236,22 +234,14 @@ class HighWater:
     """The resident high-water mark above what this process had at the start."""
 
     def __init__(self):
-        self.start = _status("VmRSS")
+        self.start = trials.memory("VmRSS")
         self.restart()
 
     def restart(self):
-        try:
-            pathlib.Path("/proc/self/clear_refs").write_text("5")  # sets the mark to what is resident now
-        except OSError:
-            pass  # the mark then stays that of the whole process: too high rather than too low
+        trials.restart_high_water()
 
     def above(self) -> int:
-        return (_status("VmHWM") - self.start) * 1024
-
-
-def _status(name: str) -> int:
-    # Not getrusage: its mark starts at what the parent process had when it forked.
-    return int(pathlib.Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
+        return trials.memory("VmHWM") - self.start
 
 
 def sync(folder: pathlib.Path) -> None:
@@ -292,15 +282,8 @@ ROWS = {
 }
 
 
-def compare(folder: pathlib.Path, scratch: pathlib.Path, dtype: str, rounds: int) -> dict:
-    """Alternating trials of both sides; raises SystemExit if their bits differ."""
-    script = pathlib.Path(__file__)
-    commands = {
-        side: [sys.executable, script, "trial", "--side", side, "--folder", folder, "--scratch", scratch]
-        + ["--dtype", dtype]
-        for side in SIDES
-    }
-    results = trials.alternate(commands, rounds)
+def compared(results: dict[str, list[dict]]) -> dict:
+    """Figures and ratios; raises SystemExit if the sides' bits differ."""
     if len({json.dumps(result["bits"]) for results in results.values() for result in results}) > 1:
         raise SystemExit("the two sides do not hold the same weights: no times are given")
     return {
@@ -325,36 +308,23 @@ def text(result: dict) -> str:
     )
 
 
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=("compare", "make", "trial"), default="compare")
-    parser.add_argument("--small", dest="size", action="store_const", const="small", default="full")
-    parser.add_argument("--size", choices=SIZES, help=argparse.SUPPRESS)
+def main(argv) -> None:
+    parser = trials.parser(__doc__, "pipeline_io_cpu.json", rounds=5, sides=[*SIDES, "make"])
+    parser.add_argument("--size", choices=SIZES, default="full", help="of the model (default: SD 1.4's)")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=pathlib.Path, help="keep the model here, and use it if it is there")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the result")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--scratch", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.what == "make":
-        trials.report(parameters=make(args.folder, args.size, args.dtype))
-        return
-    if args.what == "trial":
-        trials.report(**one(args.side, args.folder, args.scratch, args.dtype))
-        return
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
-        folder = args.folder or scratch / "model"
-        about = trials.about()
-        if not folder.exists():  # by a process of its own, whose memory goes with it
-            command = [sys.executable, __file__, "make", "--folder", folder, "--size", args.size, "--dtype", args.dtype]
-            print(f"made {folder}: {trials.trial(command)['parameters']}", file=sys.stderr)
-        result = {"about": about, "dtype": args.dtype, "size": args.size}
-        result |= compare(folder, scratch, args.dtype, args.rounds)
+        if args.side == "make":
+            return trials.report(parameters=make(args.folder, args.size, args.dtype))
+        if args.side:
+            return trials.report(**one(args.side, args.folder, scratch, args.dtype))
+        result = {"about": trials.about(), "dtype": args.dtype, "size": args.size}
+        options = [*argv, "--folder", args.folder or scratch / "model"]
+        if not pathlib.Path(options[-1]).exists():  # by a process of its own, whose memory goes with it
+            ((made,),) = trials.by_sides("pipeline_io", ["make"], options, 1).values()
+            print(f"made {options[-1]}: {made['parameters']}", file=sys.stderr)
+        result |= compared(trials.by_sides("pipeline_io", SIDES, options, args.rounds))
     print(text(result))
     trials.write(args.out, result)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,12 @@
 """Sampling 64 images of the embedded world in 25 DDIM steps, against diffusers' pipeline with the same weights.
 
-  python benchmarks/sampling.py [--rounds 3] [--repeats 3] [--out FILE.json]
+  python -m benchmarks sampling [--rounds 3] [--repeats 3]
 
 Both sides load the same folder, in float32, with the same prompts, guidance and threads (all cores), each in a process
 of its own, in the order A B A B. The first call (compilation, thread pools) is timed apart.
 """
 
-import argparse
-import pathlib
-import sys
-import time
-
-import trials
+from benchmarks import trials
 
 IMAGES, STEPS, GUIDANCE = 64, 25, 3.0
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue", "cyan") for shape in ("star", "ring", "heart")]
@@ -41,30 +36,25 @@ def theirs():
     return lambda: pipeline(prompts(), output_type="np", **arguments).images
 
 
-def work(side: str, repeats: int) -> None:
+SIDES = {"aegis_jax": ours, "diffusers": theirs}
+
+
+def trial(side: str, repeats: int) -> None:
     """One process: the first call and the median of the following ones."""
-    call = {"aegis_jax": ours, "diffusers": theirs}[side]()
-    times = []
-    for _ in range(1 + repeats):
-        began = time.perf_counter()
-        images = call()
-        times.append(time.perf_counter() - began)
-    assert images.shape == (IMAGES, 32, 32, 3)
-    trials.report(first=times[0], seconds=trials.spread(times[1:])["median"])
+    call, images = SIDES[side](), []
+    first, *times = trials.seconds(lambda: images.append(call()), 1 + repeats)
+    assert images[-1].shape == (IMAGES, 32, 32, 3)
+    trials.report(first=first, seconds=trials.spread(times)["median"])
 
 
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+def main(argv) -> None:
+    parser = trials.parser(__doc__, "sampling_cpu.json", rounds=3, sides=SIDES)
     parser.add_argument("--repeats", type=int, default=3, help="timed calls per process")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the result")
-    parser.add_argument("--side", choices=("aegis_jax", "diffusers"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.side:
-        return work(args.side, args.repeats)
+        return trial(args.side, args.repeats)
     about = trials.about()
-    command = [sys.executable, __file__, "--repeats", args.repeats, "--side"]
-    found = trials.alternate({side: [*command, side] for side in ("aegis_jax", "diffusers")}, args.rounds)
+    found = trials.by_sides("sampling", SIDES, argv, args.rounds)
     rows = [
         [side, *(trials.shown(spread) for spread in trials.figures(results).values())]
         for side, results in found.items()
@@ -73,7 +63,3 @@ def main(argv=None) -> None:
     print(trials.table(["side", "first call, s", "later calls, s"], rows))
     print(f"\naegis_jax is faster by {trials.shown(faster)}x; {about}")
     trials.write(args.out, {"about": about, "runs": found, "faster": faster})
-
-
-if __name__ == "__main__":
-    main()

@@ -1,20 +1,19 @@
 """Start-up: `import aegis_jax`, `aegis --help`, and the time to the first step of an erasure, cold and cached.
 
-  python benchmarks/startup.py [--rounds 5] [--out FILE.json]
+  python -m benchmarks startup [--rounds 5]
 
 Every figure is a whole process. The bare interpreter is measured beside them. "First step" ends when the first line
 of metrics.jsonl is there; "cold" begins with an empty compilation cache, "cached" with the one that the cold run of
 the same round has left.
 """
 
-import argparse
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
 
-import trials
+from benchmarks import trials
 
 HELP_GOAL = 0.3  # seconds
 QUICK = {
@@ -28,9 +27,8 @@ QUICK_PER_ROUND = 4
 
 def seconds(arguments: list) -> float:
     """The time of one Python process from start to end."""
-    began = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=trials.environment())
-    return time.perf_counter() - began
+    command, environment = [sys.executable, *arguments], trials.environment()
+    return trials.seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment), 1)[0]
 
 
 def until_line(command: list, file: pathlib.Path, environment: dict, patience: float = 1800) -> float:
@@ -92,11 +90,9 @@ def text(times: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+def main(argv) -> None:
+    parser = trials.parser(__doc__, "startup_cpu.json", rounds=5)
     parser.add_argument("--no-steps", dest="steps", action="store_false", help="leave out the first steps")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the result")
     args = parser.parse_args(argv)
     about = trials.about()
     with tempfile.TemporaryDirectory() as scratch:
@@ -105,7 +101,3 @@ def main(argv=None) -> None:
     trials.write(
         args.out, {"about": about, "seconds": times, "spread": {k: trials.spread(v) for k, v in times.items()}}
     )
-
-
-if __name__ == "__main__":
-    main()

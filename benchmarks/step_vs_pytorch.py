@@ -1,13 +1,13 @@
 """The AEGIS training step, faithful mode: aegis_jax against PyTorch as published (p1) and tuned (p2), side by side.
 
-  python -m benchmarks.step_vs_pytorch --model world
-  python -m benchmarks.step_vs_pytorch --model quarter --stops 4
-  python -m benchmarks.step_vs_pytorch --model sd14 --cache DIR --against p1,p2-cudagraph --stops 10
-  python -m benchmarks.step_vs_pytorch --model sd14 --cache DIR --against p2-reduce-overhead,p2-max-autotune
+  python -m benchmarks step_vs_pytorch --model world
+  python -m benchmarks step_vs_pytorch --model quarter --stops 4
+  python -m benchmarks step_vs_pytorch --model sd14 --cache DIR --against p1,p2-cudagraph --stops 10
+  python -m benchmarks step_vs_pytorch --model sd14 --cache DIR --against p2-reduce-overhead,p2-max-autotune
 
 Same weights, prompts, z_T, t and stop indices on every side. First a gate: a step at a state with drift must agree
-(agreement.py), or nothing is timed. Then each side runs in a process of its own, twice, in the order A B A B; every
-stop index once after warm-up; wall-clock with the device synchronised. Prints a Markdown table, writes all to --out.
+(step/agreement.py), or nothing is timed. Then each side runs in a process of its own, twice, in the order A B A B;
+every stop index once after warm-up; wall-clock with the device synchronised. Prints a Markdown table.
 
 p2 with bfloat16 keeps a bfloat16 working copy beside the float32 drift, as aegis_jax does, which is cheaper than
 autocast's casts at every call. TF32 follows --tf32 (on with bfloat16 on a GPU) on all sides, p1 included.
@@ -25,15 +25,16 @@ import tempfile
 
 import numpy as np
 
-from benchmarks import cases
+from benchmarks import cases, trials
+from benchmarks.trials import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 # performance.md 1.1: analytic counts of SD 1.4 at 64x64, the ones that are published.
 SD14_FLOPS = {"F": 803.3e9, "F+B_text": 1669.2e9, "F+B": 2406.8e9}
 
 
 def options(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = trials.parser(__doc__, "step_MODEL_DEVICE.json", rounds=2)
+    parser.set_defaults(out=None)
     parser.add_argument("--model", choices=cases.MODELS, default="world")
     parser.add_argument("--size", type=int, help="side of the latents, for the random models")
     parser.add_argument("--batch", type=int, default=1)
@@ -48,7 +49,6 @@ def options(arguments=None) -> argparse.Namespace:
         "--stops", type=int, help="stop indices, evenly spaced over 0..49 (default 50 on a GPU, else 10)"
     )
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2, help="2 is A B A B")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--tf32", action=argparse.BooleanOptionalAction, help="float32 products in TF32, all sides")
     parser.add_argument("--peak", type=float, help="TFLOP/s of this machine, for the share of it")
@@ -56,7 +56,6 @@ def options(arguments=None) -> argparse.Namespace:
     parser.add_argument("--cache", type=pathlib.Path, help="keep compiled programs here (default: a new empty folder)")
     parser.add_argument("--timeout", type=float, default=540, help="seconds for one process")
     parser.add_argument("--gate-only", action="store_true")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("step_vs_pytorch.json"))
     args = parser.parse_args(arguments)
     args.device = args.device or ("cuda" if _has_gpu() else "cpu")
     on_gpu = args.device == "cuda"
@@ -67,6 +66,7 @@ def options(arguments=None) -> argparse.Namespace:
     if args.compile:
         sides += ["p2-reduce-overhead", "p2-max-autotune"] if on_gpu else ["p2-default"]
     args.sides = ["jax", *sides]
+    args.out = args.out or trials.RESULTS / f"step_{args.model}_{args.device}.json"
     return args
 
 
@@ -88,8 +88,7 @@ def work(args, side: str, task: str, scratch: pathlib.Path) -> dict:
     spec |= {"result": str(result), "jax_cache": str(caches / "jax")}
     file = scratch / "spec.json"
     file.write_text(json.dumps(spec))
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    environment = trials.environment() | {
         "JAX_PLATFORMS": "cpu" if args.device == "cpu" else "cuda",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "OMP_NUM_THREADS": str(args.threads),
@@ -97,7 +96,7 @@ def work(args, side: str, task: str, scratch: pathlib.Path) -> dict:
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
     }
     print(f"{datetime.datetime.now():%H:%M:%S} {side}: {task}", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "benchmarks.step_worker", str(file)]
+    command = [sys.executable, "-m", "benchmarks.step.worker", str(file)]
     try:
         code = subprocess.run(command, env=environment, cwd=ROOT, timeout=args.timeout, stdout=sys.stderr).returncode
     except subprocess.TimeoutExpired:
@@ -138,7 +137,7 @@ def agree(args, scratch) -> dict:
 
 def summary(args, side: str, runs: list[dict], gate: dict, flops: dict) -> dict:
     """One side's figures over all its runs."""
-    from benchmarks.torch_step import step_flops
+    from benchmarks.step.torch_step import step_flops
 
     seconds = np.array([step["seconds"] for run in runs for step in run["steps"]])
     stops = [step["s"] for run in runs for step in run["steps"]]
@@ -172,7 +171,7 @@ def table(args, found: dict) -> str:
     unit = 1e3
     head = ["side", "ms per step: mean", "median", "10-90 %", "1000 steps, s", "jax is faster by", "TFLOP/s"]
     head += ["UNet evaluations per step", "per s", "peak memory, GiB", "first step, s: cold", "cached"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    rows = []
     for side, x in found.items():
         share = f" ({x['tflops'] / args.peak:.1%})" if args.peak else ""
         cells = [side, f"{x['mean_s'] * unit:.1f}", f"{x['median_s'] * unit:.1f}"]
@@ -180,14 +179,14 @@ def table(args, found: dict) -> str:
         cells += [f"{x['mean_s'] / ours['mean_s']:.2f}x", f"{x['tflops']:.3g}{share}"]
         cells += [f"{x['evaluations_per_step']:.1f}", f"{x['evaluations_per_step'] / x['mean_s']:.1f}"]
         cells += [f"{x['peak_bytes'] / 2**30:.2f}", f"{x['first_step_cold_s']:.1f}", f"{x['first_step_cached_s']:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     phases = list(dict.fromkeys(phase for x in found.values() for phase in x["phases_s"]))
-    lines += ["", "Mean ms by phase, each waited for (a few stops only, so they do not add up to the step's mean):", ""]
-    lines += ["| side | " + " | ".join(phases) + " |", "|" + " --- |" * (len(phases) + 1)]
-    for side, x in found.items():
-        cells = [f"{x['phases_s'][phase] * unit:.1f}" if phase in x["phases_s"] else "-" for phase in phases]
-        lines.append(f"| {side} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    by_phase = [
+        [side, *(f"{x['phases_s'][phase] * unit:.1f}" if phase in x["phases_s"] else "-" for phase in phases)]
+        for side, x in found.items()
+    ]
+    note = "Mean ms by phase, each waited for (a few stops only, so they do not add up to the step's mean):"
+    return "\n\n".join([trials.table(head, rows), note, trials.table(["side", *phases], by_phase)])
 
 
 def heading(args, found: dict, gates: dict) -> str:
@@ -207,8 +206,8 @@ def heading(args, found: dict, gates: dict) -> str:
     return "\n".join(lines)
 
 
-def main(arguments=None) -> None:
-    args = options(arguments)
+def main(argv) -> None:
+    args, about = options(argv), trials.about()
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
         gates = agree(args, scratch)
@@ -230,11 +229,6 @@ def main(arguments=None) -> None:
         print(heading(args, found, gates) + "\n\n" + table(args, found))
     else:
         print(json.dumps(gates, indent=1))
-    record = {"options": {k: str(v) for k, v in vars(args).items()}, "gates": gates, "flops": flops}
+    record = {"options": {k: str(v) for k, v in vars(args).items()}, "about": about, "gates": gates, "flops": flops}
     record |= {"flops_counted": counted, "runs": runs, "summary": found}
-    args.out.write_text(json.dumps(record, indent=1))
-    print(f"\nwritten to {args.out}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()
+    trials.write(args.out, record)

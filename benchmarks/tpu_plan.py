@@ -1,15 +1,14 @@
 """What the AEGIS step of SD 1.4 needs on one TPU v5e chip, from the TPU's compiler, on a machine without one.
 
     pip install libtpu==0.0.42 --no-deps
-    python -m benchmarks.tpu_plan --moments bfloat16 --out benchmarks/results/tpu_v5e.json    # an hour on one core
-    python -m benchmarks.tpu_plan --width small                                               # minutes, few channels
+    python -m benchmarks tpu_plan --moments bfloat16      # an hour on one core
+    python -m benchmarks tpu_plan --width small           # minutes, few channels
 
 The whole step runs abstractly once; every compiled program that it calls is then compiled for an absent chip, and the
 compiler's own account of its memory is printed. Each result goes to the file as soon as it is known; a program that
 the file already holds is not compiled again. Nothing runs: these are sizes, not times.
 """
 
-import argparse
 import json
 import os
 import time
@@ -26,6 +25,7 @@ from jax.extend.core import jaxpr_as_fun  # noqa: E402
 from aegis_jax.erasure import trainable  # noqa: E402
 from aegis_jax.erasure.config import EraseConfig  # noqa: E402
 from aegis_jax.erasure.step import erase_step  # noqa: E402
+from benchmarks import trials  # noqa: E402
 from benchmarks.abstract_sd import WIDTHS, abstract_run  # noqa: E402
 
 CHIP_GIB = 15.75  # of a v5e's 16 GB, what a program may use
@@ -170,11 +170,9 @@ def table(result: dict, moments: str, remat: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(result: dict, out: Path | None) -> None:
-    """JSON, and beside it Markdown with one table for each setting; in place of the old ones, never half."""
-    if out is None:
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
+def write(result: dict, out: Path) -> None:
+    """JSON, and beside it Markdown with one table for each setting."""
+    trials.write(out, result, say=False)
     tables = [
         table(result, moments, remat)
         for moments in ("bfloat16", "float32")
@@ -182,26 +180,25 @@ def write(result: dict, out: Path | None) -> None:
         if f"{moments} moments" in result["resident"] and summary(result, moments, remat)
     ]
     head = f"# {result['title']}\n\nGiB by the compiler's account; compiled, not run. {result['versions']}.\n\n"
-    for path, text in ((out, json.dumps(result, indent=1) + "\n"), (out.with_suffix(".md"), head + "\n".join(tables))):
-        part = path.with_name(path.name + ".part")
-        part.write_text(text)
-        part.replace(path)
+    out.with_suffix(".md").write_text(head + "\n".join(tables))
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = trials.parser(__doc__, "tpu_v5e.json")
     parser.add_argument("--width", choices=sorted(WIDTHS), default="sd14")
     parser.add_argument("--moments", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--no-remat", action="store_true")
     parser.add_argument("--only", metavar="PROGRAM", help="compile only programs whose key contains this")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to continue and extend; Markdown lies beside it")
     parser.add_argument(
         "--effort",
         type=float,
         default=0.0,
         help="of the compiler, -1 to 1; -1 takes a sixth of the time and more memory",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.width != "sd14" and args.out == parser.get_default("out"):
+        args.out = args.out.with_stem(f"tpu_v5e_{args.width}")
+    return args
 
 
 def _known(args) -> dict:
@@ -212,7 +209,7 @@ def _known(args) -> dict:
         "resident": {},
         "programs": {},
     }
-    if args.out is None or not args.out.exists():
+    if not args.out.exists():
         return new
     old = json.loads(args.out.read_text())
     for key in ("title", "versions"):
@@ -221,7 +218,7 @@ def _known(args) -> dict:
     return old
 
 
-def main(argv=None) -> dict:
+def main(argv) -> dict:
     args = arguments(argv)
     config = EraseConfig(compute_dtype="bfloat16", remat=not args.no_remat, moments_dtype=args.moments)
     result = _known(args)
@@ -240,7 +237,3 @@ def main(argv=None) -> dict:
         print(f"  {measured}", flush=True)
     print(table(result, args.moments, config.remat))
     return result
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,58 @@
-"""What every benchmark needs: variants in processes of their own in the order A B A B, medians and ranges, results.
+"""What every benchmark needs: its options, sides in processes of their own in the order A B A B, medians, provenance.
 
 A process of its own gives each trial the same start: no compiled program, no warm allocator and no high-water mark of
 another's. The alternation spreads what drifts (clock, page cache, neighbours) over the variants.
 """
 
+import argparse
 import datetime
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import resource
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = "jax jaxlib flax optax numpy safetensors torch diffusers transformers accelerate".split()
 MARK = "RESULT "  # before the one line of JSON that a trial prints
+
+
+def parser(doc: str, result: str, *, rounds: int | None = None, sides=None) -> argparse.ArgumentParser:
+    """The options that benchmarks share. doc: the script's docstring; result: name of its file in RESULTS.
+
+    rounds: default of --rounds, for a benchmark that has it; sides: what --side may name, see `by_sides`.
+    """
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where = f"JSON file for the result (default: benchmarks/results/{result})"
+    found.add_argument("--out", type=pathlib.Path, default=RESULTS / result, help=where)
+    if rounds is not None:
+        found.add_argument("--rounds", type=int, default=rounds, help="runs of each side, in the order A B A B")
+    if sides is not None:
+        found.add_argument("--side", choices=tuple(sides), help=argparse.SUPPRESS)
+    return found
+
+
+def by_sides(name: str, sides, options: list, rounds: int) -> dict[str, list[dict]]:
+    """{side: its reports} of the benchmark `name`, started anew with these options and --side for every trial."""
+    command = [sys.executable, "-m", "benchmarks", name, *options, "--side"]
+    return alternate({side: [*command, side] for side in sides}, rounds)
+
+
+def seconds(call: Callable, repeats: int) -> list[float]:
+    """The times of so many calls. A call waits for its own result."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return times
 
 
 def alternate(commands: dict[str, list], rounds: int, *, say=True) -> dict[str, list[dict]]:
@@ -84,7 +120,7 @@ def table(head: list[str], rows: list[list]) -> str:
 
 
 def about() -> dict:
-    """Versions, date and machine; a package that is not there is null."""
+    """Revision, versions, date and machine; a package that is not there is null."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -93,11 +129,46 @@ def about() -> dict:
             versions[name] = None
     return {
         "date": datetime.date.today().isoformat(),
+        "revision": _revision(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "load_before": os.getloadavg()[0],  # of other work on this machine: above 0.5 the times are not to be trusted
         "versions": versions,
     }
+
+
+def _revision() -> str | None:
+    """Of this checkout, "+" if files differ from it; None outside one."""
+
+    def ask(*command):
+        done = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        revision = ask("rev-parse", "--short=12", "HEAD")
+        return revision and revision + ("+" if ask("status", "--porcelain", "--untracked-files=no") else "")
+    except FileNotFoundError:  # no git on this machine
+        return None
+
+
+def memory(field: str) -> int:
+    """Bytes of "VmRSS" or "VmHWM" of this process; its largest size ever where the system does not say.
+
+    Not getrusage where there is a choice: its mark starts at what the parent process had when it forked.
+    """
+    try:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+    except (OSError, StopIteration):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def restart_high_water() -> None:
+    """Sets "VmHWM" to what is resident now; where that cannot be done it stays too high rather than too low."""
+    try:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
 
 
 def _cpu() -> str:
@@ -108,9 +179,11 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def write(path: pathlib.Path | None, result: dict) -> None:
-    """Writes a result as JSON, if a path is given."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+def write(path: pathlib.Path, result: dict, *, say=True) -> None:
+    """Writes a result as JSON, in place of an old one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(result, indent=2) + "\n")
+    part.replace(path)
+    if say:
         print(f"wrote {path}", file=sys.stderr)

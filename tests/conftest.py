@@ -1,9 +1,23 @@
 """Fixtures for all tests."""
 
+import ctypes
+import gc
 import itertools
 import shutil
+import sys
 
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """A module's compiled programs go when it ends: kept, they are most of a worker's memory, and few are used again."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,4 @@
-"""The world's CLIP: text tower (the pipeline's text encoder) and a convolutional image tower,
-trained together.
-
-The image tower is convolutional because a vision transformer of this size learns shapes too slowly
-on a CPU.
-"""
+"""The world's CLIP: text tower (the pipeline's text encoder) and a convolutional image tower, trained together."""
 
 import dataclasses
 import functools
@@ -13,47 +8,14 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.models import clip
-from aegis_jax.models.model import Model, abstract, bind, flatten, unflatten
+from aegis_jax.models.model import Model, abstract, bind, unflatten
 from aegis_jax.world import WEIGHTS, captions, tokenizer
 from aegis_jax.world.concepts import ATTRIBUTES
 from aegis_jax.world.towers import Headed
-
-TEXT = {
-    "architectures": ["CLIPTextModel"],
-    "model_type": "clip_text_model",
-    "hidden_act": "quick_gelu",
-    "hidden_size": 128,
-    "intermediate_size": 512,
-    "layer_norm_eps": 1e-5,
-    "max_position_embeddings": tokenizer.MAX_LENGTH,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "projection_dim": 64,
-}
-VISION = {
-    "architecture": "conv",
-    "widths": [32, 64, 96, 128],
-    "strides": [2, 1, 2, 2],
-    "features": 128,
-    "outputs": TEXT["projection_dim"],
-}
-PROJECTION = (TEXT["hidden_size"], TEXT["projection_dim"])  # text features to the common space
-
-
-def text_config() -> dict:
-    """The text encoder's config.json; vocabulary and special ids follow the tokenizer."""
-    vocab, _ = tokenizer.build(captions.words())
-    end = vocab[tokenizer.EOS]
-    return TEXT | {
-        "vocab_size": len(vocab),
-        "bos_token_id": vocab[tokenizer.BOS],
-        "eos_token_id": end,
-        "pad_token_id": end,
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +27,6 @@ class Clip:
     text: Model  # structure and config; the parameters in use are `params`
     vision: Model
     params: dict
-
-
-def assemble(params: dict) -> Clip:
-    """The Clip of this world's configs with the given parameters."""
-    return Clip(abstract(clip.CLIPTextModel, text_config()), abstract(Headed, VISION), params)
 
 
 def _unit(x):
@@ -89,20 +46,6 @@ def image_features(model: Clip, params, images):
     """Images (B, 32, 32, 3) in [-1, 1] -> features (B, 128) and unit vectors (B, 64)."""
     features, projected = bind(model.vision.graph, {name: params[name] for name in ("tower", "head")})(images)
     return features, _unit(projected)
-
-
-def contrastive_loss(model: Clip, params, images, ids, compatible):
-    """Symmetric cross-entropy over the batch; returns (loss, pooled image features).
-
-    compatible (B, B) bool: caption j is true of image i. Off the diagonal such pairs are no
-    negatives.
-    """
-    pooled, image = image_features(model, params, images)
-    scores = jnp.exp(jnp.minimum(params["logit_scale"], np.log(100.0))) * image @ text_features(model, params, ids).T
-    eye = jnp.eye(len(scores), dtype=bool)
-    scores = jnp.where(compatible & ~eye, -1e9, scores)
-    rows, columns = jax.nn.log_softmax(scores, 1), jax.nn.log_softmax(scores, 0)
-    return -(jnp.diagonal(rows) + jnp.diagonal(columns)).mean() / 2, pooled
 
 
 def class_features(model: Clip, params, vocab: dict) -> dict[str, np.ndarray]:
@@ -143,16 +86,6 @@ class Scorer:
         vocab, _ = tokenizer.build(captions.words())
         image = self.embed_images(images)
         return {a: (image @ t.T).argmax(-1) for a, t in class_features(self.model, self.model.params, vocab).items()}
-
-
-def save(model: Clip, folder: pathlib.Path) -> None:
-    """Write config.json and model.safetensors (fp16, our own layout and names) of all but the text tower, which is the
-    pipeline's text encoder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"vision_config": model.vision.config}, indent=2) + "\n")
-    own = {name: tree for name, tree in model.params.items() if name not in model.text.params}
-    save_file({k: np.asarray(v, np.float16) for k, v in flatten(own).items()}, folder / "model.safetensors")
 
 
 @functools.cache

@@ -13,31 +13,16 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from aegis_jax.errors import AegisError
-from aegis_jax.models.model import Model, abstract, bind, flatten, unflatten
+from aegis_jax.models.model import Model, abstract, bind, unflatten
 from aegis_jax.world import WEIGHTS
 from aegis_jax.world.concepts import ATTRIBUTES, NONE
 from aegis_jax.world.towers import Committee
 
 CLASSES = tuple(len(values) + 1 for values in ATTRIBUTES.values())  # the last of each is "none of these"
-_CONV = {
-    "architecture": "conv",
-    "widths": [32, 48, 64, 80],
-    "strides": [2, 1, 2, 2],
-    "features": 64,
-}
-_RESIDUAL = {
-    "architecture": "residual",
-    "widths": [24, 48, 96],
-    "blocks": [1, 2, 1],
-    "features": 16 * 96,
-}
-CONFIGS = {
-    name: config | {"outputs": sum(CLASSES), "members": 4}
-    for name, config in (("judge", _CONV), ("second_judge", _RESIDUAL))
-}
+NAMES = ("judge", "second_judge")
 
 
 def logits(graph, params, images) -> tuple:
@@ -79,16 +64,6 @@ class Judge:
         """Share of images on which each attribute's answer equals label (n, 3)."""
         answer = self(images)
         return {a: float((answer[a] == label[:, k]).mean()) for k, a in enumerate(ATTRIBUTES)}
-
-
-def save(judge: Judge, folder: pathlib.Path) -> None:
-    """Write config.json and model.safetensors (fp16, our own layout and names)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(judge.model.config, indent=2) + "\n")
-    save_file(
-        {k: np.asarray(v, np.float16) for k, v in flatten(judge.model.params).items()},
-        folder / "model.safetensors",
-    )
 
 
 @functools.cache

@@ -38,7 +38,7 @@ def measure(
     began = time.perf_counter()
     images = sample(pipeline, prompts, seed=seed, steps=STEPS, guidance=guidance)
     seconds = time.perf_counter() - began
-    first, second = (judge.load(name, folder)(images) for name in judge.CONFIGS)
+    first, second = (judge.load(name, folder)(images) for name in judge.NAMES)
     scorer = clip.load(folder)
     zero_shot = scorer.zero_shot(images)
     score = (scorer.embed_images(images) * scorer.embed_texts(pipeline.tokenizer.ids(prompts))).sum(-1)

@@ -1,10 +1,10 @@
 """The attack benchmark on an untrained model: batched and single restarts give the same."""
 
-import attack
 import numpy as np
 
 from aegis_jax.attacks.soft_prompt import SoftPromptConfig
 from aegis_jax.io.pipeline import load_pipeline
+from benchmarks import attack
 from tests.run.untrained import write
 
 

@@ -1,58 +1,73 @@
-"""The studies on the world: which cells there are, going on after an interruption, the tables."""
+"""A study's file: cells measured once, gone on with after any interruption, and what is made of the lines."""
 
 import json
+import math
 
-import cells
-import quality_vs_cost
-import world_study
-import world_study_sets
+import pytest
 
+from benchmarks import cells
 
-def stand_in(cell):
-    figures = {column: 0.5 for column in cells.COLUMNS} | {"attacked_each": [0.5]}
-    return cell | {"identity": cells.identity(cell), "figures": figures}
+CELLS = cells.grid(seed=(0, 1), concept=("star", "red"))
 
 
-def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    ran = []
-    monkeypatch.setattr(cells, "run_cell", lambda cell: (ran.append(cell["name"]), stand_in(cell))[1])
-    path = tmp_path / "deep" / "cells.jsonl"
-    todo = quality_vs_cost.chosen("screen")
-    assert len(todo) == 6 * 3 and len({cells.identity(cell) for cell in todo}) == len(todo)
-    cells.run(todo[:4], path)
-    cells.run(todo[:6], path)
-    assert ran == [cell["name"] for cell in todo[:6]]  # none twice
-    text = quality_vs_cost.table(path)
-    assert (
-        "| screen | each step |" in text and "| never |" in text and text.count("50.0%") == 6 * (1 + len(cells.COLUMNS))
-    )
-    assert len(quality_vs_cost.chosen("final", (1, 50))) == 2 * 3 * 3
-    quality_vs_cost.main(["table", "--out", str(path), "--json", str(tmp_path / "r.json")])
-    assert json.loads((tmp_path / "r.json").read_text())["evaluations"]["screen"]["never"]["total"] > 0
+def plain(cell):
+    return {"attacked": 0.25 + cell["seed"], "each": [1, 2]}
 
 
-def test_world_study_tables_its_cells(tmp_path, monkeypatch):
-    sets = {"s": {"measure": cells.SCREEN, "seeds": (0, 1), "concepts": ("star",), "settings": {"as it is": None}}}
-    monkeypatch.setitem(__import__("sys").modules, "world_study_sets", type("Sets", (), {"SETS": sets}))
-    monkeypatch.setattr(cells, "run_cell", stand_in)
+def test_a_grid_has_every_combination_first_axis_slowest():
+    assert CELLS == [{"seed": s, "concept": c} for s in (0, 1) for c in ("star", "red")]
+
+
+def test_a_study_goes_on_where_it_stopped(tmp_path):
+    path, measured = tmp_path / "deep" / "cells.jsonl", []
+
+    def dies(cell):
+        if len(measured) == 3:
+            raise RuntimeError("no memory")
+        measured.append(cell)
+        return plain(cell)
+
+    with pytest.raises(RuntimeError):
+        cells.run(CELLS, dies, path)
+    cells.run(CELLS, lambda cell: (measured.append(cell), plain(cell))[1], path)
+    assert measured == CELLS == [line["cell"] for line in cells.read(path)]  # none twice, none left out
+    cells.run(CELLS, dies, path)
+    line = cells.read(path)[0]
+    assert line["figures"] == {"attacked": 0.25, "each": [1, 2]} and line["seconds"] >= 0
+    assert line["about"]["versions"]["jax"] and line["about"]["date"] and "revision" in line["about"]
+
+
+@pytest.mark.parametrize("left", [1, 20])
+def test_half_a_line_is_measured_again(tmp_path, left):
     path = tmp_path / "cells.jsonl"
-    world_study.main(["run", "s", "--out", str(path)])
-    assert "| s | star | as it is | 2 | 50.0% |" in world_study.table(path).splitlines()[-1]
+    cells.run(CELLS, plain, path)
+    whole = path.read_bytes()
+    last = whole[:-1].rfind(b"\n") + 1
+    path.write_bytes(whole[: last + left])
+    assert [line["cell"] for line in cells.read(path)] == CELLS[:-1]
+    cells.run(CELLS, plain, path)
+    assert [line["cell"] for line in cells.read(path)] == CELLS
+    assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-def test_identity_depends_on_all_settings():
-    cell = quality_vs_cost.chosen("screen")[0]
-    others = [{**cell, "seed": 5}, {**cell, "images": 7}, {**cell, "attack": {"steps": 1}}, {**cell, "overrides": None}]
-    assert len({cells.identity(c) for c in (cell, *others)}) == 5
+def test_what_is_written_in_another_order_is_the_same_cell(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    cells.run([{"a": (1, 2), "b": None}], lambda cell: {}, path)
+    cells.run([{"b": None, "a": [1, 2]}], lambda cell: 1 / 0, path)
+    assert len(cells.read(path)) == 1
 
 
-def test_every_recorded_cell_belongs_to_a_set():
-    """Else its settings could not be read from the sets. The world that it was measured on may have changed since."""
+def test_workers_share_a_study(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    for share in ("0/2", "1/2"):
+        cells.run(CELLS, plain, path, share=share)
+    assert sorted(map(cells.key, CELLS)) == sorted(cells.key(line["cell"]) for line in cells.read(path))
 
-    def settings(identity):
-        return json.dumps(json.loads(identity)[:-1])
 
-    chosen = [cell for name in world_study_sets.SETS for cell in world_study.chosen(name)]
-    known = {settings(cells.identity(cell)): cell["name"] for cell in chosen}
-    recorded = cells.read(world_study.OUT)
-    assert recorded and all(known.get(settings(cell["identity"])) == cell["name"] for cell in recorded)
+def test_means_over_seeds(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    cells.run([*CELLS, {"seed": 0, "concept": "striped"}], plain, path)
+    (star, figures), _, (_, single) = cells.over_seeds(cells.read(path))
+    assert star == {"concept": "star"}
+    assert figures == {"attacked": {"mean": 0.75, "error": 0.5, "seeds": 2}}
+    assert single["attacked"]["seeds"] == 1 and math.isnan(single["attacked"]["error"])

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def run(module, *arguments):
-    command = [sys.executable, "-m", f"benchmarks.{module}", "--tiny", "--repeats", "1", *map(str, arguments)]
+    command = [sys.executable, "-m", "benchmarks", module, "--tiny", "--repeats", "1", *map(str, arguments)]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}, timeout=300)
 
 

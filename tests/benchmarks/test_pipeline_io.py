@@ -1,9 +1,8 @@
 """Both sides of the loading benchmark, at tiny size in this process: same bits, nothing left behind."""
 
-import pipeline_io
 import pytest
-import sd_configs
-import trials
+
+from benchmarks import pipeline_io, sd_configs, trials
 
 
 @pytest.fixture(scope="module", params=["float32", "float16"])

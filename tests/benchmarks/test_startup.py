@@ -4,7 +4,8 @@ import os
 import sys
 
 import pytest
-import startup
+
+from benchmarks import startup
 
 
 def test_quick_processes(tmp_path):

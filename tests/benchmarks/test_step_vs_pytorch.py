@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import agreement, cases, step_vs_pytorch, torch_nets, torch_step
+from benchmarks import cases, step_vs_pytorch
+from benchmarks.step import agreement, torch_nets, torch_step
 from tests.parity.compare import QUICK_COMPILE
 
 QUICK_XLA = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK_COMPILE.items())

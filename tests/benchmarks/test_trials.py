@@ -4,7 +4,8 @@ import json
 import sys
 
 import pytest
-import trials
+
+from benchmarks import trials
 
 
 def test_alternate_runs_in_turn_and_keeps_every_report(tmp_path):

@@ -158,11 +158,6 @@ def test_a_device_without_memory(capsys, monkeypatch, folder, tmp_path):
     assert "memory is full" in message and "--config.batch" in message and "long story" not in message
 
 
-def test_a_world_with_a_seed_out_of_range(capsys, tmp_path):
-    assert "seed=-1" in refused(capsys, "world", "train", "--out", tmp_path / "w", "--seed", "-1")
-    assert not (tmp_path / "w").exists()
-
-
 def test_a_folder_that_cannot_be_written(capsys, cheap_step, folder, tmp_path):
     (tmp_path / "file").write_text("mine")
     message = refused(

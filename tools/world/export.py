@@ -1,15 +1,13 @@
-"""Puts the trained parts together: a diffusers folder in fp16, with judges and CLIP beside the
-pipeline.
-"""
+"""Puts the trained parts together: a diffusers folder in fp16, with judges and CLIP beside the pipeline."""
 
 import importlib.metadata
 import json
 import pathlib
 import platform
-import shutil
 import tempfile
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from aegis_jax.io.export import save_pipeline
 from aegis_jax.io.pipeline import Pipeline
@@ -17,8 +15,11 @@ from aegis_jax.io.tokenizer import Tokenizer
 from aegis_jax.models import clip as clip_model
 from aegis_jax.models import unet as unet_model
 from aegis_jax.models import vae as vae_model
-from aegis_jax.world import architectures, captions, clip, judge, stages, tokenizer
-from aegis_jax.world.towers import Committee
+from aegis_jax.models.model import abstract, flatten
+from aegis_jax.world import captions, clip, tokenizer
+from aegis_jax.world.towers import Committee, Headed
+from tools.world import stages
+from tools.world.architectures import JUDGES, SCHEDULER, UNET, VAE, VISION, text_config
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 CARD = """---
@@ -46,17 +47,17 @@ def export(parts: dict, record: dict, folder: pathlib.Path, *, seed: int, comman
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.write(pathlib.Path(scratch), captions.words())
         pipeline = Pipeline(
-            unet=stages.as_model(unet_model.UNet2DConditionModel, architectures.UNET, parts["unet"]),
-            vae=stages.as_model(vae_model.AutoencoderKL, architectures.VAE | {"scaling_factor": scale}, parts["vae"]),
-            text_encoder=stages.as_model(clip_model.CLIPTextModel, clip.text_config(), text),
+            unet=stages.as_model(unet_model.UNet2DConditionModel, UNET, parts["unet"]),
+            vae=stages.as_model(vae_model.AutoencoderKL, VAE | {"scaling_factor": scale}, parts["vae"]),
+            text_encoder=stages.as_model(clip_model.CLIPTextModel, text_config(), text),
             tokenizer=Tokenizer(scratch, limit=tokenizer.MAX_LENGTH),
-            scheduler=architectures.SCHEDULER,
+            scheduler=SCHEDULER,
             source=None,
         )
         save_pipeline(pipeline, folder, dtype=np.float16, overwrite=True, card=CARD)
-    for name, config in judge.CONFIGS.items():
-        judge.save(judge.Judge(stages.as_model(Committee, config, parts[name])), folder / name)
-    clip.save(clip.assemble(parts["clip"]), folder / "clip")
+    for name, config in JUDGES.items():
+        _save(config, stages.as_model(Committee, config, parts[name]).params, folder / name)
+    save_clip(assemble(parts["clip"]), folder / "clip")
     about = {
         "command": command,
         "seed": seed,
@@ -68,8 +69,20 @@ def export(parts: dict, record: dict, folder: pathlib.Path, *, seed: int, comman
     return folder
 
 
-def install(folder: pathlib.Path, destination: pathlib.Path) -> None:
-    """Copy an exported world over `destination` (the package's weights)."""
-    if destination.exists():
-        shutil.rmtree(destination)
-    shutil.copytree(folder, destination)
+def assemble(params: dict) -> clip.Clip:
+    """The Clip of this world's configs with the given parameters."""
+    towers = abstract(clip_model.CLIPTextModel, text_config()), abstract(Headed, VISION)
+    return clip.Clip(*towers, params)
+
+
+def save_clip(model: clip.Clip, folder: pathlib.Path) -> None:
+    """All but the text tower, which is the pipeline's text encoder."""
+    own = {name: tree for name, tree in model.params.items() if name not in model.text.params}
+    _save({"vision_config": model.vision.config}, own, folder)
+
+
+def _save(config: dict, params: dict, folder: pathlib.Path) -> None:
+    """config.json and model.safetensors (fp16, our own layout and names)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file({k: np.asarray(v, np.float16) for k, v in flatten(params).items()}, folder / "model.safetensors")

@@ -213,6 +213,30 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
+def flops(case, batch: int) -> dict[str, float]:
+    """Arithmetic of one evaluation (per latent): forward, with gradient to the text, with gradient to the weights."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        net = UNet(case.unet)
+        h, w, channels = case.latent_shape
+        z, t = torch.empty(batch, channels, h, w), torch.zeros(batch)
+        c = torch.empty(batch, case.text["max_position_embeddings"], case.unet["cross_attention_dim"])
+    Attention.explicit = True
+    try:
+        found = {}
+        for name, weights, text in (("F", False, False), ("F+B_text", False, True), ("F+B", True, False)):
+            net.requires_grad_(weights)
+            with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(weights or text):
+                output = net(z, t, c.detach().requires_grad_(text))
+                if weights or text:
+                    output.sum().backward()
+            found[name] = counter.get_total_flops() / batch
+    finally:
+        Attention.explicit = False
+    return found
+
+
 # --- text -----------------------------------------------------------------------------------------
 
 

@@ -20,26 +20,14 @@ from aegis_jax.io.pipeline import Pipeline
 from aegis_jax.models import model as model_lib
 from aegis_jax.models import unet as unet_lib
 from aegis_jax.models.clip import CLIPTextModel
-from aegis_jax.models.layout import from_torch, to_torch, torch_key, torch_shape
+from aegis_jax.models.layout import from_torch, to_torch
 from aegis_jax.models.unet import UNet2DConditionModel
 from benchmarks import cases
-
-
-def _key(path: str) -> str:
-    return torch_key(path).removeprefix("text_model.")
-
-
-def build(case, component: str, module_class, config: dict) -> model_lib.Model:
-    """The model with the case's weights, float32."""
-    abstract = model_lib.abstract(module_class, config)
-    flat = model_lib.flatten(abstract.params)
-    tensors = case.tensors(component, {_key(path): torch_shape(path, x.shape) for path, x in flat.items()})
-    params = {path: jnp.asarray(from_torch(path, tensors[_key(path)])) for path in flat}
-    return model_lib.Model(config, abstract.graph, model_lib.unflatten(params))
+from benchmarks.networks import build, key_of
 
 
 def _by_key(stacked: dict, like: dict) -> dict[str, np.ndarray]:
-    return {_key(path): np.asarray(to_torch(path, x)) for path, x in groups.unstack(stacked, like).items()}
+    return {key_of(path): np.asarray(to_torch(path, x)) for path, x in groups.unstack(stacked, like).items()}
 
 
 def _shapes(tree):
@@ -80,7 +68,7 @@ class JaxStep:
         zeros = {name: _zeros(getattr(self.start, name)) for name in ("drift", "opt_state", "previous")}
         if drift is not None:
             paths = model_lib.flatten(self.frozen.unet)
-            zeros["drift"] = groups.stack({path: jnp.asarray(from_torch(path, drift[_key(path)])) for path in paths})
+            zeros["drift"] = groups.stack({path: jnp.asarray(from_torch(path, drift[key_of(path)])) for path in paths})
         # A step donates what it is given, but neither omega nor the soft tokens.
         self.state = dataclasses.replace(self.start, **zeros)
 
@@ -199,7 +187,7 @@ class JaxStep:
     def weights(self) -> dict[str, np.ndarray]:
         """theta0 by diffusers key, float32 in PyTorch's layout."""
         flat = model_lib.flatten(self.frozen.unet)
-        return {_key(path): np.asarray(to_torch(path, x), np.float32) for path, x in flat.items()}
+        return {key_of(path): np.asarray(to_torch(path, x), np.float32) for path, x in flat.items()}
 
     def evaluations(self, draw) -> int:
         """UNet evaluations (latents) of one step, counted where aegis_jax calls the network while it is traced."""
@@ -231,4 +219,4 @@ class JaxStep:
 
 
 def _by_scalar(stacked: dict, like: dict) -> dict:
-    return {_key(path): np.asarray(x) for path, x in groups.unstack(stacked, like).items()}
+    return {key_of(path): np.asarray(x) for path, x in groups.unstack(stacked, like).items()}

@@ -1,4 +1,4 @@
-"""What CLIP, VAE and UNet are trained on, and their losses. `training` runs them in order."""
+"""What CLIP, VAE and UNet are trained on, and their losses. `train` runs them in order."""
 
 import dataclasses
 import functools
@@ -17,10 +17,10 @@ from aegis_jax.models import unet as unet_model
 from aegis_jax.models import vae as vae_model
 from aegis_jax.models.model import Model, abstract, flatten, unflatten
 from aegis_jax.world import captions, clip, renderer, tokenizer
-from aegis_jax.world.architectures import SCHEDULER, UNET, VAE
 from aegis_jax.world.concepts import ATTRIBUTES
-from aegis_jax.world.fit import fit
 from aegis_jax.world.towers import Headed
+from tools.world.architectures import PROJECTION, SCHEDULER, UNET, VAE, VISION, text_config
+from tools.world.fit import fit
 
 # Per latent element, against a mean pixel error: keeps latents near unit size and costs no detail.
 KL_WEIGHT = 5e-4
@@ -66,12 +66,12 @@ class Workshop:
         label = renderer.labels(rng, n)
         return renderer.render(rng, label), label
 
-    def fit(self, name, params, loss, batch, *, steps, learning_rate, round=0, stop_at=None):
+    def fit(self, name, params, loss, batch, *, steps, learning_rate, round=0):
         numbers = {"clip": 11, "vae": 12, "judge": 13, "second_judge": 14, "unet": 15}
         return fit(
             name, params, loss, batch, steps=steps, learning_rate=learning_rate,
             seed=self.seed + round + 100 * numbers[name], folder=self.folder,
-            save_every=self.plan.save_every, stop_at=stop_at, log=self.log,
+            save_every=self.plan.save_every, log=self.log,
         )  # fmt: skip
 
 
@@ -93,12 +93,27 @@ def signed(images):
     return images.astype(np.float32) / 127.5 - 1
 
 
-def train_clip(shop: Workshop, stop_at=None):
+def contrastive_loss(model: clip.Clip, params, images, ids, compatible):
+    """Symmetric cross-entropy over the batch; returns (loss, pooled image features).
+
+    compatible (B, B) bool: caption j is true of image i. Off the diagonal such pairs are no
+    negatives.
+    """
+    pooled, image = clip.image_features(model, params, images)
+    scale = jnp.exp(jnp.minimum(params["logit_scale"], np.log(100.0)))
+    scores = scale * image @ clip.text_features(model, params, ids).T
+    eye = jnp.eye(len(scores), dtype=bool)
+    scores = jnp.where(compatible & ~eye, -1e9, scores)
+    rows, columns = jax.nn.log_softmax(scores, 1), jax.nn.log_softmax(scores, 0)
+    return -(jnp.diagonal(rows) + jnp.diagonal(columns)).mean() / 2, pooled
+
+
+def train_clip(shop: Workshop):
     """Contrastive; a linear read-out of the attributes, thrown away, speeds the image tower up."""
-    text = start(clip_model.CLIPTextModel, clip.text_config(), shop.seed + 21)
-    vision = start(Headed, clip.VISION, shop.seed + 23)
-    projection = np.random.default_rng(shop.seed + 24).normal(0, 1, clip.PROJECTION)
-    projection /= np.sqrt(clip.PROJECTION[0])
+    text = start(clip_model.CLIPTextModel, text_config(), shop.seed + 21)
+    vision = start(Headed, VISION, shop.seed + 23)
+    projection = np.random.default_rng(shop.seed + 24).normal(0, 1, PROJECTION)
+    projection /= np.sqrt(PROJECTION[0])
     extra = {
         "text_projection": {"kernel": jnp.asarray(projection, jnp.float32)},
         "logit_scale": jnp.log(jnp.float32(10.0)),
@@ -106,7 +121,7 @@ def train_clip(shop: Workshop, stop_at=None):
     model = clip.Clip(text, vision, {**text.params, **vision.params, **extra})
     vocab, _ = tokenizer.build(captions.words())
     sizes = [len(values) for values in ATTRIBUTES.values()]
-    readout = jnp.zeros((clip.VISION["features"], sum(sizes)))
+    readout = jnp.zeros((VISION["features"], sum(sizes)))
     images, labels = shop.pool
 
     def batch(rng):
@@ -119,19 +134,19 @@ def train_clip(shop: Workshop, stop_at=None):
         return signed(images[rows]) + noise, ids, agree.all(-1), labels[rows]
 
     def loss(params, key, x, ids, compatible, label):
-        contrast, pooled = clip.contrastive_loss(model, params["clip"], x, ids, compatible)
+        contrast, pooled = contrastive_loss(model, params["clip"], x, ids, compatible)
         parts = jnp.split(pooled @ params["readout"], np.cumsum(sizes)[:-1], axis=-1)
         aid = sum(optax.softmax_cross_entropy_with_integer_labels(p, label[:, k]).mean() for k, p in enumerate(parts))
         return contrast + 0.5 * aid, {"contrast": contrast, "readout": aid}
 
     trained = shop.fit(
         "clip", {"clip": model.params, "readout": readout}, loss, batch,
-        steps=shop.plan.clip_steps, learning_rate=1e-3, stop_at=stop_at,
+        steps=shop.plan.clip_steps, learning_rate=1e-3,
     )  # fmt: skip
-    return trained and trained["clip"]
+    return trained["clip"]
 
 
-def train_vae(shop: Workshop, stop_at=None):
+def train_vae(shop: Workshop):
     """L1 + L2 reconstruction and a small KL; no adversary."""
     model = start(vae_model.AutoencoderKL, VAE, shop.seed + 31)
     images, _ = shop.pool
@@ -149,7 +164,7 @@ def train_vae(shop: Workshop, stop_at=None):
 
     return shop.fit(
         "vae", model.params, loss, batch,
-        steps=shop.plan.vae_steps, learning_rate=2e-3, stop_at=stop_at,
+        steps=shop.plan.vae_steps, learning_rate=2e-3,
     )  # fmt: skip
 
 
@@ -193,10 +208,10 @@ def encode_pool(vae_params, pool, scaling_factor: float | None = None) -> Latent
     return Latents(mean, logvar, labels, scaling_factor)
 
 
-def train_unet(shop: Workshop, text_params, latents: Latents, *, params=None, round: int = 0, stop_at=None):
+def train_unet(shop: Workshop, text_params, latents: Latents, *, params=None, round: int = 0):
     """Epsilon prediction, 10 % empty captions; the text encoder is frozen. `params`: where an earlier round ended."""
     model = start(unet_model.UNet2DConditionModel, UNET, shop.seed + 51)
-    text = abstract(clip_model.CLIPTextModel, clip.text_config())
+    text = abstract(clip_model.CLIPTextModel, text_config())
     vocab, _ = tokenizer.build(captions.words())
     alphas = jnp.asarray(schedule_lib.alphas_cumprod(SCHEDULER))
     text_params = jax.tree.map(jnp.asarray, text_params)
@@ -221,7 +236,7 @@ def train_unet(shop: Workshop, text_params, latents: Latents, *, params=None, ro
 
     return shop.fit(
         "unet", model.params if params is None else params, loss, batch,
-        steps=shop.plan.unet_rounds[round], learning_rate=1e-3, round=round, stop_at=stop_at,
+        steps=shop.plan.unet_rounds[round], learning_rate=1e-3, round=round,
     )  # fmt: skip
 
 

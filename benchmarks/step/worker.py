@@ -1,4 +1,4 @@
-"""One side of step_vs_pytorch.py in a process of its own: `python -m benchmarks.step_worker SPEC.json`.
+"""One side of step_vs_pytorch.py in a process of its own: `python -m benchmarks.step.worker SPEC.json`.
 
 The spec names the side, the task ("gate" or "time") and where the result goes. Nothing heavy is imported before the
 number of threads and the caches are set.
@@ -7,14 +7,14 @@ number of threads and the caches are set.
 import json
 import os
 import pathlib
-import resource
 import sys
 import time
 import traceback
 
 import numpy as np
 
-from benchmarks import agreement, cases
+from benchmarks import cases, trials
+from benchmarks.step import agreement
 
 GATE_STOP = 10
 
@@ -37,7 +37,7 @@ class Side:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         precision = "default" if self.spec["tf32"] else "highest"  # by default XLA lets a GPU use TF32
         jax.config.update("jax_default_matmul_precision", precision)
-        from benchmarks.jax_step import JaxStep
+        from benchmarks.step.jax_step import JaxStep
 
         self.about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "matmul precision": precision}
         return JaxStep(self.case, self.spec["batch"], self.spec["dtype"])
@@ -45,7 +45,7 @@ class Side:
     def _torch(self):
         import torch
 
-        from benchmarks import torch_step
+        from benchmarks.step import torch_step
 
         torch.set_num_threads(self.spec["threads"])
         tf32 = self.spec["tf32"]
@@ -138,7 +138,7 @@ def gate(spec: dict) -> dict:
         cases.save_drift(drift_file, cases.conflicting_drift(side.runner.weights(), gradients))
         np.savez(values_file, **side.runner.gate(draw, cases.load_drift(drift_file)))
         return result
-    from benchmarks import torch_step
+    from benchmarks.step import torch_nets
 
     drift = cases.load_drift(drift_file)
     with np.load(values_file) as file:
@@ -151,7 +151,7 @@ def gate(spec: dict) -> dict:
     exact = spec["dtype"] == "float32" and not spec["tf32"]
     found, problems = agreement.compare(ours, side.runner.kept, drift, exact=exact)
     result |= {"agreement": found, "problems": problems, "evaluations": {"s": draw.s, **counted}}
-    return result | {"flops": torch_step.flops(side.case, spec["batch"])}
+    return result | {"flops": torch_nets.flops(side.case, spec["batch"])}
 
 
 def timed(spec: dict) -> dict:
@@ -161,11 +161,9 @@ def timed(spec: dict) -> dict:
     warm = cases.draw(side.case, 2, spec["batch"], spec["seed"])
 
     def seconds(draw) -> float:
-        start = time.perf_counter()
-        loss = side.runner.step(draw)
-        side.sync()
-        elapsed = time.perf_counter() - start
-        assert np.isfinite(float(loss)), "L_e is not finite"
+        losses = []
+        (elapsed,) = trials.seconds(lambda: (losses.append(side.runner.step(draw)), side.sync()), 1)
+        assert np.isfinite(float(losses[0])), "L_e is not finite"
         return elapsed
 
     first = side.first(warm)
@@ -175,7 +173,7 @@ def timed(spec: dict) -> dict:
     # A fixed shuffle, so that a machine that slows down does not pass for a cost per denoising step.
     order = np.random.default_rng(0).permutation(spec["stops"])
     steps = [{"s": int(s), "seconds": seconds(draws[s])} for s in order]
-    memory = {"peak_rss": _status("VmHWM"), "rss": _status("VmRSS"), "peak_device": side.device_bytes()}
+    memory = {"peak_rss": trials.memory("VmHWM"), "rss": trials.memory("VmRSS"), "peak_device": side.device_bytes()}
     chosen = spec["stops"][:: max(1, len(spec["stops"]) // 5)]
     phases = [{"s": int(s), **side.phases(draws[s])} for s in chosen]
     return {
@@ -194,19 +192,7 @@ def _reset_peak(side) -> None:
         import torch
 
         torch.cuda.reset_peak_memory_stats()
-    try:
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: the compiler's memory is not the step's
-    except OSError:
-        pass
-
-
-def _status(field: str) -> int:
-    """Bytes of a field of /proc/self/status; the process's largest size ever where there is none."""
-    try:
-        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
-    except (OSError, StopIteration):
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    trials.restart_high_water()  # the compiler's memory is not the step's
 
 
 def main() -> None:

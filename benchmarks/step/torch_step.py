@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks import cases
-from benchmarks.torch_nets import TextEncoder, UNet
+from benchmarks.step.torch_nets import TextEncoder, UNet
 
 
 def _fill(module, tensors):
@@ -131,7 +131,7 @@ class _Step:
     def _keep(self, **values):
         if self.kept is not None:
             # Copies: a tensor on the CPU shares its memory with numpy, and gradients are projected in place.
-            self.kept |= {name: np.array(x.detach().float().cpu()) for name, x in values.items()}
+            self.kept |= {name: x.detach().float().cpu().numpy().copy() for name, x in values.items()}
 
 
 class Published(_Step):
@@ -341,32 +341,6 @@ def make(name: str, case, batch: int, device: str, dtype: str):
     if kind == "p1":
         return Published(case, batch, device)
     return Tuned(case, batch, device, getattr(torch, dtype), mode or None)
-
-
-def flops(case, batch: int) -> dict[str, float]:
-    """Arithmetic of one evaluation (per latent): forward, with gradient to the text, with gradient to the weights."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from benchmarks.torch_nets import Attention
-
-    with torch.device("meta"):
-        net = UNet(case.unet)
-        h, w, channels = case.latent_shape
-        z, t = torch.empty(batch, channels, h, w), torch.zeros(batch)
-        c = torch.empty(batch, case.text["max_position_embeddings"], case.unet["cross_attention_dim"])
-    Attention.explicit = True
-    try:
-        found = {}
-        for name, weights, text in (("F", False, False), ("F+B_text", False, True), ("F+B", True, False)):
-            net.requires_grad_(weights)
-            with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(weights or text):
-                output = net(z, t, c.detach().requires_grad_(text))
-                if weights or text:
-                    output.sum().backward()
-            found[name] = counter.get_total_flops() / batch
-    finally:
-        Attention.explicit = False
-    return found
 
 
 def step_flops(found: dict[str, float], s: float, batch: int) -> float:

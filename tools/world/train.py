@@ -1,7 +1,8 @@
-"""Trains the embedded world: `aegis world train --out DIR`.
+"""Trains the embedded world: `python -m tools.world.train --out DIR`, from the repository's root.
 
-Five stages, each written to its own file in DIR and skipped when that file exists; a stage that was
-cut off goes on from its last resume file. Then all is exported as a diffusers folder, DIR/world.
+Five stages, each written to its own file in DIR and skipped when that file exists; a stage that was cut off goes on
+from its last checkpoint. Then all is exported as a diffusers folder, DIR/world; to ship it, put that in the place of
+aegis_jax/world/weights.
 """
 
 import argparse
@@ -15,8 +16,11 @@ from safetensors.numpy import load_file, save_file
 
 from aegis_jax.errors import AegisError
 from aegis_jax.models.model import flatten, unflatten
-from aegis_jax.world import clip, export, judge, judge_training, stages
+from aegis_jax.run import cache
+from aegis_jax.world import clip, judge
 from aegis_jax.world.towers import Committee
+from tools.world import export, judges, stages
+from tools.world.architectures import JUDGES
 
 
 def _say(text: str) -> None:
@@ -39,13 +43,10 @@ class Record:
         self.path.write_text(json.dumps(self.values, indent=2) + "\n")
 
 
-def train(
-    out, *, seed: int = 0, plan: stages.Plan | None = None, log=_say, stop_after: str | None = None
-) -> pathlib.Path | None:
+def train(out, *, seed: int = 0, plan: stages.Plan | None = None, log=_say) -> pathlib.Path:
     """Train what is missing in `out`, export it, and return the exported folder `out/world`.
 
-    stop_after: name of a stage after which to return None, without an export. Raises `AegisError` for a seed that
-    numpy or JAX would not take.
+    Raises `AegisError` for a seed that numpy or JAX would not take.
     """
     if not 0 <= seed < 2**32:
         raise AegisError(f"seed={seed!r}, wanted 0 to 2**32 - 1")
@@ -66,9 +67,7 @@ def train(
             parts[name] = trained
             record.update(name, seconds=time.perf_counter() - began, **measured)
             log(f"{name}: done: {record.values[name]}")
-        if name == stop_after:
-            return None
-    command = f"aegis world train --out {out.name} --seed {seed}"
+    command = f"python -m tools.world.train --out {out.name} --seed {seed}"
     folder = export.export(parts, record.values, out / "world", seed=seed, command=command)
     log(f"exported {folder}")
     return folder
@@ -85,7 +84,7 @@ def _read(path: pathlib.Path) -> dict:
 def _clip(shop, parts, name):
     params = stages.train_clip(shop)
     images, label = shop.fresh(1024)
-    answer = clip.Scorer(clip.assemble(params)).zero_shot(images)
+    answer = clip.Scorer(export.assemble(params)).zero_shot(images)
     shares = {a: float((answer[a] == label[:, k]).mean()) for k, a in enumerate(answer)}
     return params, {"zero_shot": shares}
 
@@ -99,9 +98,9 @@ def _vae(shop, parts, name):
 
 
 def _judge(shop, parts, name):
-    params = judge_training.train_judge(shop, name, judge_training.material(shop, parts["vae"]))
+    params = judges.train_judge(shop, name, judges.material(shop, parts["vae"]))
     images, label = shop.fresh(2048)
-    one = judge.Judge(stages.as_model(Committee, judge.CONFIGS[name], params))
+    one = judge.Judge(stages.as_model(Committee, JUDGES[name], params))
     passed = stages.through_vae(parts["vae"], images)
     return params, {
         "fresh": one.accuracy(images, label),
@@ -126,13 +125,15 @@ _STAGES = {"clip": _clip, "vae": _vae, "unet": _unet, "judge": _judge, "second_j
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="aegis world train", description="Train the embedded world (three to four hours on 2 cores)."
-    )
-    parser.add_argument("--out", required=True, help="folder for stages, resume files and world/")
+    parser = argparse.ArgumentParser(description="Train the embedded world (three to four hours on 2 cores).")
+    parser.add_argument("--out", required=True, help="folder for stages, checkpoints and world/")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    train(arguments.out, seed=arguments.seed)
+    cache.enable()
+    try:
+        train(arguments.out, seed=arguments.seed)
+    except AegisError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

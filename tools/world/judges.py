@@ -6,8 +6,9 @@ import optax
 
 from aegis_jax.world import judge, renderer
 from aegis_jax.world.concepts import NONE
-from aegis_jax.world.stages import Workshop, decode_latents, encode_images, start
 from aegis_jax.world.towers import Committee
+from tools.world.architectures import JUDGES
+from tools.world.stages import Workshop, decode_latents, encode_images, start
 
 MIX = {"plain": 21, "odd": 8, "empty": 4, "morph": 21, "blend": 5, "broken": 5}  # images per batch of 64
 JITTER = 0.35  # of latents that are decoded again, at most, in their deviations: edges as a UNet draws them
@@ -137,9 +138,9 @@ def _judge_batch(rng, material):
     return x.astype(np.float32), y.astype(np.int32)
 
 
-def train_judge(shop: Workshop, name: str, material, stop_at=None):
+def train_judge(shop: Workshop, name: str, material):
     """One of the two judges, on `material`."""
-    model = start(Committee, judge.CONFIGS[name], shop.seed + (41 if name == "judge" else 42))
+    model = start(Committee, JUDGES[name], shop.seed + (41 if name == "judge" else 42))
 
     def loss(params, key, x, label):
         total = 0.0
@@ -152,5 +153,5 @@ def train_judge(shop: Workshop, name: str, material, stop_at=None):
 
     return shop.fit(
         name, model.params, loss, lambda rng: _judge_batch(rng, material),
-        steps=shop.plan.judge_steps, learning_rate=2e-3, stop_at=stop_at,
+        steps=shop.plan.judge_steps, learning_rate=2e-3,
     )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Ratios against PyTorch and against the hardware's limit: `python -m benchmarks` lists the scripts."""

@@ -1,0 +1,1 @@
+"""Trains the embedded world: `python -m tools.world.train --out DIR`."""
