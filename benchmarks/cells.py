@@ -38,7 +38,9 @@ def config_of(cell: dict):
 
 def run_cell(cell: dict) -> dict:
     """Erases (unless the cell's overrides are None: the model as it is), measures and attacks."""
+    from aegis_jax.attacks import SoftPromptConfig
     from aegis_jax.evaluation import world
+    from aegis_jax.evaluation.attacked import attack_family
 
     began = time.perf_counter()
     erasure = json.dumps(cell["overrides"]), cell["concept"], cell["seed"]
@@ -48,7 +50,11 @@ def run_cell(cell: dict) -> dict:
     attack = {**ATTACK, **cell.get("attack", {})}
     if attack["restarts"]:
         per_restart = cell["images"] // attack["restarts"]
-        figures |= world.attacked(pipeline, concept, n=per_restart, seed=cell["evaluation_seed"], **attack)
+        member = {"before": SoftPromptConfig(**attack)}
+        found = attack_family(original(), pipeline, concept, member, seed=cell["evaluation_seed"], n=per_restart)
+        found = found["members"]["before"]
+        figures |= {"attacked": found["mean"], "attacked_best": found["best"], "attacked_each": found["each"]}
+        figures["attacked_second"] = sum(found["second_each"]) / attack["restarts"]
     return cell | {
         "identity": identity(cell),
         "figures": figures,

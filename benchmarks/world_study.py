@@ -6,7 +6,7 @@
   python benchmarks/world_study.py unsaid    how often the world draws each value where its attribute is left unsaid
 
 A cell (see cells.py) is an erasure from the concept's name alone, then plain prompts, held-out synonyms, other values,
-other attributes (evaluation.world.measure) and the soft-prompt attack (evaluation.world.attacked), all judged. The
+other attributes (evaluation.world.measure) and the soft-prompt attack (evaluation.attacked), all judged. The
 sets are in world_study_screens.py and world_study_sets.py.
 """
 
