@@ -102,16 +102,22 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(
         "attack", _attack, "Try to bring an erased concept back with learnt soft prompts.",
-        epilog="For the world the images are rendered and its judge says how often it worked.",
+        epilog="For the world the original model makes the images, and its judge says how often it worked.",
     )  # fmt: skip
     _add_model(sub, required=True)
     sub.add_argument("--concept", metavar="TEXT", required=True, help="what was erased")
     sub.add_argument("--images", metavar="DIR", help="pictures of the concept")
     sub.add_argument("--out", metavar="DIR", help="where the images that come out are written")
-    sub.add_argument("--tokens", type=int, default=4, help="learnt tokens before the concept")
+    sub.add_argument("--tokens", type=int, default=4, help="learnt tokens in the prompt")
+    sub.add_argument("--place", default="before", help="of them: before or behind the concept, alone, or before a neutral word")
+    sub.add_argument("--goal", default="denoising", help="denoising, or prediction: that of the --original")
+    sub.add_argument("--original", metavar="M", help="the model before erasure, as --model; by default the world's")
     sub.add_argument("--restarts", type=int, default=5, help="attacks from different starts")
     sub.add_argument("--batch", type=int, default=8, help="images per restart and step")
     sub.add_argument("--steps", type=int, default=200)
+    sub.add_argument("--learning-rate", type=float, default=1e-2)
+    sub.add_argument("--guidance", type=float, help="of the images that come out (7.5; of the world 3)")
+    sub.add_argument("--image-steps", type=int, help="DDIM steps of the images that come out (50; of the world 25)")
     sub.add_argument("--seed", type=int, default=0)
 
     world = command("world", None, "The embedded world: look at it.")
@@ -166,7 +172,9 @@ def _attack(args):
     cache.enable()
     console.attack(
         args.model, args.concept, revision=args.revision, variant=args.variant, images=args.images, out=args.out,
-        tokens=args.tokens, restarts=args.restarts, batch=args.batch, steps=args.steps, seed=args.seed,
+        original=args.original, guidance=args.guidance, image_steps=args.image_steps, tokens=args.tokens,
+        place=args.place, goal=args.goal, restarts=args.restarts, batch=args.batch, steps=args.steps,
+        learning_rate=args.learning_rate, seed=args.seed,
     )  # fmt: skip
 
 

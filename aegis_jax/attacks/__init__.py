@@ -6,15 +6,18 @@ from aegis_jax.errors import AegisError
 METHODS = {"soft_prompt": (soft_prompt, SoftPromptConfig)}
 
 
-def attack(pipeline, concept: str, *, method: str = "soft_prompt", images, progress=None, **settings) -> AttackResult:
+def attack(
+    pipeline, concept: str, *, method: str = "soft_prompt", images, original=None, progress=None, **settings
+) -> AttackResult:
     """Attacks an erased pipeline.
 
     Args:
       pipeline: the pipeline under attack.
-      concept: the erased concept's text; the adversarial tokens are put before it.
+      concept: the erased concept's text.
       method: a key of `METHODS`.
       images: uint8 (m, H, W, 3), what the concept looks like; from the model before erasure, or real ones.
-      progress: called with (steps done, steps in all, mean loss).
+      original: the pipeline before erasure, where the attacker has it; some goals need it.
+      progress: called with (done, in all, mean loss); steps of all restarts are counted.
       settings: fields of the method's config class.
 
     Raises `AegisError` for an unknown method or setting.
@@ -26,4 +29,4 @@ def attack(pipeline, concept: str, *, method: str = "soft_prompt", images, progr
     if unknown:
         known = ", ".join(config_class.__dataclass_fields__)
         raise AegisError(f"attack {method} has no setting {unknown[0]!r}; it has: {known}")
-    return run(pipeline, concept, images, config_class(**settings), progress)
+    return run(pipeline, concept, images, config_class(**settings), progress, original=original)

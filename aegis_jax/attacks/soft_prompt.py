@@ -1,211 +1,203 @@
-"""White-box soft prompt: learnable token embeddings before the concept, fitted to images of the concept.
+"""White-box soft prompts: learnable token embeddings in the concept's prompt, fitted to images of the concept.
 
-The attacker holds the weights and images of the concept, and minimises the denoising loss of the erased model on them
-over k token embeddings p in [BOS, p, concept, EOS, PAD...]. A continuous prefix is at least as strong as any prompt
-that UnlearnDiffAtk or P4D could find with as many tokens, which makes its success an upper bound for them.
+The attacker holds the weights and images of the concept. Over k token embeddings, put where prompt.py says, he
+minimises one of two losses on his images, noised:
 
-Restarts are a batch axis: as many of them as fit share every call of the network.
-Shapes: R restarts, k soft tokens, d token width, B images per restart and step, L tokens, D text width.
+  denoising    the distance from the erased model's prediction to the noise
+  prediction   the distance from the erased model's prediction to what the model before erasure predicts for the concept
+               (P4D's loss)
+
+Both are taken on images and noise that he held out, too; by his own he picks the best of his restarts. Nothing here
+bounds what an attack can do: a prompt that gradient descent did not find may still exist.
+
+Every row of a call is a restart of a member (a config) of its own: what differs between them are arrays, so that one
+program serves all members, and rows of several share each call of the network.
+Shapes: R rows, K soft tokens (padded), L tokens, d token width, B images per row and step.
 """
 
 import dataclasses
-import math
+import time
+from collections.abc import Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from aegis_jax.diffusion.conditioning import random_words
-from aegis_jax.diffusion.schedule import Schedule, make_schedule, to_epsilon
+from aegis_jax.attacks import prompt, rows
+from aegis_jax.attacks.images import encode_images, split
+from aegis_jax.attacks.rows import Data, Networks, Rows
+from aegis_jax.diffusion.conditioning import Conditioning, encode, encode_tokens
+from aegis_jax.diffusion.schedule import make_schedule
+from aegis_jax.diffusion.vocabulary import embeddings, random_words
 from aegis_jax.errors import AegisError
-from aegis_jax.models import clip, unet, vae
+
+GOALS = ("denoising", "prediction")
+PADDED_TOKENS = 8  # rows of up to so many soft tokens share a program
+HELD_OUT = 128  # noised images that restarts are compared on
+BACKWARD_TO_TEXT = 1.08  # of a forward pass, by operator counts on the UNet of SD 1.4
+_ATTACK = 0xA77AC4  # folded into the seed, so that attack and erasure never share random numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftPromptConfig:
-    """Settings of the attack."""
+    """One member of the family of soft-prompt attacks."""
 
     tokens: int = 4  # k
-    restarts: int = 5  # R, from different random words
+    place: str = "before"  # before | behind | alone | neutral
+    goal: str = "denoising"  # denoising | prediction, which needs the model before erasure
+    neutral: str = "thing"  # the word of place "neutral"; one token of the vocabulary
+    restarts: int = 5  # from different random words
     steps: int = 200
     learning_rate: float = 1e-2  # of Adam, decaying to 0, in units of a token embedding's coordinates
-    batch: int = 8  # images per restart and step
+    batch: int = 8  # images per restart and step, and the most per call of the VAE
     seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class AttackResult:
-    """What an attack found.
+    """What a member of the family found, in R restarts.
 
     Attributes:
       soft_tokens: (R, k, d).
-      text_emb: (R, L, D), encoded; feed it to the UNet in place of a prompt's embedding.
-      losses: (steps, R), the denoising loss along the way.
+      template: where they stand; with them a prompt can be replayed in any text encoder.
+      conditioning: the encoded prompts, R rows; feed them to the UNet in place of a prompt's.
+      losses: (steps, R), of the goal, along the way.
+      held_out: {goal: (R,)}, both losses (one without the model before erasure) on what the attacker held out; the
+        draws are the same for all restarts and, with the same seed, for all members.
+      pick: the restart that the attacker takes, by his own goal's held-out loss.
+      unet_evaluations: cost in forward passes at batch 1; a backward pass to the text counts BACKWARD_TO_TEXT.
+      seconds: this member's share of the time of those that ran together.
     """
 
     soft_tokens: np.ndarray
-    text_emb: jax.Array
+    template: prompt.Template
+    conditioning: Conditioning
     losses: np.ndarray
+    held_out: dict[str, np.ndarray]
+    pick: int
+    unet_evaluations: float
+    seconds: float
 
 
-# Of all latents in a call: five restarts of eight 8x8 latents, or one restart of eight latents of SD 1.4.
-PIXELS_PER_CALL = 8 * 64 * 64
-_adam = optax.scale_by_adam()
-_ATTACK = 0xA77AC4  # folded into the seed, so that attack and erasure never share random numbers
+def soft_prompt(pipeline, concept: str, images, config: SoftPromptConfig, progress=None, *, original=None):
+    """Runs one member: an `AttackResult`. See `attacks.attack` and `soft_prompts`."""
+    return soft_prompts(pipeline, concept, images, {"": config}, original=original, progress=progress)[""]
 
 
-def _encode(text_graph, text_params, template, soft):
-    """Soft tokens (R, k, d) in a template (1, L, d) -> (R, L, D)."""
-    rows = jnp.broadcast_to(template, (soft.shape[0], *template.shape[1:]))
-    return clip.encode(text_graph, text_params, rows.at[:, 1 : 1 + soft.shape[1]].set(soft))
+def soft_prompts(
+    pipeline, concept: str, images, members: Mapping[str, SoftPromptConfig], *, original=None, progress=None
+) -> dict[str, AttackResult]:
+    """Runs members of the family, those with equal steps, batch and seed together.
 
-
-@partial(
-    jax.jit,
-    static_argnames=("unet_graph", "text_graph", "batch", "chunk", "remat"),
-    donate_argnames=("soft", "opt_state"),
-)
-def _chunk(
-    unet_graph,
-    unet_params,
-    text_graph,
-    text_params,
-    schedule: Schedule,
-    template,
-    z_0,
-    soft,
-    opt_state,
-    key,
-    first,
-    steps,
-    learning_rate,
-    *,
-    batch: int,
-    chunk: int,
-    remat: bool,
-):
-    """`chunk` steps: (soft, opt_state, losses (chunk, R))."""
-    R, B = soft.shape[0], batch
-
-    def draw(step):
-        """Noised latents of random images, the same for every restart, so that restarts compare fairly."""
-        key_i, key_t, key_n = jax.random.split(jax.random.fold_in(key, step), 3)
-        t = jax.random.randint(key_t, (B,), 0, schedule.alphas_cumprod.shape[0])
-        noise = jax.random.normal(key_n, (B, *z_0.shape[1:]))
-        a = schedule.alphas_cumprod[t][:, None, None, None]
-        z = z_0[jax.random.randint(key_i, (B,), 0, len(z_0))]
-        return jnp.sqrt(a) * z + jnp.sqrt(1 - a) * noise, t, noise
-
-    def losses(soft, z_t, t, noise):
-        text_emb = jnp.repeat(_encode(text_graph, text_params, template, soft), B, axis=0)
-        z_t, t = jnp.tile(z_t, (R, 1, 1, 1)), jnp.tile(t, R)
-        eps = to_epsilon(schedule, unet.apply(unet_graph, unet_params, z_t, t, text_emb, remat=remat), z_t, t)
-        return jnp.mean(jnp.square(eps.reshape(R, B, *noise.shape[1:]) - noise), axis=(1, 2, 3, 4))
-
-    def step(carry, i):
-        soft, opt_state = carry
-
-        def total(soft):
-            per_restart = losses(soft, *draw(first + i))
-            return jnp.sum(per_restart), per_restart
-
-        gradient, per_restart = jax.grad(total, has_aux=True)(soft)
-        update, opt_state = _adam.update(gradient, opt_state)
-        # Cosine decay: what is judged is the last iterate.
-        rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * (first + i) / steps))
-        return (soft - rate * update, opt_state), per_restart
-
-    (soft, opt_state), history = jax.lax.scan(step, (soft, opt_state), jnp.arange(chunk))
-    return soft, opt_state, history
-
-
-def starts(pipeline, config: SoftPromptConfig) -> jax.Array:
-    """The soft tokens (R, k, d) that the restarts of an attack begin with."""
-    key_start, _ = _keys(config)
-    text, ids = pipeline.text_encoder, jnp.asarray(pipeline.tokenizer.word_ids, jnp.int32)
-    return random_words(text.graph, text.params, ids, key_start, (config.restarts, config.tokens))
-
-
-def _keys(config: SoftPromptConfig):
-    """(key of the starts, key of the steps)."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), _ATTACK))
-
-
-def soft_prompt(pipeline, concept: str, images, config: SoftPromptConfig, progress=None, *, start=None) -> AttackResult:
-    """Runs the attack; see `attacks.attack`. Raises `AegisError` if concept and soft tokens do not fit the encoder.
-
-    start: soft tokens (R, k, d) to begin with, by default `starts`. A restart's result depends on its own start and
-    the seed alone, so that restarts may be run one by one.
+    images: uint8 (m, H, W, 3), of the concept. original: the pipeline before erasure, for the goal "prediction".
+    progress: called with (row-steps done, in all, mean loss). A restart's result depends on its member's settings
+    alone, to rounding, not on what runs beside it.
+    Raises `AegisError` for settings that cannot be, a prompt that does not fit the text encoder, or a missing original.
     """
+    for config in members.values():
+        _check(config, original)
+    net = networks(pipeline, concept, original)
+    gaps = {
+        name: prompt.template(pipeline.tokenizer, concept, config.place, config.tokens, config.neutral)
+        for name, config in members.items()
+    }
+    together: dict = {}
+    for name, config in members.items():
+        together.setdefault((config.steps, config.batch, config.seed), []).append(name)
+    counter = rows.Counter(progress, sum(config.restarts * config.steps for config in members.values()))
+    found = {}
+    for (steps, batch, seed), names in together.items():
+        began = time.perf_counter()
+        configs = {name: members[name] for name in names}
+        batched = first_rows(pipeline, configs, gaps)
+        data = _data(encode_images(pipeline, images, batch), seed)
+        batched, losses, held_out = rows.fit(net, batched, data, steps=steps, batch=batch, counter=counter)
+        seconds = (time.perf_counter() - began) / len(losses.T)
+        start = 0
+        for name, config in configs.items():
+            mine = slice(start, start + config.restarts)
+            start = mine.stop
+            one = jax.tree.map(lambda x, mine=mine: x[mine], batched)
+            found[name] = _result(net, config, gaps[name], one, losses[:, mine], held_out[:, mine], seconds)
+    return {name: found[name] for name in members}
+
+
+def _check(config: SoftPromptConfig, original) -> None:
     for name in ("tokens", "restarts", "steps", "batch", "learning_rate"):
         if not getattr(config, name) > 0:
             raise AegisError(f"attack soft_prompt: {name}={getattr(config, name)!r}, wanted more than 0")
     if not 0 <= config.seed < 2**32:
         raise AegisError(f"attack soft_prompt: seed={config.seed!r}, wanted 0 to 2**32 - 1")
-    tokenizer, text = pipeline.tokenizer, pipeline.text_encoder
-    ids = tokenizer.tokens(concept)
-    length = tokenizer.model_max_length
-    if len(ids) + config.tokens + 2 > length:
-        raise AegisError(
-            f"concept {concept[:40]!r} ({len(ids)} tokens) and {config.tokens} soft tokens exceed the "
-            f"{length} positions of the text encoder; use fewer soft tokens"
-        )
-    row = [tokenizer.bos_token_id] + [tokenizer.eos_token_id] * config.tokens + ids + [tokenizer.eos_token_id]
-    row += [tokenizer.pad_token_id] * (length - len(row))
-    template = clip.embed(text.graph, text.params, jnp.array([row], jnp.int32))
-    key = _keys(config)[1]
-    # A copy, because the first step takes the buffer over.
-    soft = starts(pipeline, config) if start is None else jnp.array(start, jnp.float32)
-    schedule = make_schedule(pipeline.scheduler)
-    z_0 = encode_images(pipeline, images)
-    chunk = math.gcd(config.steps, 10)  # steps per compiled call
-    pixels = config.batch * math.prod(z_0.shape[1:3])
-    together = max(1, PIXELS_PER_CALL // pixels)  # restarts
-    groups = [soft[i : i + together] for i in range(0, len(soft), together)]
-    found = []
-    for number, soft in enumerate(groups):
-        opt_state, history = _adam.init(soft), []
-        for first in range(0, config.steps, chunk):
-            soft, opt_state, losses = _chunk(
-                pipeline.unet.graph,
-                pipeline.unet.params,
-                text.graph,
-                text.params,
-                schedule,
-                template,
-                z_0,
-                soft,
-                opt_state,
-                key,
-                jnp.int32(first),
-                jnp.float32(config.steps),
-                jnp.float32(config.learning_rate),
-                batch=config.batch,
-                chunk=chunk,
-                remat=pixels > PIXELS_PER_CALL // 8,
+    if config.goal not in GOALS:
+        raise AegisError(f"attack soft_prompt: goal={config.goal!r} is unknown; choose one of: {', '.join(GOALS)}")
+    if config.goal == "prediction" and original is None:
+        raise AegisError("attack soft_prompt: goal='prediction' needs the model before erasure; pass it as original")
+
+
+def networks(pipeline, concept: str, original=None) -> Networks:
+    """What the losses are computed with. Raises `AegisError` if `original` noises images otherwise."""
+    text, schedule = pipeline.text_encoder, make_schedule(pipeline.scheduler)
+    before = None
+    if original is not None:
+        before = rows.Denoiser(original.unet.params, make_schedule(original.scheduler), original.unet.graph)
+        if not np.array_equal(before.schedule.alphas_cumprod, schedule.alphas_cumprod):
+            raise AegisError("the model before erasure has another noise schedule: it is not this model's original")
+    return Networks(
+        erased=rows.Denoiser(pipeline.unet.params, schedule, pipeline.unet.graph),
+        text=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), text.params),
+        original=before,
+        concept=None if original is None else encode(original, concept),
+        text_graph=text.graph,
+    )
+
+
+def first_rows(pipeline, members: Mapping[str, SoftPromptConfig], gaps: Mapping[str, prompt.Template]) -> Rows:
+    """Every restart of every member as it starts: from random whole words, by (seed, restart) alone."""
+    text, words = pipeline.text_encoder, jnp.asarray(pipeline.tokenizer.word_ids, jnp.int32)
+    start = partial(random_words, text.graph, text.params, words)
+    padded = max(PADDED_TOKENS, *(config.tokens for config in members.values()))
+    parts = []
+    for name, config in members.items():
+        key, _ = _keys(config.seed)
+        count, template = config.restarts, gaps[name]
+        soft = jnp.stack([start(jax.random.fold_in(key, r), (padded,)) for r in range(count)])
+        each = lambda x, count=count: jnp.broadcast_to(x, (count, *jnp.shape(x)))  # noqa: E731
+        parts.append(
+            Rows(
+                soft=jnp.where((jnp.arange(padded) < config.tokens)[:, None], soft, 0),
+                template=each(embeddings(pipeline, template.ids)),
+                slots=each(template.slots),
+                learning_rate=each(jnp.float32(config.learning_rate)),
+                to_prediction=each(jnp.bool(config.goal == "prediction")),
             )
-            history.append(np.asarray(losses))
-            if progress:
-                progress(number * config.steps + first + chunk, len(groups) * config.steps, float(history[-1].mean()))
-        found.append((soft, np.concatenate(history)))
-    soft, losses = (x[0] if len(x) == 1 else np.concatenate(x, axis) for x, axis in zip(zip(*found), (0, 1)))
-    text_emb = _encode(text.graph, text.params, template, jnp.asarray(soft))
-    return AttackResult(np.asarray(soft), text_emb, losses)
+        )
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
-_encode_images = jax.jit(lambda graph, params, images: vae.encode(graph, params, images)[0], static_argnums=0)
+def _keys(seed: int):
+    """(key of the starts, key of the draws)."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), _ATTACK))
 
 
-def encode_images(pipeline, images, batch: int = 64) -> jax.Array:
-    """uint8 images (m, H, W, 3) -> latents in the UNet's scale (m, h, w, 4): the mean of the VAE's posterior."""
-    images = np.asarray(images)
-    if not len(images) or images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-        raise AegisError(f"images are {images.dtype} of shape {images.shape}, wanted uint8 (m, H, W, 3)")
-    model, scale = pipeline.vae, pipeline.vae.config.get("scaling_factor", 0.18215)
-    parts = [
-        _encode_images(model.graph, model.params, images[i : i + batch].astype(np.float32) / 127.5 - 1)
-        for i in range(0, len(images), batch)
-    ]
-    return jnp.concatenate(parts) * scale
+def _data(z_0, seed: int) -> Data:
+    train, held_out = split(len(z_0))
+    steps, chosen = jax.random.split(_keys(seed)[1])
+    return Data(z_0[train], z_0[held_out], steps, chosen, HELD_OUT)
+
+
+def _result(net: Networks, config, template, found: Rows, losses, held_out, seconds: float) -> AttackResult:
+    goals = GOALS if net.original is not None else GOALS[:1]
+    held_out = dict(zip(goals, held_out, strict=False))
+    originals = (config.steps * config.batch + HELD_OUT) * (net.original is not None)
+    return AttackResult(
+        soft_tokens=np.asarray(found.soft[:, : config.tokens]),
+        template=template,
+        conditioning=encode_tokens(net.text_graph, net.text, prompt.fill(found.template, found.slots, found.soft)),
+        losses=losses,
+        held_out=held_out,
+        pick=int(np.argmin(np.nan_to_num(held_out[config.goal], nan=np.inf))),
+        unet_evaluations=originals
+        + config.restarts * (config.steps * config.batch * (1 + BACKWARD_TO_TEXT) + HELD_OUT),
+        seconds=seconds * config.restarts,
+    )

@@ -48,7 +48,12 @@ def encode(pipeline, prompts: str | list[str]) -> Conditioning:
 @partial(jax.jit, static_argnums=0)
 def encode_ids(graph, params, input_ids) -> Conditioning:
     """The same from token ids (n, L)."""
-    return Conditioning(clip.encode(graph, params, clip.embed(graph, params, input_ids)))
+    return encode_tokens(graph, params, clip.embed(graph, params, input_ids))
+
+
+def encode_tokens(graph, params, tokens) -> Conditioning:
+    """The same from token embeddings (n, L, d)."""
+    return Conditioning(clip.encode(graph, params, tokens))
 
 
 def encode_soft(graph, params, template, soft, first: int = 1) -> Conditioning:
@@ -58,14 +63,7 @@ def encode_soft(graph, params, template, soft, first: int = 1) -> Conditioning:
     The soft tokens enter before position embeddings and the encoder, as the tokens of a real prompt do.
     """
     template = jnp.broadcast_to(template, (soft.shape[0], *template.shape[1:]))
-    return Conditioning(clip.encode(graph, params, template.at[:, first : first + soft.shape[1]].set(soft)))
-
-
-@partial(jax.jit, static_argnames=("graph", "shape"))
-def random_words(graph, params, word_ids, key, shape: tuple[int, int]):
-    """Token embeddings of words drawn evenly from `word_ids` (W,), float32 (*shape, d): how soft tokens start."""
-    ids = word_ids[jax.random.randint(key, shape, 0, len(word_ids), jnp.int32)]
-    return clip.embed(graph, params, ids).astype(jnp.float32)
+    return encode_tokens(graph, params, template.at[:, first : first + soft.shape[1]].set(soft))
 
 
 def join(*conditionings: Conditioning) -> Conditioning:

@@ -8,23 +8,18 @@ For a concept that is one value of one attribute (star of shape), over generated
   other       accuracy on the two other attributes for those same prompts
   agreement   share of all these images and attributes on which the second judge says the same as the first
   agreement_shown   share of the plain and held-out images on which both judges agree whether the value is shown
-  attacked    share that shows the value under soft prompts, mean over restarts; attacked_best: under the best restart
-  attacked_second   the same mean by the second judge
 
+What soft prompts bring back is in attacked.py.
 Evaluation prompts and start noise come from seeds of their own (`EVALUATION_SEED` up), apart from those of training.
 """
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.attacks import attack
-from aegis_jax.diffusion.conditioning import Conditioning, encode, per_latent
-from aegis_jax.diffusion.sample import generate, latent_shape, sample
-from aegis_jax.diffusion.schedule import ddim_timesteps
+from aegis_jax.diffusion.sample import sample
 from aegis_jax.errors import AegisError
-from aegis_jax.world import captions, concepts, judge, renderer
+from aegis_jax.world import captions, concepts, judge
 from aegis_jax.world.quality import GUIDANCE, STEPS
 
 EVALUATION_SEED = 1_000_000
@@ -99,7 +94,7 @@ def _rate(answers: dict, concept: Concept) -> float:
 
 
 def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
-    """The figures but the attack's as shares in [0, 1]; "plain", "held_out", "same" and "other" over n images each.
+    """The figures as shares in [0, 1]; "plain", "held_out", "same" and "other" over n images each.
 
     "same_each" is "same" for each other value of the attribute, {name: share}.
     """
@@ -107,7 +102,7 @@ def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
     agreed, shown = [], []
 
     def answers(prompts, kind):
-        images = sample(pipeline, prompts, seed=_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
+        images = sample(pipeline, prompts, seed=noise_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
         first, other = judged(images), second(images)
         agreed.extend(np.mean(first[a] == other[a]) for a in concepts.ATTRIBUTES)
         shown.append(np.mean(_shows(first, concept) == _shows(other, concept)))
@@ -131,57 +126,9 @@ def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
     }
 
 
-def _seed(seed: int, kind: int) -> int:
+def noise_seed(seed: int, kind: int) -> int:
+    """Of the start noise of one kind of image under an evaluation seed; kinds 0 to 2 are `measure`'s."""
     return EVALUATION_SEED + 10 * seed + kind
-
-
-def concept_images(concept: Concept, n: int, seed: int = 0) -> np.ndarray:
-    """n renders that show the concept, the other attributes at random: what an attacker collects."""
-    rng = np.random.default_rng([EVALUATION_SEED, seed, 4])
-    labels = np.stack([rng.integers(len(v), size=n) for v in concepts.ATTRIBUTES.values()], axis=1)
-    labels[:, concept.axis] = concept.index
-    return renderer.render(rng, labels)
-
-
-def attacked(
-    pipeline,
-    concept: Concept,
-    *,
-    text: str = "",
-    n: int = 40,
-    seed: int = 0,
-    images: int = 256,
-    progress=None,
-    **settings,
-):
-    """The soft-prompt attack judged: {"attacked": mean over restarts, "attacked_best", "attacked_each": [...],
-    "attacked_second"}.
-
-    text: the words that the soft tokens come before, by default the value's name; n: images per restart; images: how
-    many renders the attacker has; settings: of attacks.soft_prompt.
-    """
-    if not 0 <= seed < 2**32:
-        raise AegisError(f"seed={seed!r}, wanted 0 to 2**32 - 1")
-    shown = concept_images(concept, images, seed)
-    found = attack(pipeline, text or concept.value.name, images=shown, seed=seed, progress=progress, **settings)
-    judges, each = (judge.load("judge"), judge.load("second_judge")), []
-    for r, emb in enumerate(found.text_emb):
-        generated = sample_from_embedding(pipeline, jnp.repeat(emb[None], n, axis=0), seed=_seed(seed, 3) * 100 + r)
-        each.append([_rate(judged(generated), concept) for judged in judges])
-    first, second = (list(rates) for rates in zip(*each))
-    return {
-        "attacked": float(np.mean(first)),
-        "attacked_best": max(first),
-        "attacked_each": first,
-        "attacked_second": float(np.mean(second)),
-    }
-
-
-def sample_from_embedding(pipeline, text_emb, *, seed: int, steps: int = STEPS, guidance: float = GUIDANCE):
-    """uint8 images (n, H, W, 3) for encoded prompts (n, L, D): what an embedding attack feeds to the model."""
-    start = np.random.default_rng(seed).standard_normal((len(text_emb), *latent_shape(pipeline)), np.float32)
-    cond, uncond = Conditioning(text_emb), per_latent(encode(pipeline, ""), len(text_emb))
-    return generate(pipeline, cond, uncond, start, ddim_timesteps(pipeline.scheduler, steps), guidance)
 
 
 _ROWS = (

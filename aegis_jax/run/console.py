@@ -6,19 +6,24 @@ import re
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from aegis_jax.attacks import SoftPromptConfig
 from aegis_jax.attacks import attack as attack_concept
 from aegis_jax.diffusion.sample import latent_shape, plan
 from aegis_jax.diffusion.sample import sample as sample_images
 from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand
+from aegis_jax.io.pictures import read_pictures
 from aegis_jax.io.pipeline import load_pipeline
-from aegis_jax.models.unet_config import native_size
 from aegis_jax.run import loop
 from aegis_jax.run.erase import erase as erase_concepts
 from aegis_jax.run.progress import Progress
+
+# How an attack's pictures are made, but of the world; and how many of each restart.
+GUIDANCE, STEPS, PICTURES = 7.5, 50, 4
 
 
 def erase(model, concepts, *, config, overrides, out, resume, overwrite) -> None:
@@ -108,62 +113,61 @@ def sample(model, prompts, out, *, images, overwrite, revision=None, variant=Non
     print(f"wrote {len(files)} images to {out}")
 
 
-def attack(model, concept, *, images, out, revision=None, variant=None, **settings) -> None:
+def attack(
+    model, concept, *, images, out, revision=None, variant=None, original=None, guidance=None, image_steps=None, **settings
+) -> None:
     """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes."""
-    from aegis_jax.evaluation import world as evaluation
+    from aegis_jax.evaluation import attacked, world
+    from aegis_jax.world import quality
 
-    pipeline = load_pipeline(model, revision=revision, variant=variant)
+    pipeline, base = load_pipeline(model, revision=revision, variant=variant), load_pipeline("world")
+    is_world = pipeline.unet.config == base.unet.config
+    original = load_pipeline(original) if original is not None else base if is_world else None
     progress = Progress()
 
     def show(done, steps, loss):
-        progress.update(done * settings["steps"] // steps, loss)  # steps: of all groups of restarts
+        progress.update(done * settings["steps"] // steps, loss)  # steps: of all restarts
 
     if images is None:
-        value = evaluation.find(concept)
-        if not value or pipeline.unet.config != load_pipeline("world").unet.config:
+        value = world.find(concept)
+        if not value or not is_world:
             raise AegisError("no --images given: an attack needs pictures of the concept")
         if out is not None:
             raise AegisError("--out goes with --images: on the world the judge counts, and no image is written")
+        config = SoftPromptConfig(**settings)
         progress.start(0, settings["steps"])
-        rates = evaluation.attacked(pipeline, value, text=concept, progress=show, **settings)
-        each = ", ".join(f"{rate:.0%}" for rate in rates["attacked_each"])
-        print(f"the judge sees {value.value.name!r} in {rates['attacked']:.1%} of the images under")
-        print(f"soft prompts, {rates['attacked_best']:.1%} under the best restart (each: {each})")
+        found = attacked.attack_family(
+            original, pipeline, value, {"it": config}, seed=config.seed, text=concept, progress=show
+        )
+        rates = found["members"]["it"]
+        low, high = rates["interval"]
+        each = ", ".join(f"{rate:.0%}" for rate in rates["each"])
+        print(f"the judge sees {value.value.name!r} in {rates['mean']:.1%} of the images under soft prompts")
+        print(f"({low:.1%} to {high:.1%} at 95 %), in {rates['pick']:.1%} under the attacker's own pick,")
+        print(f"in {rates['best']:.1%} under the best restart (each: {each})")
         return
     out = expand(out or "attack")
     if out.exists():
         raise AegisError(f"{out} exists: choose another --out")
-    latent_shape(pipeline)  # what cannot be sampled afterwards is refused before the attack
-    plan(pipeline, evaluation.STEPS, evaluation.GUIDANCE)
-    pictures = _pictures(Path(images), pipeline)
+    height, width, channels = latent_shape(pipeline)  # what cannot be sampled afterwards is refused before the attack
+    guidance = (quality.GUIDANCE if is_world else GUIDANCE) if guidance is None else guidance
+    image_steps = (quality.STEPS if is_world else STEPS) if image_steps is None else image_steps
+    plan(pipeline, image_steps, guidance)
+    shrink = 2 ** (len(pipeline.vae.config.get("block_out_channels", [0] * 4)) - 1)
+    shown = read_pictures(expand(images), (width * shrink, height * shrink))
     progress.start(0, settings["steps"])
     with _made(out):
-        found = attack_concept(pipeline, concept, images=pictures, progress=show, **settings)
-        for restart, emb in enumerate(found.text_emb):
-            shown = evaluation.sample_from_embedding(pipeline, np.stack([emb] * 4), seed=restart)
-            for k, picture in enumerate(shown):
+        found = attack_concept(pipeline, concept, images=shown, original=original, progress=show, **settings)
+        for restart in range(len(found.soft_tokens)):
+            cond = jax.tree.map(lambda x, r=restart: np.stack([x[r]] * PICTURES), found.conditioning)
+            start = np.random.default_rng(restart).standard_normal((PICTURES, height, width, channels), np.float32)
+            pictures = attacked.sample_conditioning(pipeline, cond, start, steps=image_steps, guidance=guidance)
+            for k, picture in enumerate(pictures):
                 Image.fromarray(picture).save(out / f"restart-{restart}-{k}.png")
             first, last = found.losses[0, restart], found.losses[-1, restart]
-            print(f"restart {restart}: denoising loss {first:.4f} -> {last:.4f}")
-    print(f"wrote {4 * len(found.text_emb)} images to {out}")
-
-
-def _pictures(folder: Path, pipeline) -> np.ndarray:
-    """The PNG and JPEG files of a folder as uint8 (m, H, W, 3), cut and scaled to the model's size."""
-    files = sorted(f for f in folder.glob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    if not files:
-        raise AegisError(f"{folder} holds no .png or .jpg pictures")
-    height, width = native_size(pipeline.unet.config) or (64, 64)
-    shrink = 2 ** (len(pipeline.vae.config.get("block_out_channels", [0] * 4)) - 1)
-    size = (width * shrink, height * shrink)
-    pictures = []
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                pictures.append(np.asarray(ImageOps.fit(picture.convert("RGB"), size)))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, all of them
-            raise AegisError(f"{file} cannot be read as a picture: {error}") from error
-    return np.stack(pictures)
+            own = " (the attacker's pick)" if restart == found.pick else ""
+            print(f"restart {restart}: {settings.get('goal', 'denoising')} loss {first:.4f} -> {last:.4f}{own}")
+    print(f"wrote {PICTURES * len(found.soft_tokens)} images to {out}")
 
 
 def _slug(text: str) -> str:

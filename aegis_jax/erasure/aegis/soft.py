@@ -10,8 +10,9 @@ which answer for its own latents only: every G-th one.
 import jax
 import jax.numpy as jnp
 
-from aegis_jax.diffusion.conditioning import encode_soft, random_words
+from aegis_jax.diffusion.conditioning import encode_soft
 from aegis_jax.diffusion.predict import predict
+from aegis_jax.diffusion.vocabulary import random_words
 from aegis_jax.erasure.aegis.state import Frozen
 from aegis_jax.erasure.latents import Noised
 from aegis_jax.erasure.programs import program

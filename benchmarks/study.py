@@ -1,0 +1,132 @@
+"""What holds on the embedded world: presets under the adaptive attack, with what they keep and what they cost.
+
+    python -m benchmarks study main                       screening: paper, released, aegis+, ESD, ESD with our parts
+    python -m benchmarks study decisive                   which part of AEGIS does it: random prefixes, sign steps, DGR
+    python -m benchmarks study parts | omega              aegis+ without each part; five rules for omega
+    python -m benchmarks study final --presets esd aegis+ three seeds, three evaluation seeds, many images
+    python -m benchmarks study table main                 prints the table of what the file holds
+
+Every preset runs at the scale of configs/world.py. A screening has one seed, its own evaluation seed, and every member
+of the attack's family; a final has other seeds throughout and the members that were strongest against that preset and
+concept in the screening. Results go, a line a cell, to benchmarks/results/study.jsonl; a stopped study goes on there.
+"""
+
+import dataclasses
+import pathlib
+import statistics
+
+from benchmarks import cells, trials
+
+RESULT = "study.jsonl"
+CONCEPTS = ("star", "red", "striped")
+SETS = {
+    "main": ("aegis+", "esd", "paper", "esd+", "released"),
+    "decisive": ("random-prefixes", "paper-latest", "paper-no-grp", "random-prefixes-no-grp"),
+    "parts": ("aegis+-no-aet", "aegis+-no-prompt", "aegis+-no-preservation", "aegis+-no-context", "aegis+-no-push"),
+    "omega": ("paper-total-omega", "paper-half-omega", "paper-fixed-omega"),
+}
+# Evaluation seeds: even ones for what is chosen by, odd ones for what is reported (they differ in held-out words too).
+SCREENING = {"evaluation_seed": 40, "images": 64, "members": "all", "restarts": 2, "attack_steps": 100, "n": 16}
+FINAL_SEEDS, FINAL_EVALUATIONS = (0, 1, 2), (41, 43, 45)
+FINAL = {"images": 128, "members": "strongest", "restarts": 4, "attack_steps": 150, "n": 32}
+
+
+def screening(names, concepts=CONCEPTS, trainable=("xattn",)) -> list[dict]:
+    axes = cells.grid(concept=concepts, preset=names, trainable=trainable, seed=(0,))
+    return [{"set": "screening", **cell, **SCREENING} for cell in axes]
+
+
+def finals(names, concepts=CONCEPTS, trainable=("xattn",)) -> list[dict]:
+    axes = cells.grid(concept=concepts, preset=names, trainable=trainable, seed=FINAL_SEEDS)
+    return [{"set": "final", **cell, "evaluation_seed": FINAL_EVALUATIONS[cell["seed"]], **FINAL} for cell in axes]
+
+
+def measure(cell: dict, found: list[dict]) -> dict:
+    """Erases, looks at what is shown and kept, attacks. found: the file's lines, for a final's strongest members."""
+    import aegis_jax
+    from aegis_jax.attacks.family import family
+    from aegis_jax.erasure.aegis.cost import unet_evaluations
+    from aegis_jax.evaluation.attacked import attack_family
+    from aegis_jax.evaluation.world import find, measure
+
+    overrides = [(key if key != "preset" else "method", str(cell[key])) for key in ("preset", "trainable", "seed")]
+    result = aegis_jax.erase("world", cell["concept"], config="world", overrides=overrides)
+    concept, seed = find(cell["concept"]), cell["evaluation_seed"]
+    shown = measure(result.pipeline, concept, n=cell["images"], seed=seed)
+    members = family() if cell["members"] == "all" else _strongest(cell, found)
+    members = {name: dataclasses.replace(m, steps=cell["attack_steps"]) for name, m in members.items()}
+    how = {"seed": seed, "restarts": cell["restarts"], "n": cell["n"]}
+    attacked = attack_family(result.original, result.pipeline, concept, members, **how)
+    cost = unet_evaluations(result.run.erase)
+    last = result.metrics[-100:]
+    mean = lambda name: statistics.fmean(m[name] for m in last)  # noqa: E731
+    return {
+        **shown,
+        **{name: attacked[name]["rate"] for name in ("strongest", "worst_pick", "pick", "best")},
+        "attack": attacked,
+        "evaluations_per_step": round(cost.total, 1),
+        "latents_share": cost.latents / cost.total,
+        **{name: mean(name) for name in ("mean_cosine", "conflict_share", "flip_share", "omega", "drift_norm")},
+    }
+
+
+def _strongest(cell: dict, found: list[dict]) -> dict:
+    """The members of the attack that a final takes: those that were strongest in the screening of the same cell."""
+    from aegis_jax.attacks.family import family
+    from aegis_jax.evaluation.attacked import strongest
+
+    same = ("concept", "preset", "trainable")
+    for line in found:
+        if line["cell"]["set"] == "screening" and all(line["cell"][key] == cell[key] for key in same):
+            return family(strongest(line["figures"]["attack"]))
+    raise SystemExit(f"screen first: {cell['preset']} on {cell['concept']} ({cell['trainable']})")
+
+
+COLUMNS = (
+    ("plain", "plain"),
+    ("held_out", "synonyms"),
+    ("strongest", "attacked: mean of the strongest member"),
+    ("worst_pick", "worst member's pick"),
+    ("pick", "attacker's pick"),
+    ("best", "best of all"),
+    ("same", "kept: same attribute"),
+    ("other", "kept: other attributes"),
+)
+
+
+def table(lines: list[dict]) -> str:
+    """Markdown: a row for each preset and concept, means over seeds in per cent, evaluations a step."""
+    head = ["preset", "concept", "seeds", *(title for _, title in COLUMNS), "UNet evaluations a step"]
+    rows = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
+    groups: dict[tuple, list[dict]] = {}
+    for line in lines:
+        cell = line["cell"]
+        name = cell["preset"] + ("" if cell["trainable"] == "xattn" else f", {cell['trainable']}")
+        groups.setdefault((name, cell["concept"]), []).append(line["figures"])
+    for (name, concept), figures in groups.items():
+        means = [f"{100 * statistics.fmean(f[key] for f in figures):.0f}" for key, _ in COLUMNS]
+        cost = f"{figures[0]['evaluations_per_step']:.0f}"
+        rows.append("| " + " | ".join([name, concept, str(len(figures)), *means, cost]) + " |")
+    return "\n".join(rows)
+
+
+def main(argv: list[str]) -> None:
+    options = trials.parser(__doc__, RESULT)
+    options.add_argument("what", nargs="+", help=f"{' | '.join(SETS)} | final | table SET")
+    options.add_argument("--presets", nargs="+", help="instead of the set's own")
+    options.add_argument("--concepts", nargs="+", default=CONCEPTS)
+    options.add_argument("--trainable", nargs="+", default=("xattn",))
+    options.add_argument("--share", default="0/1", help="I/N: of N workers on one file this is number I")
+    given = options.parse_args(argv)
+    out: pathlib.Path = given.out
+    axes = {"concepts": given.concepts, "trainable": given.trainable}
+    what = given.what[-1]
+    if what != "final" and what not in SETS and not given.presets:
+        options.error(f"no set {what!r}: {', '.join(SETS)}, final")
+    names = given.presets or SETS["main" if what == "final" else what]
+    wanted = (finals if what == "final" else screening)(names, **axes)
+    if given.what[0] == "table":
+        have = {cells.key(line["cell"]): line for line in cells.read(out)}
+        print(table([have[cells.key(cell)] for cell in wanted if cells.key(cell) in have]))
+        return
+    cells.run(wanted, lambda cell: measure(cell, cells.read(out)), out, share=given.share)
