@@ -72,13 +72,12 @@ def measure(cell: dict, found: list[dict]) -> dict:
 
 def _strongest(cell: dict, found: list[dict]) -> dict:
     """The members of the attack that a final takes: those that were strongest in the screening of the same cell."""
-    from aegis_jax.attacks.family import family
     from aegis_jax.evaluation.attacked import strongest
 
     same = ("concept", "preset", "trainable")
     for line in found:
         if line["cell"]["set"] == "screening" and all(line["cell"][key] == cell[key] for key in same):
-            return family(strongest(line["figures"]["attack"]))
+            return strongest(line["figures"]["attack"])
     raise SystemExit(f"screen first: {cell['preset']} on {cell['concept']} ({cell['trainable']})")
 
 
