@@ -27,7 +27,7 @@ OUTSIDE = {"erasure": {"jax", "flax", "optax", "numpy"}, "models": {"jax", "flax
 
 
 def imports(path):
-    """Dotted names that a file imports, anywhere in it, of this package and of others; the standard library left out."""
+    """Dotted names that a file imports, anywhere in it, of this package and of others."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
