@@ -5,6 +5,7 @@
     python -m benchmarks study parts | omega              aegis+ without each part; five rules for omega
     python -m benchmarks study final --presets esd aegis+ three seeds, three evaluation seeds, many images
     python -m benchmarks study table main                 prints the table of what the file holds
+    python -m benchmarks study costs                      UNet evaluations a step of every preset, from its settings
 
 Every preset runs at the scale of configs/world.py. A screening has one seed, its own evaluation seed, and every member
 of the attack's family; a final has other seeds throughout and the members that were strongest against that preset and
@@ -109,9 +110,24 @@ def table(lines: list[dict]) -> str:
     return "\n".join(rows)
 
 
+def costs() -> str:
+    """Markdown: UNet evaluations a step at the paper's scale and at the world's."""
+    from aegis_jax.erasure.aegis.cost import unet_evaluations
+    from aegis_jax.erasure.presets import PRESETS, switched
+    from aegis_jax.run import config
+
+    world = config.load("world").erase
+    head = "| preset | the paper's scale | of these latents | configs/world.py, batch 4 | of these latents |"
+    rows = [head, "| --- | --- | --- | --- | --- |"]
+    for name, preset in PRESETS.items():
+        each = [unet_evaluations(settings) for settings in (preset.settings, switched(world, name))]
+        rows.append(f"| `{name}` | " + " | ".join(f"{cost.total:.0f} | {cost.latents:.0f}" for cost in each) + " |")
+    return "\n".join(rows)
+
+
 def main(argv: list[str]) -> None:
     options = trials.parser(__doc__, RESULT)
-    options.add_argument("what", nargs="+", help=f"{' | '.join(SETS)} | final | table SET")
+    options.add_argument("what", nargs="+", help=f"{' | '.join(SETS)} | final | table SET | costs")
     options.add_argument("--presets", nargs="+", help="instead of the set's own")
     options.add_argument("--concepts", nargs="+", default=CONCEPTS)
     options.add_argument("--trainable", nargs="+", default=("xattn",))
@@ -120,6 +136,9 @@ def main(argv: list[str]) -> None:
     out: pathlib.Path = given.out
     axes = {"concepts": given.concepts, "trainable": given.trainable}
     what = given.what[-1]
+    if what == "costs":
+        print(costs())
+        return
     if what != "final" and what not in SETS and not given.presets:
         options.error(f"no set {what!r}: {', '.join(SETS)}, final")
     names = given.presets or SETS["main" if what == "final" else what]
