@@ -7,7 +7,6 @@ Shapes: n images, B batch, h w latent size, C channels, L tokens, D text width, 
 
 import math
 import operator
-import os
 import threading
 from functools import partial
 
@@ -19,7 +18,7 @@ from aegis_jax.diffusion import conditioning, predict
 from aegis_jax.diffusion import schedule as schedule_lib
 from aegis_jax.diffusion.conditioning import Conditioning, prompt_list
 from aegis_jax.diffusion.schedule import Schedule
-from aegis_jax.diffusion.threads import side_by_side
+from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.errors import AegisError
 from aegis_jax.models import vae
 from aegis_jax.models.unet_config import native_size
@@ -234,7 +233,7 @@ def generate(
         return z
 
     loop(rows[0], z_T[rows[0]], last=0)  # no step: compiles, before several threads would each do so
-    latents = jnp.concatenate(side_by_side(call, rows, (os.cpu_count() or 1) if on_cpu else 1))
+    latents = jnp.concatenate(side_by_side(call, rows, cores() if on_cpu else 1))
     parts = [to_uint8(decode(pipeline, latents[i : i + batch])) for i in range(0, calls * batch, batch)]
     return np.concatenate(parts)[:n]
 

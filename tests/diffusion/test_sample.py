@@ -136,9 +136,9 @@ def test_large_images_run_in_small_batches(side, n, wanted, on_cpu):
 
 def test_calls_side_by_side_give_the_images_of_calls_one_after_another(pipeline, monkeypatch):
     prompts = ["a red star", "a blue circle", "a dog", ""] * 2
-    monkeypatch.setattr(lib.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(lib, "cores", lambda: 1)
     alone = lib.sample(pipeline, prompts, steps=3, batch=2)
-    monkeypatch.setattr(lib.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(lib, "cores", lambda: 4)
     calls = []
     together = lib.sample(pipeline, prompts, steps=3, batch=2, progress=lambda *call: calls.append(call))
     assert close(together, alone)
