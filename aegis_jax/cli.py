@@ -8,6 +8,7 @@ than 0 as "not finished", which is what an interrupted run is.
 import argparse
 import re
 import sys
+import warnings
 from pathlib import Path
 
 from aegis_jax import __version__
@@ -23,6 +24,21 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names and concepts may hold what a terminal that is not UTF-8 cannot show: \u68b5 instead of a traceback.
+        if getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.showwarning = _notice
+        return _run(argv)
+
+
+def _notice(message, category, filename, lineno, file=None, line=None) -> None:
+    """A warning as users of a command need it: what, but not in which line of whose source."""
+    print(f"aegis: note: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _run(argv) -> int:
     args, rest = _parser().parse_known_args(argv)
     try:
         args.overrides = _overrides(rest, allowed=args.command is _erase)

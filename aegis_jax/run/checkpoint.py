@@ -115,16 +115,16 @@ def _placed(restored, like):
 
 def refuse_other(where, saved: dict, now: dict) -> None:
     """Raises `AegisError` if two runs differ in any setting that the result depends on."""
-    different = [
-        f"{key} was {_short(saved.get(key))}, is {_short(now.get(key))}"
-        for key in [*now, *sorted(saved.keys() - now.keys())]
-        if saved.get(key) != now.get(key)
-    ]
-    if different:
-        raise AegisError(
-            f"{where} cannot be resumed, its settings are others ({'; '.join(different)}): "
-            "resume with the same settings or choose another folder"
-        )
+    different = [key for key in [*now, *sorted(saved.keys() - now.keys())] if saved.get(key) != now.get(key)]
+    if not different:
+        return
+    found = "; ".join(f"{key} was {_short(saved.get(key))}, is {_short(now.get(key))}" for key in different)
+    plain = {key: saved.get(key) for key in different if isinstance(saved.get(key), (bool, int, float, str))}
+    same = " ".join(f"--config.{key}={value}" for key, value in plain.items() if " " not in key)
+    raise AegisError(
+        f"{where} cannot be resumed, its settings are others ({found}): "
+        f"resume with the same settings{f' ({same})' * bool(same)} or choose another folder"
+    )
 
 
 def _short(value) -> str:

@@ -1,8 +1,8 @@
 """What `aegis erase`, `sample` and `attack` do between parsing and printing."""
 
 import contextlib
+import itertools
 import os
-import re
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.run import loop
 from aegis_jax.run.erase import erase as erase_concepts
 from aegis_jax.run.progress import Progress
+from aegis_jax.run.slug import slug
 
 # How an attack's pictures are made, but of the world; and how many of each restart.
 GUIDANCE, STEPS, PICTURES = 7.5, 50, 4
@@ -30,19 +31,20 @@ def erase(model, concepts, *, config, overrides, out, resume, overwrite) -> None
     """`aegis erase`: a run with progress, then the table and where everything is."""
     if out is None and (resume or overwrite):
         raise AegisError("--resume and --overwrite need --out: the run folder")
-    out = Path(out) if out is not None else free_folder(concepts or [config or "run"])
+    names = concepts or [Path(config).stem if config else "run"]
     progress = Progress()
-    try:
-        result = erase_concepts(
-            model, concepts, config=config, overrides=overrides,
-            out=out, resume=resume, overwrite=overwrite, progress=progress,
-            measure=partial(_world_table, progress),
-        )  # fmt: skip
-    except loop.Interrupted as stopped:
-        progress.say(f"saved; go on with: aegis erase --resume --out {out}")
-        raise stopped
-    finally:
-        progress.end()
+    with contextlib.nullcontext(Path(out)) if out is not None else free_folder(names) as folder:
+        try:
+            result = erase_concepts(
+                model, concepts, config=config, overrides=overrides,
+                out=folder, resume=resume, overwrite=overwrite, progress=progress,
+                measure=partial(_world_table, progress),
+            )  # fmt: skip
+        except loop.Interrupted as stopped:
+            progress.say(f"saved; go on with: aegis erase --resume --out {folder}")
+            raise stopped
+        finally:
+            progress.end()
     if result.measured:
         print(result.measured)
     print(f"run      {result.folder}")
@@ -73,23 +75,34 @@ def _made(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise AegisError(f"{folder} cannot be written to: choose another --out")
+    with _gone_if_empty(*new):
+        yield
+
+
+@contextlib.contextmanager
+def free_folder(names):
+    """A new folder runs/NAME, or runs/NAME-2 and so on where that is taken; on failure it goes again if it is empty."""
+    runs, name = Path("runs"), slug(" ".join(names)) or "run"
+    with _made(runs):
+        for count in itertools.count(1):
+            folder = runs / (name if count == 1 else f"{name}-{count}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                break
+        with _gone_if_empty(folder):
+            yield folder
+
+
+@contextlib.contextmanager
+def _gone_if_empty(*folders: Path):
+    """Removes these, the innermost first, if something goes wrong before anything came into them."""
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            for path in new:
-                path.rmdir()
+            for folder in folders:
+                folder.rmdir()
         raise
-
-
-def free_folder(names) -> Path:
-    """runs/NAME, or runs/NAME-2 and so on where that exists."""
-    first = Path("runs") / (_slug(" ".join(Path(name).stem for name in names)) or "run")
-    folder, count = first, 1
-    while folder.exists():
-        count += 1
-        folder = first.with_name(f"{first.name}-{count}")
-    return folder
 
 
 def sample(model, prompts, out, *, images, overwrite, revision=None, variant=None, **settings) -> None:
@@ -98,7 +111,7 @@ def sample(model, prompts, out, *, images, overwrite, revision=None, variant=Non
         raise AegisError(f"--images {images}: wanted 1 or more")
     wanted = [prompt for prompt in prompts for _ in range(images)]
     out = expand(out)
-    files = [out / f"{k:03d}-{_slug(prompt) or 'empty'}.png" for k, prompt in enumerate(wanted)]
+    files = [out / f"{k:03d}-{slug(prompt) or 'empty'}.png" for k, prompt in enumerate(wanted)]
     taken = [file for file in files if file.exists()]
     if taken and not overwrite:
         raise AegisError(f"{taken[0]} exists: choose another --out or allow --overwrite")
@@ -168,7 +181,3 @@ def attack(
             own = " (the attacker's pick)" if restart == found.pick else ""
             print(f"restart {restart}: {settings.get('goal', 'denoising')} loss {first:.4f} -> {last:.4f}{own}")
     print(f"wrote {PICTURES * len(found.soft_tokens)} images to {out}")
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")

@@ -109,6 +109,15 @@ def test_other_settings_are_refused(finished, folder, keys, part):
     assert files(finished) == before
 
 
+def test_a_run_keeps_the_compute_type_that_it_started_with(finished, folder, monkeypatch):
+    """"auto" means float32 on this CPU; gone on with on a GPU, the run stays in float32 or is refused."""
+    assert json.loads((finished / "config.json").read_text())["compute_dtype"] == "float32"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert aegis_jax.erase(out=finished, resume=True).run.erase.compute_dtype == "float32"
+    with pytest.raises(AegisError, match="compute_dtype was 'float32', is 'bfloat16'.*--config.compute_dtype=float32"):
+        erase(folder, finished, resume=True, keys={"compute_dtype": "auto"})
+
+
 def test_another_concept_is_refused(finished, folder):
     with pytest.raises(AegisError, match="concepts was .'star'., is .'heart'."):
         aegis_jax.erase(folder, "heart", out=finished, resume=True)
