@@ -53,6 +53,7 @@ def _run(argv) -> int:
         advice = {
             _erase: "lower --config.batch, set --config.remat=true or take --config.trainable=xattn",
             _attack: "lower --batch",
+            _sample: "lower --batch",
         }.get(args.command, "take a larger device")
         print(f"aegis: error: the device's memory is full ({first}); {advice}", file=sys.stderr)
         return 2
@@ -102,10 +103,19 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("sample", _sample, "Generate images.")
     _add_model(sub, required=True)
-    sub.add_argument("--prompt", metavar="TEXT", action="append", required=True, help="may be repeated")
+    prompts = sub.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", metavar="TEXT", action="append", help="may be repeated")
+    prompts.add_argument(
+        "--prompts", metavar="FILE",
+        help="a .csv with a column prompt and, if each has its own, evaluation_seed, sd_seed or seed; "
+        "or a text file with a prompt a line",
+    )  # fmt: skip
     sub.add_argument("--out", metavar="DIR", default="samples", help="folder of the PNGs (default: samples)")
-    sub.add_argument("--images", metavar="N", type=int, default=1, help="images per prompt")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--images", metavar="N", type=int, default=1, help="images per prompt, of seed, seed + 1, ...")
+    sub.add_argument("--seed", type=int, default=0, help="of every prompt that brings none (default: 0)")
+    sub.add_argument("--height", metavar="PIXELS", type=int, help="default: the model's own size")
+    sub.add_argument("--width", metavar="PIXELS", type=int)
+    sub.add_argument("--batch", metavar="N", type=int, help="images per network call (default: what fits well)")
     sub.add_argument("--steps", type=int, default=25, help="DDIM steps")
     sub.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance scale")
     sub.add_argument("--negative-prompt", metavar="TEXT", default="")
@@ -166,10 +176,9 @@ def _sample(args):
 
     cache.enable()
     console.sample(
-        args.model, args.prompt, args.out, revision=args.revision, variant=args.variant,
-        images=args.images, overwrite=args.overwrite,
-        seed=args.seed, steps=args.steps, guidance=args.guidance,
-        negative_prompt=args.negative_prompt,
+        args.model, args.prompt, args.out, file=args.prompts, revision=args.revision, variant=args.variant,
+        images=args.images, overwrite=args.overwrite, height=args.height, width=args.width, batch=args.batch,
+        seed=args.seed, steps=args.steps, guidance=args.guidance, negative_prompt=args.negative_prompt,
     )  # fmt: skip
 
 

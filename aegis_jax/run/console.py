@@ -21,10 +21,13 @@ from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.run import loop
 from aegis_jax.run.erase import erase as erase_concepts
 from aegis_jax.run.progress import Progress
+from aegis_jax.run.prompts import COLUMNS, Prompt, check_index, write_index
+from aegis_jax.run.prompts import read as read_prompts
 from aegis_jax.run.slug import slug
 
 # How an attack's pictures are made, but of the world; and how many of each restart.
 GUIDANCE, STEPS, PICTURES = 7.5, 50, 4
+IMAGES_AT_ONCE = 256  # that `aegis sample` holds before it writes them
 
 
 def erase(model, concepts, *, config, overrides, out, resume, overwrite) -> None:
@@ -105,25 +108,47 @@ def _gone_if_empty(*folders: Path):
         raise
 
 
-def sample(model, prompts, out, *, images, overwrite, revision=None, variant=None, **settings) -> None:
-    """`aegis sample`: PNGs named by number and prompt."""
+def sample(
+    model, given, out, *, file, images, seed, overwrite, height, width, revision=None, variant=None, **settings
+) -> None:
+    """`aegis sample`: PNGs named by number and prompt, and prompts.csv, which says of each what it was made from.
+
+    Image k of a prompt starts from the noise of its seed + k alone, so neither the other prompts nor the batch matter.
+    """
     if images < 1:
         raise AegisError(f"--images {images}: wanted 1 or more")
-    wanted = [prompt for prompt in prompts for _ in range(images)]
-    out = expand(out)
-    files = [out / f"{k:03d}-{slug(prompt) or 'empty'}.png" for k, prompt in enumerate(wanted)]
-    taken = [file for file in files if file.exists()]
+    out, progress = expand(out), Progress()
+    found, notes = read_prompts(expand(file), settings["guidance"]) if file else (list(map(Prompt, given)), [])
+    texts = [prompt.text for prompt in found for _ in range(images)]
+    seeds = [(seed if prompt.seed is None else prompt.seed) + k for prompt in found for k in range(images)]
+    files = [out / f"{k:03d}-{slug(text) or 'empty'}.png" for k, text in enumerate(texts)]
+    taken = [path for path in files if path.exists()]
     if taken and not overwrite:
         raise AegisError(f"{taken[0]} exists: choose another --out or allow --overwrite")
+    index = check_index(out)
     pipeline = load_pipeline(model, revision=revision, variant=variant)
     plan(pipeline, settings["steps"], settings["guidance"])
-    progress = Progress()
+    latent_shape(pipeline, height, width)
+    pipeline.tokenizer.ids(texts)  # says at once, and once, which are too long
+    for note in notes:
+        progress.say(f"aegis: note: {note}")
     with _made(out):
-        progress.say(f"sampling {len(wanted)} images ...")
-        pictures = sample_images(pipeline, wanted, **settings)
-    for file, picture in zip(files, pictures, strict=True):
-        Image.fromarray(picture).save(file)
+        for rows in np.array_split(np.arange(len(texts)), -(-len(texts) // IMAGES_AT_ONCE)):
+            progress.say(f"sampling images {rows[0] + 1} to {rows[-1] + 1} of {len(texts)} ...")
+            some = [texts[k] for k in rows], [seeds[k] for k in rows]
+            pictures = sample_images(pipeline, some[0], seed=some[1], height=height, width=width, **settings)
+            for k, picture in zip(rows, pictures, strict=True):
+                _save(picture, files[k], overwrite)
+                row = {"file": files[k].name, "prompt": texts[k], "seed": seeds[k], **settings}
+                index[files[k].name] = {name: row[name] for name in COLUMNS}
+            write_index(out, index)
     print(f"wrote {len(files)} images to {out}")
+
+
+def _save(picture: np.ndarray, path: Path, overwrite: bool) -> None:
+    """A PNG; not over one that another process has written since it was looked for."""
+    with open(path, "wb" if overwrite else "xb") as file:
+        Image.fromarray(picture).save(file, "PNG")
 
 
 def attack(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -166,3 +168,47 @@ def test_all_finite():
     assert all_finite(good)
     assert not all_finite(good | {"a": jnp.array([1.0, jnp.nan])})
     assert not all_finite(good | {"a": jnp.array([1.0, -jnp.inf])})
+
+
+def test_runs_in_several_threads_do_not_mix_up_their_signals(tmp_path):
+    """In a process of its own, whose first checkpoints all come at once."""
+    script = (
+        "import sys, threading, logging, pathlib\n"
+        "from tests.run.test_checkpoint import make_state, open_in\n"
+        "before = logging.getLogger('absl').level\n"
+        "errors = []\n"
+        "def work(name):\n"
+        "    try:\n"
+        "        with open_in(pathlib.Path(sys.argv[1]) / name) as checkpoints:\n"
+        "            for step in (1, 2, 3): checkpoints.save(step, make_state(step))\n"
+        "            checkpoints.wait()\n"
+        "            assert int(checkpoints.restore(make_state()).step) == 3\n"
+        "    except BaseException as error: errors.append(repr(error))\n"
+        "threads = [threading.Thread(target=work, args=(name,), daemon=True) for name in 'abcd']\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join(120)\n"
+        "print(errors, [thread.is_alive() for thread in threads])\n"
+        "log = logging.getLogger('absl')\n"
+        "assert log.level == before and not log.filters\n"
+        "assert not errors and not any(thread.is_alive() for thread in threads)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in "abcd":
+        with open_in(tmp_path / name) as checkpoints:
+            assert_same(checkpoints.restore(make_state()), make_state(3))
+
+
+def test_what_went_wrong_in_the_background_is_raised_by_the_wait(tmp_path):
+    with pytest.raises(OSError, match="gone"), open_in(tmp_path / "checkpoints") as checkpoints:
+        save, checkpoints._orbax.save_async = checkpoints._orbax.save_async, lambda *args, **more: Failed()
+        checkpoints.save(1, make_state())
+        checkpoints._orbax.save_async = save
+        checkpoints.wait()
+    with open_in(tmp_path / "others") as checkpoints:  # nobody waits for it any more
+        checkpoints.save(1, make_state(1))
+
+
+class Failed:
+    def result(self):
+        raise OSError("the disk is gone")
