@@ -78,9 +78,7 @@ class Checkpoints:
         arrays = {name: leaf for name, leaf in _named(state).items() if leaf.size}
         self._begin()
         try:
-            saving = self._orbax.save_async(
-                step, arrays, custom_metadata={"format": FORMAT, "identity": self.identity}
-            )
+            saving = self._orbax.save_async(step, arrays, custom_metadata={"format": FORMAT, "identity": self.identity})
             threading.Thread(target=self._finish, args=(saving,), name="checkpoint", daemon=True).start()
         except BaseException:
             _ONE_OPERATION.release()

@@ -115,8 +115,9 @@ def sample(
 
     Image k of a prompt starts from the noise of its seed + k alone, so neither the other prompts nor the batch matter.
     """
-    if images < 1:
-        raise AegisError(f"--images {images}: wanted 1 or more")
+    for name, count in (("images", images), ("batch", settings["batch"])):
+        if count is not None and count < 1:
+            raise AegisError(f"--{name} {count}: wanted 1 or more")
     out, progress = expand(out), Progress()
     found, notes = read_prompts(expand(file), settings["guidance"]) if file else (list(map(Prompt, given)), [])
     texts = [prompt.text for prompt in found for _ in range(images)]

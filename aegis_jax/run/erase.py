@@ -82,8 +82,9 @@ def erase(
 
     Same seed, settings and kind of device: same result, interrupted or not. On a CPU that is bit for bit; on a GPU
     sums whose order is not fixed and kernels chosen by trial can round otherwise from one process to the next.
-    compute_dtype "auto" is settled when a run starts, and stays. Raises `AegisError` for bad input before anything is written, `loop.NonFiniteError` if a loss or the
-    state stops being finite, and `loop.Interrupted` after SIGTERM or SIGINT, the state saved.
+    compute_dtype "auto" is settled when a run starts, and stays. Raises `AegisError` for bad input before anything is
+    written, `loop.NonFiniteError` if a loss or the state stops being finite, and `loop.Interrupted` after SIGTERM or
+    SIGINT, the state saved.
     """
     progress = progress or Silent()
     if out is None and (resume or overwrite):
@@ -233,8 +234,7 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     del state, step_fn
     pipeline, erased = _on_device(pipeline), load_pipeline(folder.pipeline)
     if run.picture.images:
-        progress.say(f"sampling {folder.picture}")
-        picture.before_after(pipeline, erased, folder.picture, run)
+        picture.before_after(pipeline, erased, folder.picture, run, progress.say)
     measured = None
     if measure:
         measured = measure(run, pipeline, erased)

@@ -57,18 +57,23 @@ def _rows(path: Path, text: str, guidance: float, notes: list[str]) -> list[Prom
             prompts.append(Prompt(row[names["prompt"]], seed))
             others |= {row[guidance_column]} if guidance_column else set()
     except csv.Error as error:
-        raise AegisError(f"{path}, line {reader.line_num}: {error}") from error
+        raise AegisError(f"{path}, after line {reader.line_num}: {error}") from error
     if others - {str(guidance), f"{guidance:g}"}:
         notes.append(f"{path}: the column {guidance_column} is not used, guidance is {guidance:g} for all prompts")
     return prompts
 
 
 def _seed(text: str | None, column: str, where: str) -> int:
+    text = text or ""
+    if text.strip().isdecimal():
+        return int(text)
     try:
-        number = float(text or "nan")  # pandas writes 7 as 7.0 where other rows have no seed
-        return int(text) if text.strip().isdigit() else int(number) if number.is_integer() else int("")
-    except (ValueError, OverflowError):
-        raise AegisError(f"{where}: {column} = {text!r}, wanted a whole number") from None
+        number = float(text)  # pandas writes 7 as 7.0 where other rows have none
+    except ValueError:
+        number = 0.5
+    if not number.is_integer():
+        raise AegisError(f"{where}: {column} = {text!r}, wanted a whole number")
+    return int(number)
 
 
 def check_index(folder: Path) -> dict[str, dict]:

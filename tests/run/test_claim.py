@@ -45,31 +45,31 @@ def test_a_folder_is_held_and_given_back(tmp_path):
     assert [entry.name for entry in (tmp_path / "a").iterdir()] == ["result"]
 
 
-def test_of_many_at_once_one_gets_it(tmp_path):
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_many_at_once_one_gets_it(tmp_path, stale):
     """Also where all of them find a stale lock."""
-    for stale in (False, True):
-        folder, won, lost = tmp_path / f"run-{stale}", [], []
-        if stale:
-            write_lock(folder, pid=2**22 + 1)
-        ready, done = threading.Barrier(8), threading.Event()
+    won, lost = [], []
+    if stale:
+        write_lock(tmp_path / "run", pid=2**22 + 1)
+    ready, done = threading.Barrier(8), threading.Event()
 
-        def work():
-            ready.wait()
-            try:
-                with claimed(folder):
-                    won.append(1)
-                    done.wait(60)
-            except AegisError:
-                lost.append(1)
-                if len(lost) == 7:
-                    done.set()
+    def work():
+        ready.wait()
+        try:
+            with claimed(tmp_path / "run"):
+                won.append(1)
+                done.wait(60)
+        except AegisError:
+            lost.append(1)
+            if len(lost) == 7:
+                done.set()
 
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert (len(won), len(lost)) == (1, 7)
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(lost)) == (1, 7)
 
 
 def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, gone):

@@ -110,7 +110,7 @@ def test_other_settings_are_refused(finished, folder, keys, part):
 
 
 def test_a_run_keeps_the_compute_type_that_it_started_with(finished, folder, monkeypatch):
-    """"auto" means float32 on this CPU; gone on with on a GPU, the run stays in float32 or is refused."""
+    """What "auto" means is float32 on this CPU; gone on with on a GPU, the run stays in float32 or is refused."""
     assert json.loads((finished / "config.json").read_text())["compute_dtype"] == "float32"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert aegis_jax.erase(out=finished, resume=True).run.erase.compute_dtype == "float32"
