@@ -153,7 +153,17 @@ def _save(picture: np.ndarray, path: Path, overwrite: bool) -> None:
 
 
 def attack(
-    model, concept, *, images, out, revision=None, variant=None, original=None, guidance=None, image_steps=None, **settings
+    model,
+    concept,
+    *,
+    images,
+    out,
+    revision=None,
+    variant=None,
+    original=None,
+    guidance=None,
+    image_steps=None,
+    **settings,
 ) -> None:
     """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes."""
     from aegis_jax.evaluation import attacked, world

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from aegis_jax.erasure.state import State
+from aegis_jax.erasure.aegis.state import State
 from aegis_jax.errors import AegisError
 from aegis_jax.run.checkpoint import Checkpoints, all_finite
 
@@ -31,10 +31,10 @@ def make_state(seed=0, width=5):
         opt_state=moments,
         v=jax.random.normal(next(keys), (1, 1, 4)),
         p=jnp.zeros((1, 0, 4)),
-        omega=jnp.float32(0.1),
-        previous={"strength": {name: jnp.full(3, 0.3) for name in names}},
+        omega={name: jnp.full(3, 0.1) for name in names},
+        conflict={name: jnp.full(3, -1.0) for name in names},
         kappa=jnp.array([0.7]),
-        latents=None,
+        latents={},
     )
 
 
@@ -80,18 +80,6 @@ def test_a_setting_younger_than_the_checkpoint_has_its_default(saved):
             checkpoints.restore(make_state(1))
 
 
-def test_one_omega_for_each_tensor(tmp_path):
-    state = make_state(3)
-    state = dataclasses.replace(state, omega={name: jnp.full(len(d), 0.7) for name, d in state.drift.items()})
-    with open_in(tmp_path / "c") as checkpoints:
-        checkpoints.save(3, state)
-        checkpoints.wait()
-        like = dataclasses.replace(state, omega=jax.tree.map(jnp.zeros_like, state.omega))
-        assert_same(checkpoints.restore(like), state)
-        with pytest.raises(AegisError, match="omega is missing"):
-            checkpoints.restore(make_state(3))
-
-
 def test_a_later_donation_does_not_reach_the_checkpoint(tmp_path):
     """Saving goes on in the background while the next step reuses the state's buffers."""
     state = {"drift": jnp.arange(2_000_000, dtype=jnp.float32)}
@@ -133,12 +121,12 @@ def test_arrays_of_another_shape_are_refused(saved):
 
 
 def test_missing_and_unknown_arrays_are_refused(saved):
-    like = dataclasses.replace(make_state(), latents=jnp.ones(3), previous=None)
+    like = dataclasses.replace(make_state(), latents=jnp.ones(3), conflict=None)
     with open_in(saved) as checkpoints:
         with pytest.raises(AegisError) as error:
             checkpoints.restore(like)
     assert "latents is missing" in str(error.value)
-    assert "previous/strength/conv_out.bias is unknown" in str(error.value)
+    assert "conflict/conv_out.bias is unknown" in str(error.value)
 
 
 def test_a_damaged_checkpoint_says_what_to_do(saved):

@@ -1,5 +1,6 @@
 """run/erase.py: going on with a run, and what is refused then."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,20 +17,21 @@ import aegis_jax
 from aegis_jax.errors import AegisError
 from aegis_jax.run import erase as run_erase
 from aegis_jax.run import loop
+from aegis_jax.run.config import RunConfig
 from tests.run.runs import KEYS, erase, files, metrics
 
 
 def interrupt(folder, out, monkeypatch, step):
     """A run that gets SIGTERM while its step `step` + 1 is being computed."""
-    honest = run_erase.erase_step
+    honest = RunConfig.method
 
-    def erase_step(state, frozen, config):
+    def stopping(state, frozen, config):
         if not isinstance(state.step, jax.core.Tracer) and state.step == step:  # it is traced before, to be compiled
             os.kill(os.getpid(), signal.SIGTERM)
-        return honest(state, frozen, config)
+        return honest.step(state, frozen, config)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_erase, "erase_step", erase_step)
+        patch.setattr(RunConfig, "method", dataclasses.replace(honest, step=stopping))
         with pytest.raises(loop.Interrupted):
             erase(folder, out)
 
