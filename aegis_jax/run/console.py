@@ -153,18 +153,9 @@ def _save(picture: np.ndarray, path: Path, overwrite: bool) -> None:
 
 
 def attack(
-    model,
-    concept,
-    *,
-    images,
-    out,
-    revision=None,
-    variant=None,
-    original=None,
-    guidance=None,
-    image_steps=None,
-    **settings,
-) -> None:
+    model, concept, *, images, out, revision=None, variant=None, original=None,
+    guidance=None, image_steps=None, **settings,
+) -> None:  # fmt: skip
     """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes."""
     from aegis_jax.evaluation import attacked, world
     from aegis_jax.world import quality
