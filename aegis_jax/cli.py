@@ -8,6 +8,7 @@ than 0 as "not finished", which is what an interrupted run is.
 import argparse
 import re
 import sys
+import warnings
 from pathlib import Path
 
 from aegis_jax import __version__
@@ -23,6 +24,21 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names and concepts may hold what a terminal that is not UTF-8 cannot show: \u68b5 instead of a traceback.
+        if getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.showwarning = _notice
+        return _run(argv)
+
+
+def _notice(message, category, filename, lineno, file=None, line=None) -> None:
+    """A warning as users of a command need it: what, but not in which line of whose source."""
+    print(f"aegis: note: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _run(argv) -> int:
     args, rest = _parser().parse_known_args(argv)
     try:
         args.overrides = _overrides(rest, allowed=args.command is _erase)
@@ -37,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         advice = {
             _erase: "lower --config.batch, set --config.remat=true or take --config.trainable=xattn",
             _attack: "lower --batch",
+            _sample: "lower --batch",
         }.get(args.command, "take a larger device")
         print(f"aegis: error: the device's memory is full ({first}); {advice}", file=sys.stderr)
         return 2
@@ -86,10 +103,19 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("sample", _sample, "Generate images.")
     _add_model(sub, required=True)
-    sub.add_argument("--prompt", metavar="TEXT", action="append", required=True, help="may be repeated")
+    prompts = sub.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", metavar="TEXT", action="append", help="may be repeated")
+    prompts.add_argument(
+        "--prompts", metavar="FILE",
+        help="a .csv with a column prompt and, if each has its own, evaluation_seed, sd_seed or seed; "
+        "or a text file with a prompt a line",
+    )  # fmt: skip
     sub.add_argument("--out", metavar="DIR", default="samples", help="folder of the PNGs (default: samples)")
-    sub.add_argument("--images", metavar="N", type=int, default=1, help="images per prompt")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--images", metavar="N", type=int, default=1, help="images per prompt, of seed, seed + 1, ...")
+    sub.add_argument("--seed", type=int, default=0, help="of every prompt that brings none (default: 0)")
+    sub.add_argument("--height", metavar="PIXELS", type=int, help="default: the model's own size")
+    sub.add_argument("--width", metavar="PIXELS", type=int)
+    sub.add_argument("--batch", metavar="N", type=int, help="images per network call (default: what fits well)")
     sub.add_argument("--steps", type=int, default=25, help="DDIM steps")
     sub.add_argument("--guidance", type=float, default=7.5, help="classifier-free guidance scale")
     sub.add_argument("--negative-prompt", metavar="TEXT", default="")
@@ -109,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", metavar="DIR", help="pictures of the concept")
     sub.add_argument("--out", metavar="DIR", help="where the images that come out are written")
     sub.add_argument("--tokens", type=int, default=4, help="learnt tokens in the prompt")
-    sub.add_argument("--place", default="before", help="of them: before or behind the concept, alone, or before a neutral word")
+    sub.add_argument(
+        "--place", default="before", help="of them: before or behind the concept, alone, or before a neutral word"
+    )
     sub.add_argument("--goal", default="denoising", help="denoising, or prediction: that of the --original")
     sub.add_argument("--original", metavar="M", help="the model before erasure, as --model; by default the world's")
     sub.add_argument("--restarts", type=int, default=5, help="attacks from different starts")
@@ -150,10 +178,9 @@ def _sample(args):
 
     cache.enable()
     console.sample(
-        args.model, args.prompt, args.out, revision=args.revision, variant=args.variant,
-        images=args.images, overwrite=args.overwrite,
-        seed=args.seed, steps=args.steps, guidance=args.guidance,
-        negative_prompt=args.negative_prompt,
+        args.model, args.prompt, args.out, file=args.prompts, revision=args.revision, variant=args.variant,
+        images=args.images, overwrite=args.overwrite, height=args.height, width=args.width, batch=args.batch,
+        seed=args.seed, steps=args.steps, guidance=args.guidance, negative_prompt=args.negative_prompt,
     )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ Shapes: R rows, K soft tokens (padded), L tokens, d token width, B images of a c
 """
 
 import math
-import os
 import threading
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +17,7 @@ from aegis_jax.attacks.prompt import fill
 from aegis_jax.diffusion.conditioning import Conditioning, encode_tokens
 from aegis_jax.diffusion.predict import predict
 from aegis_jax.diffusion.schedule import Schedule
-from aegis_jax.diffusion.threads import side_by_side
+from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.models.model import Graph
 
 # Of all latents in a call: eight latents of SD 1.4, or 32 of 8x8 on a CPU, where several calls run side by side.
@@ -98,12 +97,12 @@ def draws(key, z_0, count: int, timesteps: int):
     The timesteps are spread evenly over the schedule from a random start, so that losses scatter less.
     """
     key_i, key_t, key_n = jax.random.split(key, 3)
-    spread = (jax.random.uniform(key_t) + jnp.arange(count) / count) % 1
+    spread = (jax.random.uniform(key_t, (), jnp.float32) + jnp.arange(count, dtype=jnp.float32) / count) % 1
     # Images in a random order, each again only after all the others.
     rounds = jax.random.split(key_i, -(-count // len(z_0)))
     order = jax.vmap(lambda key: jax.random.permutation(key, len(z_0)))(rounds).reshape(-1)[:count]
     t = jnp.minimum((spread * timesteps).astype(jnp.int32), timesteps - 1)
-    return z_0[order], t, jax.random.normal(key_n, (count, *z_0.shape[1:]))
+    return z_0[order], t, jax.random.normal(key_n, (count, *z_0.shape[1:]), jnp.float32)
 
 
 def noised(schedule: Schedule, z_0, t, noise):
@@ -155,7 +154,7 @@ def _steps(net: Networks, rows: Rows, opt_state, z_0, key, first, steps, *, batc
         decay = 0.5 * (1 + jnp.cos(jnp.pi * i / steps))
         return (soft - (decay * rows.learning_rate)[:, None, None] * update, opt_state), per_row
 
-    (soft, opt_state), losses = jax.lax.scan(step, (rows.soft, opt_state), first + jnp.arange(chunk))
+    (soft, opt_state), losses = jax.lax.scan(step, (rows.soft, opt_state), first + jnp.arange(chunk, dtype=jnp.int32))
     return replace(rows, soft=soft), opt_state, losses
 
 
@@ -217,16 +216,11 @@ def fit(net: Networks, rows: Rows, data: Data, *, steps: int, batch: int, counte
         held_out = held_out_losses(net, mine, data, batch)[:, :real]
         return jax.tree.map(lambda x: x[:real], mine), np.concatenate(history), held_out
 
-    cores = available_cores() if on_cpu else 1
-    if min(cores, calls) > 1:  # compiles, before several threads would each do so
+    at_once = cores() if on_cpu else 1
+    if min(at_once, calls) > 1:  # compiles, before several threads would each do so
         first = jax.tree.map(lambda x: x[groups[0]], rows)
         step(first, _adam.init(first.soft), first=jnp.int32(0))
         held_out_losses(net, first, replace(data, held_out_draws=batch), batch)
-    fitted, history, held_out = zip(*side_by_side(run, groups, cores))
+    fitted, history, held_out = zip(*side_by_side(run, groups, at_once))
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), *fitted)
     return joined, np.concatenate(history, axis=1), np.concatenate(held_out, axis=1)
-
-
-def available_cores() -> int:
-    """That this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

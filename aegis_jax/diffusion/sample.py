@@ -7,7 +7,6 @@ Shapes: n images, B batch, h w latent size, C channels, L tokens, D text width, 
 
 import math
 import operator
-import os
 import threading
 from functools import partial
 
@@ -19,7 +18,7 @@ from aegis_jax.diffusion import conditioning, predict
 from aegis_jax.diffusion import schedule as schedule_lib
 from aegis_jax.diffusion.conditioning import Conditioning, prompt_list
 from aegis_jax.diffusion.schedule import Schedule
-from aegis_jax.diffusion.threads import side_by_side
+from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.errors import AegisError
 from aegis_jax.models import vae
 from aegis_jax.models.unet_config import native_size
@@ -140,19 +139,24 @@ def sample(
     pipeline,
     prompts: str | list[str],
     *,
-    seed: int = 0,
+    seed: int | list[int] = 0,
     steps: int = 25,
     guidance: float = 7.5,
     negative_prompt: str | list[str] = "",
     latents=None,
+    height: int | None = None,
+    width: int | None = None,
     batch: int | None = None,
     progress=None,
 ) -> np.ndarray:
     """One image per prompt by deterministic DDIM: uint8 (n, H, W, 3).
 
+    seed: a list has one for each prompt, and an image is then what its prompt and seed give alone, wherever they stand
+    (up to rounding: another batch may differ by a grey level). With one number for all, image i starts from noise drawn
+    from (seed, i), so that images of one prompt differ; image 0 is that of the list [seed]. Seeds count modulo 2**32.
     guidance: classifier-free guidance scale; at 1 or less there is none and the negative prompt has
-    no effect. latents: explicit unit-variance start (n, h, w, C); otherwise image i starts from
-    noise drawn from (seed, i) alone, at the UNet's own size. batch: images per network call, by
+    no effect. latents: explicit unit-variance start (n, h, w, C) instead of seed and size. height and width: in pixels,
+    by default the UNet's own size. batch: images per network call, by
     default as many as `LATENT_PIXELS_PER_CALL` allows (`LATENT_PIXELS_PER_CPU_CALL` on a CPU, where
     calls run side by side). progress(done, total) is called after every denoising step; without it
     the steps run as one program.
@@ -160,7 +164,7 @@ def sample(
     prompts = prompt_list(prompts, "prompts")
     n = len(prompts)
     timesteps, guidance = plan(pipeline, steps, guidance)
-    start = _start(pipeline, n, seed, latents)
+    start = _start(pipeline, n, seed, latents, height, width)
     negative_prompt = "" if negative_prompt is None else negative_prompt  # None: as diffusers reads it
     cond, uncond = _text_pair(pipeline, prompts, negative_prompt if guidance > 1 else None)
     return generate(pipeline, cond, uncond, start, timesteps, guidance, batch=batch, progress=progress)
@@ -185,14 +189,18 @@ def plan(pipeline, steps, guidance) -> tuple[np.ndarray, float]:
     return timesteps, _checked_guidance(guidance)
 
 
-def latent_shape(pipeline) -> tuple[int, int, int]:
-    """(h, w, C) that the UNet's config.json states."""
-    config = pipeline.unet.config
-    channels = _channels(config)
-    size = native_size(config)
-    if size is None:
-        raise AegisError("unet/config.json: sample_size is missing; pass latents to say the size")
-    return *size, channels
+def latent_shape(pipeline, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+    """(h, w, C) for images of that many pixels; sizes that are None are those which the UNet's config.json states."""
+    channels = _channels(pipeline.unet.config)
+    factor = 2 ** (len(pipeline.vae.config.get("block_out_channels", [64])) - 1)
+    for name, pixels in (("height", height), ("width", width)):
+        if pixels is not None and not (isinstance(pixels, int) and pixels > 0 and pixels % factor == 0):
+            raise AegisError(f"{name} = {pixels!r}, wanted a multiple of {factor} pixels, what the VAE scales by")
+    native = native_size(pipeline.unet.config)
+    if native is None and None in (height, width):
+        raise AegisError("unet/config.json: sample_size is missing; pass height and width, or latents, to say the size")
+    h, w = (own if pixels is None else pixels // factor for pixels, own in zip((height, width), native or (0, 0)))
+    return h, w, channels
 
 
 def _channels(config) -> int:
@@ -234,7 +242,7 @@ def generate(
         return z
 
     loop(rows[0], z_T[rows[0]], last=0)  # no step: compiles, before several threads would each do so
-    latents = jnp.concatenate(side_by_side(call, rows, (os.cpu_count() or 1) if on_cpu else 1))
+    latents = jnp.concatenate(side_by_side(call, rows, cores() if on_cpu else 1))
     parts = [to_uint8(decode(pipeline, latents[i : i + batch])) for i in range(0, calls * batch, batch)]
     return np.concatenate(parts)[:n]
 
@@ -267,21 +275,31 @@ def _text_pair(pipeline, prompts, negative_prompt):
 
 
 @partial(jax.jit, static_argnums=2)
-def _noise(key, rows, shape):
-    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(rows)
+def _noise(keys, numbers, shape):
+    """Normal draws (n, *shape), each from its key and number alone; in float32, whatever JAX's default is."""
+    draw = lambda key, number: jax.random.normal(jax.random.fold_in(key, number), shape, jnp.float32)  # noqa: E731
+    return jax.vmap(draw)(keys, numbers)
 
 
-def _start(pipeline, n, seed, latents):
+def _start(pipeline, n, seed, latents, height=None, width=None):
     """z_T (n, h, w, C), unit variance."""
     _channels(pipeline.unet.config)
     if latents is not None:
+        if (height, width) != (None, None):
+            raise AegisError("height and width do not go with latents: their shape says the size")
         return _checked_latents(pipeline, latents, n)
-    shape = latent_shape(pipeline)
+    shape = latent_shape(pipeline, height, width)
+    each = isinstance(seed, (list, tuple)) or np.ndim(seed) == 1
+    if each and len(seed) != n:
+        raise AegisError(f"seed has {len(seed)} numbers for {n} prompts, wanted one number or {n}")
     try:
-        key = jax.random.key(operator.index(seed))
-    except (TypeError, OverflowError):
-        raise AegisError(f"seed = {seed!r}, wanted a whole number") from None
-    return _noise(key, jnp.arange(n), shape)
+        seeds = [operator.index(one) % 2**32 for one in (seed if each else [seed])]
+    except TypeError:
+        raise AegisError(f"seed = {seed!r}, wanted a whole number, or a list of one for each prompt") from None
+    # The generator is named: others (JAX_DEFAULT_PRNG_IMPL) may draw by the place in a batch.
+    keys = jnp.stack([jax.random.key(np.uint32(one), impl="threefry2x32") for one in seeds])
+    numbers = np.zeros(n, np.int32) if each else np.arange(n, dtype=np.int32)
+    return _noise(keys if each else jnp.broadcast_to(keys, n), numbers, shape)
 
 
 def _batch_size(batch, start_shape, pixels: int) -> int:

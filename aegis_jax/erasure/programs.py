@@ -7,13 +7,12 @@ cores. All are known beforehand: the step, run abstractly, says which it calls a
 import contextlib
 import contextvars
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.diffusion.threads import side_by_side
+from aegis_jax.diffusion.threads import cores, side_by_side
 
 _found: contextvars.ContextVar[list | None] = contextvars.ContextVar("programs", default=None)
 
@@ -50,7 +49,7 @@ def compile_ahead(function, *args) -> int:
     with _collecting([]) as found:
         jax.eval_shape(function, *args)
     distinct = {(call[0], *_key(call[1:])): call for call in found}.values()
-    side_by_side(lambda call: call[0].lower(*call[1], **call[2]).compile(), list(distinct), os.cpu_count() or 1)
+    side_by_side(lambda call: call[0].lower(*call[1], **call[2]).compile(), list(distinct), cores())
     return len(distinct)
 
 

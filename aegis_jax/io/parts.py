@@ -7,8 +7,9 @@ operating system's calls release the interpreter's lock while they copy.
 import concurrent.futures
 import functools
 import math
-import os
 from collections.abc import Callable, Iterable
+
+from aegis_jax.diffusion.threads import cores
 
 PART = 1 << 22  # bytes
 ROWS = 64  # a part has a multiple of so many rows, so that laying it out anew uses whole cache lines
@@ -37,4 +38,4 @@ def on_all_cores(function: Callable, arguments: Iterable) -> list:
 
 @functools.cache
 def _pool() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS), thread_name_prefix="parts")
+    return concurrent.futures.ThreadPoolExecutor(min(cores(), _THREADS), thread_name_prefix="parts")

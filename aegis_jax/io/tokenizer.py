@@ -104,16 +104,13 @@ class Tokenizer:
     def ids(self, prompts: list[str]) -> np.ndarray:
         """Token ids of prompts, int32 (n, model_max_length): BOS, tokens, EOS, padding.
 
-        Longer prompts are cut as diffusers cuts them, EOS last; what was cut off is named in a
-        warning, once per prompt.
+        Longer prompts are cut as diffusers cuts them, EOS last; one warning tells of all that were cut off, each
+        prompt once.
         """
         length = self.model_max_length
         texts = [_unicode(prompt) for prompt in prompts]
         rows = self._clip(texts, padding="max_length", max_length=length, truncation=True)["input_ids"]
-        for prompt in prompts:
-            # A token has at least one character (or byte), so shorter prompts cannot be cut.
-            if len(prompt.encode()) > length - 2 and prompt not in self._warned:
-                self._warn_if_cut(prompt, length)
+        self._warn_of_cut(prompts, length)
         return self._known(np.asarray(rows, np.int32).reshape(len(prompts), length))
 
     def _known(self, ids: np.ndarray) -> np.ndarray:
@@ -126,16 +123,23 @@ class Tokenizer:
             )
         return ids
 
-    def _warn_if_cut(self, prompt: str, length: int) -> None:
-        tokens = self.tokens(prompt)
-        if len(tokens) <= length - 2:
-            return
-        self._warned.add(prompt)
-        lost = self._clip.decode(tokens[length - 2 :]).strip()
-        warnings.warn(
-            f"the prompt has {len(tokens)} tokens and the text encoder sees {length - 2}; cut off: {lost!r}",
-            stacklevel=3,
-        )
+    def _warn_of_cut(self, prompts: list[str], length: int) -> None:
+        """One warning for all the prompts that are cut off; a prompt is named once in this tokenizer's life."""
+        cut = []
+        for prompt in dict.fromkeys(prompts):
+            # A token has at least one character (or byte), so shorter prompts cannot be cut.
+            if len(prompt.encode()) <= length - 2 or prompt in self._warned:
+                continue
+            tokens = self.tokens(prompt)
+            if len(tokens) > length - 2:
+                self._warned.add(prompt)
+                cut.append((len(tokens), self._clip.decode(tokens[length - 2 :]).strip()))
+        if cut:
+            tokens, lost = cut[0]
+            which = "the prompt has" if len(cut) == 1 else f"{len(cut)} prompts are too long; the first has"
+            warnings.warn(
+                f"{which} {tokens} tokens and the text encoder sees {length - 2}; cut off: {lost!r}", stacklevel=4
+            )
 
 
 def _unicode(text: str) -> str:

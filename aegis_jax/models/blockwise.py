@@ -67,8 +67,8 @@ def _backward(kept, g_Ld):
     def block(sums, rows):
         dk_Sd, dv_Sd = sums
         q_ld, g_ld, log_total_l, mean_l = rows
-        weights_Sl = jnp.exp(k_Sd @ q_ld.T - log_total_l)
-        dscores_Sl = weights_Sl * (v_Sd @ g_ld.T - mean_l)
+        weights_Sl = jnp.exp(k_Sd @ q_ld.T - log_total_l[None])
+        dscores_Sl = weights_Sl * (v_Sd @ g_ld.T - mean_l[None])
         return (dk_Sd + dscores_Sl @ q_ld, dv_Sd + weights_Sl @ g_ld), (k_dS @ dscores_Sl).T
 
     zero = jnp.zeros_like(k_Sd), jnp.zeros_like(v_Sd)

@@ -149,7 +149,7 @@ def encode(graph, params, token_embeddings):
     to as if it were text.
     """
     model = bind(graph, params).text_model
-    positions = model.embeddings.position_embedding(jnp.arange(token_embeddings.shape[1]))
+    positions = model.embeddings.position_embedding(jnp.arange(token_embeddings.shape[1], dtype=jnp.int32))[None]
     with full_precision(token_embeddings.dtype):
         hidden = model.encoder(token_embeddings + positions, causal=True)
     return model.final_layer_norm(hidden)

@@ -1,5 +1,7 @@
 """Convolutional building blocks shared by the UNet and the VAE; NHWC throughout. Names are diffusers'."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,8 +119,8 @@ class TimestepEmbedding(nnx.Module):
 def sinusoidal(t_B, width, *, flip_sin_to_cos, freq_shift):
     """Timestep features (B,) -> (B, width), float32 (diffusers' `get_timestep_embedding`)."""
     half = width // 2
-    exponent = -np.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
-    angles = t_B.astype(jnp.float32)[:, None] * jnp.exp(exponent)
+    exponent = -math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    angles = t_B.astype(jnp.float32)[:, None] * jnp.exp(exponent)[None]
     parts = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, width % 2)))
 

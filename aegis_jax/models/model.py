@@ -28,6 +28,13 @@ def full_precision(dtype):
     return contextlib.nullcontext()
 
 
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype of that name; "auto" is bfloat16 on accelerators and float32 on a CPU."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
 class Graph:
     """A network's structure: an NNX graph definition that is cheap to hash and compare.
 

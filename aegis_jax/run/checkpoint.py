@@ -5,8 +5,10 @@ on disk has no structure that a restore could guess wrongly, and names and shape
 before anything is read. Frozen weights are never stored.
 """
 
+import contextlib
 import json
 import logging
+import threading
 from pathlib import Path
 
 import jax
@@ -16,6 +18,10 @@ import numpy as np
 from aegis_jax.errors import AegisError
 
 FORMAT = 2
+_LOG = logging.getLogger("absl")
+# Orbax numbers its operations by a counter of the process and tells their signals apart by its present value, so that
+# two at once, of whatever checkpointers, wait for each other's. Held from the start of one until it is on disk.
+_ONE_OPERATION = threading.Lock()
 
 
 class Checkpoints:
@@ -27,10 +33,11 @@ class Checkpoints:
 
     def __init__(self, folder: Path, identity: dict, keep: int, defaults: dict | None = None):
         """defaults: what holds for settings that a checkpoint, being older than they are, says nothing of."""
-        # Orbax logs every save, and an error once in each thread that sees it before raising it.
-        self._log = logging.getLogger("absl")
-        self._log_level = self._log.level
-        self._log.setLevel(logging.CRITICAL)
+        self._failed: BaseException | None = None  # what went wrong in the background
+        # Orbax logs every save, and an error once in each thread that sees it before raising it. A filter of one's own,
+        # since other threads may have checkpoints too.
+        self._quiet = lambda record: record.levelno >= logging.CRITICAL
+        _LOG.addFilter(self._quiet)
         import orbax.checkpoint.experimental.v1 as ocp
 
         self.folder = Path(folder)
@@ -50,9 +57,12 @@ class Checkpoints:
 
     def __exit__(self, *exc):
         try:
-            self._orbax.close()
+            with _ONE_OPERATION:
+                self._orbax.close()
         finally:
-            self._log.setLevel(self._log_level)
+            _LOG.removeFilter(self._quiet)
+        if self._failed is not None and exc[0] is None:
+            raise self._failed
 
     @property
     def latest(self) -> int | None:
@@ -66,11 +76,42 @@ class Checkpoints:
             return
         # Orbax refuses empty arrays, and there is nothing in them to keep.
         arrays = {name: leaf for name, leaf in _named(state).items() if leaf.size}
-        self._orbax.save_async(step, arrays, custom_metadata={"format": FORMAT, "identity": self.identity})
+        self._begin()
+        try:
+            saving = self._orbax.save_async(step, arrays, custom_metadata={"format": FORMAT, "identity": self.identity})
+            threading.Thread(target=self._finish, args=(saving,), name="checkpoint", daemon=True).start()
+        except BaseException:
+            _ONE_OPERATION.release()
+            raise
+
+    def _begin(self) -> None:
+        """Waits for the operation before; raises what went wrong in it, if it was of this checkpointer."""
+        _ONE_OPERATION.acquire()
+        if self._failed is not None:
+            _ONE_OPERATION.release()
+            raise self._failed
+
+    def _finish(self, saving) -> None:
+        """Ends the operation of a save once it is on disk; in a thread of its own."""
+        try:
+            saving.result()
+        except BaseException as error:
+            self._failed = error
+        finally:
+            _ONE_OPERATION.release()
+
+    @contextlib.contextmanager
+    def _alone(self):
+        self._begin()
+        try:
+            yield
+        finally:
+            _ONE_OPERATION.release()
 
     def wait(self) -> None:
         """Returns when everything saved is on disk; raises what went wrong on the way."""
-        self._orbax.wait()
+        with self._alone():
+            self._orbax.wait()
 
     def restore(self, like):
         """The newest state, in the structure, types and placement of the state `like`.
@@ -78,6 +119,10 @@ class Checkpoints:
         Raises `AegisError` if the checkpoint is of another run or its arrays are not those of
         `like`.
         """
+        with self._alone():
+            return self._restore(like)
+
+    def _restore(self, like):
         step = self.latest
         where = self.folder / str(step)
         try:
@@ -115,16 +160,16 @@ def _placed(restored, like):
 
 def refuse_other(where, saved: dict, now: dict) -> None:
     """Raises `AegisError` if two runs differ in any setting that the result depends on."""
-    different = [
-        f"{key} was {_short(saved.get(key))}, is {_short(now.get(key))}"
-        for key in [*now, *sorted(saved.keys() - now.keys())]
-        if saved.get(key) != now.get(key)
-    ]
-    if different:
-        raise AegisError(
-            f"{where} cannot be resumed, its settings are others ({'; '.join(different)}): "
-            "resume with the same settings or choose another folder"
-        )
+    different = [key for key in [*now, *sorted(saved.keys() - now.keys())] if saved.get(key) != now.get(key)]
+    if not different:
+        return
+    found = "; ".join(f"{key} was {_short(saved.get(key))}, is {_short(now.get(key))}" for key in different)
+    plain = {key: saved.get(key) for key in different if isinstance(saved.get(key), (bool, int, float, str))}
+    same = " ".join(f"--config.{key}={value}" for key, value in plain.items() if " " not in key)
+    raise AegisError(
+        f"{where} cannot be resumed, its settings are others ({found}): "
+        f"resume with the same settings{f' ({same})' * bool(same)} or choose another folder"
+    )
 
 
 def _short(value) -> str:

@@ -149,19 +149,16 @@ def values(config: RunConfig) -> dict[str, typing.Any]:
 
 
 def find(source) -> Path:
-    """The file of a config: a path, or the name of one that comes with aegis_jax."""
+    """The file of a config. A bare name is always one of ours; a path, with a separator or .py, is the user's file."""
     path = Path(source)
     if path.suffix == ".py" and path.is_file():
         return path
-    # In a checkout configs/ lies beside the package, in an installation inside it.
+    # An installation has its configs inside the package, a checkout beside it: there another package's never lie.
     package = Path(__file__).parent.parent
-    folders = [package.parent / "configs", package / "configs"]
-    if path.name == str(source):
-        for folder in folders:
-            named = folder / f"{path.name.removesuffix('.py')}.py"
-            if named.is_file() and named.stem != "__init__":
-                return named
-    ours = sorted({f.stem for d in folders for f in d.glob("*.py")} - {"__init__"})
+    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
+    ours = {file.stem: file for file in sorted(folder.glob("*.py")) if file.stem != "__init__"} if folder else {}
+    if str(source) in ours:
+        return ours[str(source)]
     raise AegisError(f"config {str(source)!r} not found: give a .py file or one of {', '.join(ours)}")
 
 

@@ -1,8 +1,8 @@
 """What `aegis erase`, `sample` and `attack` do between parsing and printing."""
 
 import contextlib
+import itertools
 import os
-import re
 from functools import partial
 from pathlib import Path
 
@@ -21,28 +21,33 @@ from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.run import loop
 from aegis_jax.run.erase import erase as erase_concepts
 from aegis_jax.run.progress import Progress
+from aegis_jax.run.prompts import COLUMNS, Prompt, check_index, write_index
+from aegis_jax.run.prompts import read as read_prompts
+from aegis_jax.run.slug import slug
 
 # How an attack's pictures are made, but of the world; and how many of each restart.
 GUIDANCE, STEPS, PICTURES = 7.5, 50, 4
+IMAGES_AT_ONCE = 256  # that `aegis sample` holds before it writes them
 
 
 def erase(model, concepts, *, config, overrides, out, resume, overwrite) -> None:
     """`aegis erase`: a run with progress, then the table and where everything is."""
     if out is None and (resume or overwrite):
         raise AegisError("--resume and --overwrite need --out: the run folder")
-    out = Path(out) if out is not None else free_folder(concepts or [config or "run"])
+    names = concepts or [Path(config).stem if config else "run"]
     progress = Progress()
-    try:
-        result = erase_concepts(
-            model, concepts, config=config, overrides=overrides,
-            out=out, resume=resume, overwrite=overwrite, progress=progress,
-            measure=partial(_world_table, progress),
-        )  # fmt: skip
-    except loop.Interrupted as stopped:
-        progress.say(f"saved; go on with: aegis erase --resume --out {out}")
-        raise stopped
-    finally:
-        progress.end()
+    with contextlib.nullcontext(Path(out)) if out is not None else free_folder(names) as folder:
+        try:
+            result = erase_concepts(
+                model, concepts, config=config, overrides=overrides,
+                out=folder, resume=resume, overwrite=overwrite, progress=progress,
+                measure=partial(_world_table, progress),
+            )  # fmt: skip
+        except loop.Interrupted as stopped:
+            progress.say(f"saved; go on with: aegis erase --resume --out {folder}")
+            raise stopped
+        finally:
+            progress.end()
     if result.measured:
         print(result.measured)
     print(f"run      {result.folder}")
@@ -73,49 +78,84 @@ def _made(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise AegisError(f"{folder} cannot be written to: choose another --out")
+    with _gone_if_empty(*new):
+        yield
+
+
+@contextlib.contextmanager
+def free_folder(names):
+    """A new folder runs/NAME, or runs/NAME-2 and so on where that is taken; on failure it goes again if it is empty."""
+    runs, name = Path("runs"), slug(" ".join(names)) or "run"
+    with _made(runs):
+        for count in itertools.count(1):
+            folder = runs / (name if count == 1 else f"{name}-{count}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                break
+        with _gone_if_empty(folder):
+            yield folder
+
+
+@contextlib.contextmanager
+def _gone_if_empty(*folders: Path):
+    """Removes these, the innermost first, if something goes wrong before anything came into them."""
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            for path in new:
-                path.rmdir()
+            for folder in folders:
+                folder.rmdir()
         raise
 
 
-def free_folder(names) -> Path:
-    """runs/NAME, or runs/NAME-2 and so on where that exists."""
-    first = Path("runs") / (_slug(" ".join(Path(name).stem for name in names)) or "run")
-    folder, count = first, 1
-    while folder.exists():
-        count += 1
-        folder = first.with_name(f"{first.name}-{count}")
-    return folder
+def sample(
+    model, given, out, *, file, images, seed, overwrite, height, width, revision=None, variant=None, **settings
+) -> None:
+    """`aegis sample`: PNGs named by number and prompt, and prompts.csv, which says of each what it was made from.
 
-
-def sample(model, prompts, out, *, images, overwrite, revision=None, variant=None, **settings) -> None:
-    """`aegis sample`: PNGs named by number and prompt."""
-    if images < 1:
-        raise AegisError(f"--images {images}: wanted 1 or more")
-    wanted = [prompt for prompt in prompts for _ in range(images)]
-    out = expand(out)
-    files = [out / f"{k:03d}-{_slug(prompt) or 'empty'}.png" for k, prompt in enumerate(wanted)]
-    taken = [file for file in files if file.exists()]
+    Image k of a prompt starts from the noise of its seed + k alone, so neither the other prompts nor the batch matter.
+    """
+    for name, count in (("images", images), ("batch", settings["batch"])):
+        if count is not None and count < 1:
+            raise AegisError(f"--{name} {count}: wanted 1 or more")
+    out, progress = expand(out), Progress()
+    found, notes = read_prompts(expand(file), settings["guidance"]) if file else (list(map(Prompt, given)), [])
+    texts = [prompt.text for prompt in found for _ in range(images)]
+    seeds = [(seed if prompt.seed is None else prompt.seed) + k for prompt in found for k in range(images)]
+    files = [out / f"{k:03d}-{slug(text) or 'empty'}.png" for k, text in enumerate(texts)]
+    taken = [path for path in files if path.exists()]
     if taken and not overwrite:
         raise AegisError(f"{taken[0]} exists: choose another --out or allow --overwrite")
+    index = check_index(out)
     pipeline = load_pipeline(model, revision=revision, variant=variant)
     plan(pipeline, settings["steps"], settings["guidance"])
-    progress = Progress()
+    latent_shape(pipeline, height, width)
+    pipeline.tokenizer.ids(texts)  # says at once, and once, which are too long
+    for note in notes:
+        progress.say(f"aegis: note: {note}")
     with _made(out):
-        progress.say(f"sampling {len(wanted)} images ...")
-        pictures = sample_images(pipeline, wanted, **settings)
-    for file, picture in zip(files, pictures, strict=True):
-        Image.fromarray(picture).save(file)
+        for rows in np.array_split(np.arange(len(texts)), -(-len(texts) // IMAGES_AT_ONCE)):
+            progress.say(f"sampling images {rows[0] + 1} to {rows[-1] + 1} of {len(texts)} ...")
+            some = [texts[k] for k in rows], [seeds[k] for k in rows]
+            pictures = sample_images(pipeline, some[0], seed=some[1], height=height, width=width, **settings)
+            for k, picture in zip(rows, pictures, strict=True):
+                _save(picture, files[k], overwrite)
+                row = {"file": files[k].name, "prompt": texts[k], "seed": seeds[k], **settings}
+                index[files[k].name] = {name: row[name] for name in COLUMNS}
+            write_index(out, index)
     print(f"wrote {len(files)} images to {out}")
 
 
+def _save(picture: np.ndarray, path: Path, overwrite: bool) -> None:
+    """A PNG; not over one that another process has written since it was looked for."""
+    with open(path, "wb" if overwrite else "xb") as file:
+        Image.fromarray(picture).save(file, "PNG")
+
+
 def attack(
-    model, concept, *, images, out, revision=None, variant=None, original=None, guidance=None, image_steps=None, **settings
-) -> None:
+    model, concept, *, images, out, revision=None, variant=None, original=None,
+    guidance=None, image_steps=None, **settings,
+) -> None:  # fmt: skip
     """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes."""
     from aegis_jax.evaluation import attacked, world
     from aegis_jax.world import quality
@@ -168,7 +208,3 @@ def attack(
             own = " (the attacker's pick)" if restart == found.pick else ""
             print(f"restart {restart}: {settings.get('goal', 'denoising')} loss {first:.4f} -> {last:.4f}{own}")
     print(f"wrote {PICTURES * len(found.soft_tokens)} images to {out}")
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")

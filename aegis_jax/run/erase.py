@@ -1,5 +1,6 @@
 """`aegis_jax.erase`: from a pipeline to an erased, exported pipeline; resumable at any step."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from aegis_jax.io import convert
 from aegis_jax.io.export import check_complete, save_pipeline, written_bytes
 from aegis_jax.io.hub import expand
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
-from aegis_jax.models.model import Model, flatten, unflatten
+from aegis_jax.models.model import Model, compute_dtype, flatten, unflatten
 from aegis_jax.parallel.mesh import make_placement
 from aegis_jax.run import card, loop, manifest, picture
 from aegis_jax.run import config as run_config
@@ -79,28 +80,28 @@ def erase(
     `run.progress.Progress()`; silent without. measure(run, original, erased): text for the model
     card and the result, computed after the export.
 
-    Same seed, settings and kind of device: same result, bit for bit, interrupted or not. Raises
-    `AegisError` for bad input before anything is written, `loop.NonFiniteError` if a loss or the
-    state stops being finite, and `loop.Interrupted` after SIGTERM or SIGINT, the state saved.
+    Same seed, settings and kind of device: same result, interrupted or not. On a CPU that is bit for bit; on a GPU
+    sums whose order is not fixed and kernels chosen by trial can round otherwise from one process to the next.
+    compute_dtype "auto" is settled when a run starts, and stays. Raises `AegisError` for bad input before anything is
+    written, `loop.NonFiniteError` if a loss or the state stops being finite, and `loop.Interrupted` after SIGTERM or
+    SIGINT, the state saved.
     """
     progress = progress or Silent()
     if out is None and (resume or overwrite):
         raise AegisError("resume and overwrite need out: the run folder")
     folder = RunFolder(out) if out is not None else None
-    saved = folder.reopen() if resume else None
-    run = settings(pipeline, concepts, config, overrides, saved)
-    if folder and not resume:
-        folder.check_free(overwrite)
-    if not isinstance(pipeline, Pipeline):
-        pipeline = load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None)
-        pipeline = _off_device(pipeline)
-    if folder is None:
-        result = _in_memory(run, pipeline, progress)
-        measured = measure(run, pipeline, result.pipeline) if measure else None
-        return dataclasses.replace(result, measured=measured)
-    folder.check_apart(pipeline)
-    with disk_errors(folder.path):
-        return _in_folder(run, pipeline, folder, resume, progress, measure)
+    with folder.claimed(resume=resume, overwrite=overwrite) if folder else contextlib.nullcontext():
+        run = settings(pipeline, concepts, config, overrides, folder.reopen() if resume else None)
+        if not isinstance(pipeline, Pipeline):
+            pipeline = load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None)
+            pipeline = _off_device(pipeline)
+        if folder is None:
+            result = _in_memory(run, pipeline, progress)
+            measured = measure(run, pipeline, result.pipeline) if measure else None
+            return dataclasses.replace(result, measured=measured)
+        folder.check_apart(pipeline)
+        with disk_errors(folder.path):
+            return _in_folder(run, pipeline, folder, resume, progress, measure)
 
 
 def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None = None) -> RunConfig:
@@ -125,7 +126,7 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
         run = dataclasses.replace(saved or RunConfig(), erase=config)
     else:
         run = run_config.load(config)
-    run = run_config.merge(run, given, overrides)
+    run = _on_this_device(run_config.merge(run, given, overrides))
     if not (run.model or isinstance(pipeline, Pipeline)):
         raise AegisError("no model given: name a diffusers folder, a hub id or world")
     if not run.concepts:
@@ -133,6 +134,14 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
     if saved:
         refuse_other("this run", _computed(saved), _computed(run))
     return run
+
+
+def _on_this_device(run: RunConfig) -> RunConfig:
+    """What "auto" means here, in its stead: a run keeps what it was started with, wherever it goes on."""
+    if not hasattr(run.erase, "compute_dtype"):
+        return run
+    name = compute_dtype(run.erase.compute_dtype).name
+    return dataclasses.replace(run, erase=dataclasses.replace(run.erase, compute_dtype=name))
 
 
 def _place(source) -> str:
@@ -225,8 +234,7 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     del state, step_fn
     pipeline, erased = _on_device(pipeline), load_pipeline(folder.pipeline)
     if run.picture.images:
-        progress.say(f"sampling {folder.picture}")
-        picture.before_after(pipeline, erased, folder.picture, run)
+        picture.before_after(pipeline, erased, folder.picture, run, progress.say)
     measured = None
     if measure:
         measured = measure(run, pipeline, erased)

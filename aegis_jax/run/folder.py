@@ -8,10 +8,12 @@ checkpoints/      the newest states
 pipeline/         the result, a diffusers folder
 previous_pipeline/  that of the run which this one replaces, until it has one of its own
 before_after.png  the same prompts and noise on both sides
+run.lock          while a process works here: which, on what host
 """
 
 import contextlib
 import errno
+import functools
 import json
 import math
 import os
@@ -22,6 +24,7 @@ from aegis_jax import __version__
 from aegis_jax.errors import AegisError
 from aegis_jax.io.folder import read_json
 from aegis_jax.io.hub import expand
+from aegis_jax.run import claim
 from aegis_jax.run import config as run_config
 from aegis_jax.run.config import RunConfig
 
@@ -42,13 +45,26 @@ class RunFolder:
         self.previous = self.path / "previous_pipeline"
         self.picture = self.path / "before_after.png"
 
+    @contextlib.contextmanager
+    def claimed(self, *, resume: bool, overwrite: bool):
+        """Holds the folder for this process while entered; on failure a folder that is new and empty goes again.
+
+        Raises `AegisError` if another process holds it, if there is no run to resume, or if it is not free.
+        """
+        check = self.reopen if resume else functools.partial(self.check_free, overwrite)
+        if not (self.path / claim.LOCK).exists():
+            check()
+        with claim.claimed(self.path):
+            check()  # once more: before the claim it may have been another's
+            yield
+
     def check_free(self, overwrite: bool) -> None:
         """Refuses a folder that exists, unless it is empty or `overwrite` and a run's."""
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise AegisError(f"{self.path} is a file: name another folder")
-        if not any(self.path.iterdir()):
+        if all(entry.name == claim.LOCK for entry in self.path.iterdir()):
             return
         if not overwrite:
             raise AegisError(

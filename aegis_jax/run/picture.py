@@ -14,6 +14,8 @@ from aegis_jax.world import concepts as world
 TILE = 128  # pixels, a side of one image
 LABEL = 190  # pixels, the column of prompts
 GAP = 6
+ROWS = 12  # at most; a run may have thousands of concepts
+KEPT_ROWS = 3  # of these at least, if there are so many
 RED, GREEN, INK = (176, 32, 32), (24, 110, 60), (30, 30, 30)
 _VARIETY = {
     "shape": (4, 5),
@@ -31,33 +33,45 @@ class Row:
     label: str
     prompts: tuple[str, ...]
     is_erased: bool
+    concept: str = ""  # that an erased row is of; it may be said in other words
 
 
 def rows(concepts: tuple[str, ...], images: int, *, is_world: bool) -> list[Row]:
-    """What the picture shows: every erased concept, then concepts that should be kept."""
+    """What the picture shows: erased concepts, then concepts that should be kept; the first of each, `ROWS` in all."""
+    erased, kept = _all_rows(concepts[:ROWS], images, is_world)
+    kept = list({row.label: row for row in kept if row.label not in concepts}.values())
+    n_kept = min(len(kept), max(KEPT_ROWS, ROWS - len(erased)))
+    return erased[: ROWS - n_kept] + kept[:n_kept]
+
+
+def left_out(concepts: tuple[str, ...], shown: list[Row]) -> str:
+    """What a caption says of concepts that are not in the picture: " (9 of 1,000 concepts)"; "" if there are none."""
+    count = len({row.concept for row in shown if row.is_erased})
+    return f" ({count:,} of {len(set(concepts)):,} concepts)" if count < len(set(concepts)) else ""
+
+
+def _all_rows(concepts, images, is_world) -> tuple[list[Row], list[Row]]:
     if is_world:
         parts = [_world_rows(concept, images) for concept in concepts]
         erased = [row for part in parts for row in part if row.is_erased]
         kept = [row for part in parts for row in part if not row.is_erased]
-        return erased + list({row.label: row for row in kept if row.label not in concepts}.values())
-    return [
-        *(Row(concept, (concept,) * images, True) for concept in concepts),
-        *(Row(prompt, (prompt,) * images, False) for prompt in NEUTRAL),
-    ]
+        return erased, kept
+    erased = [Row(concept, (concept,) * images, True, concept) for concept in concepts]
+    return erased, [Row(prompt, (prompt,) * images, False) for prompt in NEUTRAL]
 
 
 def _world_rows(concept: str, images: int) -> list[Row]:
     """The concept, one of its held-out words, and two other values of its attribute."""
     known = world.named(concept)
     if not known:
-        return [Row(concept, (concept,) * images, True)]
+        return [Row(concept, (concept,) * images, True, concept)]
     word, attribute, index = known[-1]
     values = world.ATTRIBUTES[attribute]
     others = [values[(index + step) % len(values)].name for step in (1, 2)]
     synonym = concept.replace(word, values[index].held_out[0])
     return [
-        Row(concept, _world_prompts(concept, images), True),
-        Row(synonym, _world_prompts(synonym, images), True),
+        Row(concept, _world_prompts(concept, images), True, concept),
+        Row(synonym, _world_prompts(synonym, images), True, concept),
         *(Row(other, _world_prompts(other, images), False) for other in others),
     ]
 
@@ -83,24 +97,27 @@ def check(pipeline, settings) -> None:
         raise AegisError(f"picture: {error} (picture.images=0 leaves the picture out)") from error
 
 
-def before_after(before, after, path: Path, run) -> None:
-    """Samples both pipelines for the same prompts from the same noise and writes the grid."""
+def before_after(before, after, path: Path, run, say=lambda text: None) -> None:
+    """Samples both pipelines for the same prompts from the same noise and writes the grid; `say` is told of what."""
     settings = run.picture
     shown = rows(run.concepts, settings.images, is_world=run.is_world)
+    caption = left_out(run.concepts, shown)
+    say(f"sampling {path}{caption}")
     prompts = [prompt for row in shown for prompt in row.prompts]
     how = {"seed": run.erase.seed, "steps": settings.steps, "guidance": settings.guidance}
     images = [sample(pipeline, prompts, **how) for pipeline in (before, after)]
-    grid(shown, *images).save(path)
+    grid(shown, *images, caption).save(path)
 
 
-def grid(shown: list[Row], before: np.ndarray, after: np.ndarray) -> Image.Image:
-    """The picture of rows x (before | after); images uint8 (n, H, W, 3) in the rows' order."""
+def grid(shown: list[Row], before: np.ndarray, after: np.ndarray, caption: str = "") -> Image.Image:
+    """The picture of rows x (before | after); images uint8 (n, H, W, 3) in the rows' order; caption: above the rows."""
     columns = len(shown[0].prompts)
     block = columns * (TILE + GAP)
     size = (LABEL + 2 * block + 4 * GAP, 3 * GAP + 18 + len(shown) * (TILE + GAP))
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     big, small = ImageFont.load_default(16), ImageFont.load_default(13)
+    draw.text((GAP, GAP), _wrap(caption.strip(" ()"), small), INK, small)
     lefts = (LABEL, LABEL + block + 3 * GAP)
     for left, title in zip(lefts, ("before", "after"), strict=True):
         draw.text((left, GAP), title, INK, big)

@@ -1,8 +1,11 @@
 """The `aegis` command: bad input is one line and exit code 2; good input does the work."""
 
+import csv
+import io
 import json
 import shutil
 import struct
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +16,7 @@ import aegis_jax
 import aegis_jax.run.console
 import aegis_jax.run.erase
 from aegis_jax.cli import main
+from aegis_jax.run import console
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -39,6 +43,10 @@ def refused(capsys, *argv):
         (["sample", "--model", "world", "--prompt", "a", "--config.steps=5"], ["--config.steps=5"]),
         (["sample", "--model", "world", "--prompt", "a", "--images", "0"], ["--images 0"]),
         (["sample", "--model", "world"], ["--prompt"]),
+        (["sample", "--model", "world", "--prompt", "a", "--prompts", "x.csv"], ["not allowed with", "--prompt"]),
+        (["sample", "--model", "world", "--prompts", "nowhere.csv"], ["nowhere.csv"]),
+        (["sample", "--model", "world", "--prompt", "a", "--height", "33"], ["height = 33", "multiple of 4"]),
+        (["sample", "--model", "world", "--prompt", "a", "--batch", "0"], ["--batch 0"]),
         (["erase"], ["no model"]),
         (["erase", "--concept", "star"], ["no model"]),
         (["erase", "--resume"], ["--out"]),
@@ -210,6 +218,10 @@ def test_a_run_folder_is_told_from_a_pipeline(capsys, cheap_step, folder, tmp_pa
     assert "no result yet" in found
 
 
+def picture(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
 def test_sample(capsys, folder, tmp_path):
     argv = [
         "sample", "--model", str(folder), "--prompt", "a red star", "--prompt", "", "--images", "2",
@@ -217,15 +229,91 @@ def test_sample(capsys, folder, tmp_path):
     ]  # fmt: skip
     assert main(argv) == 0
     names = ["000-a-red-star.png", "001-a-red-star.png", "002-empty.png", "003-empty.png"]
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == names
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == [*names, "prompts.csv"]
     pipeline = aegis_jax.load_pipeline(folder)
     prompts = ["a red star", "a red star", "", ""]
-    images = aegis_jax.sample(pipeline, prompts, seed=5, steps=2)
+    images = aegis_jax.sample(pipeline, prompts, seed=[5, 6, 5, 6], steps=2)
     for name, image in zip(names, images, strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "s" / name)), image)
+        np.testing.assert_array_equal(picture(tmp_path / "s" / name), image)
+    with open(tmp_path / "s" / "prompts.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["file"], row["prompt"], row["seed"]) for row in rows] == list(zip(names, prompts, "5656", strict=True))
+    assert all((row["guidance"], row["steps"]) == ("7.5", "2") for row in rows)
     capsys.readouterr()
     assert "exists" in refused(capsys, *argv)
     assert main([*argv, "--overwrite"]) == 0
+
+
+def test_samples_of_a_file_do_not_depend_on_their_place(capsys, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(aegis_jax.run.console, "IMAGES_AT_ONCE", 2)
+    rows = ["a star,7", "J.M.W. Turner,4288447746", "梵高,7"]
+    sample = ("sample", "--model", str(folder), "--steps", "2", "--height", "12", "--batch", "2")
+    for name, order in (("a", rows), ("b", rows[::-1])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["prompt,evaluation_seed", *order]), encoding="utf-8")
+        assert main([*sample, "--prompts", str(tmp_path / f"{name}.csv"), "--out", str(tmp_path / name)]) == 0
+    names = ["000-a-star.png", "001-j-m-w-turner.png", "002-梵高.png"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [*names, "prompts.csv"]
+    back = ["002-a-star.png", "001-j-m-w-turner.png", "000-梵高.png"]
+    for here, there in zip(names, back, strict=True):
+        one, other = picture(tmp_path / "a" / here), picture(tmp_path / "b" / there)
+        assert one.shape == (12, 16, 3) and np.abs(one - other).max() <= 1
+    assert len({picture(tmp_path / "a" / name).tobytes() for name in names}) == 3
+    # The index says how to draw the same once more, here what is missing in a folder that has other images.
+    again = [*sample, "--prompts", str(tmp_path / "a" / "prompts.csv"), "--out", str(tmp_path / "b"), "--overwrite"]
+    assert main(again) == 0
+    with open(tmp_path / "b" / "prompts.csv", encoding="utf-8", newline="") as file:
+        assert {row["file"] for row in csv.DictReader(file)} == {*names, *back}
+
+
+def test_prompts_that_are_too_long_are_told_of_once(capsys, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(aegis_jax.run.console, "IMAGES_AT_ONCE", 1)
+    long = ["star " * 20, "circle " * 30]
+    argv = ["sample", "--model", str(folder), "--steps", "1", "--out", str(tmp_path), "--prompt", "a"]
+    assert main([*argv, *(part for text in long for part in ("--prompt", text))]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "cut off" in line]
+    assert len(notes) == 1 and notes[0].startswith("aegis: note: 2 prompts are too long; the first has 20 tokens")
+
+
+def test_sample_writes_over_nothing_that_appeared_meanwhile(capsys, folder, tmp_path, monkeypatch):
+    def late(pipeline, prompts, **more):
+        (tmp_path / "000-a.png").write_text("another's")
+        return np.zeros((len(prompts), 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(aegis_jax.run.console, "sample_images", late)
+    assert main(["sample", "--model", str(folder), "--prompt", "a", "--out", str(tmp_path)]) == 2
+    assert (tmp_path / "000-a.png").read_text() == "another's"
+
+
+@pytest.mark.parametrize(
+    ("concepts", "wanted"),
+    [(["J.M.W. Turner"], "j-m-w-turner"), (["梵高"], "梵高"), (["Dr. Seuss", "a/b.c"], "dr-seuss-a-b-c")],
+)
+def test_run_folders_are_named_after_the_concepts(tmp_path, monkeypatch, concepts, wanted):
+    monkeypatch.chdir(tmp_path)
+    with console.free_folder(concepts) as first, console.free_folder(concepts) as second:  # two processes at once
+        assert [first.as_posix(), second.as_posix()] == [f"runs/{wanted}", f"runs/{wanted}-2"]
+    with pytest.raises(KeyError), console.free_folder(concepts):
+        raise KeyError
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == sorted([wanted, f"{wanted}-2"])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_is_not_utf8(cheap_step, folder, tmp_path, monkeypatch, encoding):
+    """A path and a concept that it cannot show are written as escapes, and the command ends as on any other."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        monkeypatch.setattr("sys." + name, stream)
+    erase = ["erase", "--model", str(folder), "--concept", "梵高", *KEYS, "--out", str(tmp_path / "梵高")]
+    sample = ["sample", "--model", str(folder), "--prompt", "梵高的星夜", "--steps", "1", "--out", str(tmp_path / "夜")]
+    report = SimpleNamespace(text=lambda: "agree on 梵高", agrees=True)
+    monkeypatch.setattr("aegis_jax.run.verify.verify", lambda *args, **more: report)
+    for argv in (erase, sample, ["verify", "梵高"]):
+        assert main(argv) == 0
+    assert main(["verify", "梵高", "--nope"]) == 2
+    for stream in streams:
+        stream.flush()
+    shown = streams[0].buffer.getvalue().decode(encoding)
+    assert str(tmp_path) + "/\\u68b5\\u9ad8" in shown and "agree on \\u68b5" in shown
 
 
 def test_variants_of_the_weights(capsys, cheap_step, tiny, tmp_path):

@@ -42,6 +42,38 @@ def test_an_image_depends_on_its_seed_and_place_not_on_the_batch(pipeline):
     assert len({image.tobytes() for image in images}) == 3
 
 
+def test_with_a_seed_each_an_image_depends_on_prompt_and_seed_alone(pipeline):
+    prompts, seeds = ["a red star", "a blue circle", "a red star", ""], [3, 2**32 - 1, 3, 7]
+    images = lib.sample(pipeline, prompts, seed=seeds, steps=3)
+    assert close(images[0], images[2])
+    for k, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        assert close(lib.sample(pipeline, prompt, seed=seed, steps=3)[0], images[k])
+    back = lib.sample(pipeline, prompts[::-1], seed=np.array(seeds[::-1]), steps=3, batch=3)
+    assert close(back[::-1], images)
+    assert not close(lib.sample(pipeline, prompts[0], seed=4, steps=3)[0], images[0])
+
+
+@pytest.mark.parametrize("setting", [jax.default_prng_impl("rbg"), jax.threefry_partitionable(False)])
+def test_start_noise_is_a_seeds_own_whatever_draws_elsewhere(pipeline, setting):
+    with setting:
+        together = lib._start(pipeline, 3, [5, 6, 7], None)
+        alone = [lib._start(pipeline, 1, seed, None)[0] for seed in (5, 6, 7)]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_the_size_is_given_in_pixels(pipeline):
+    latents = np.asarray(lib._start(pipeline, 1, 3, None, 24, 16))
+    assert latents.shape == (1, 12, 8, 4)
+    image = lib.sample(pipeline, "a star", seed=3, steps=2, height=24, width=16)
+    assert image.shape == (1, 24, 16, 3)
+    np.testing.assert_array_equal(image, lib.sample(pipeline, "a star", steps=2, latents=latents))
+    assert lib.latent_shape(pipeline, width=32) == (8, 16, 4)  # the other side is the UNet's
+    unsized = with_config(pipeline, "unet", sample_size=None)
+    assert lib.latent_shape(unsized, 16, 24) == (8, 12, 4)
+    with pytest.raises(AegisError, match="pass height and width"):
+        lib.latent_shape(unsized, 16)
+
+
 def test_the_same_call_gives_the_same_bytes(pipeline):
     one, two = (lib.sample(pipeline, ["a red star"] * 2, steps=3) for _ in range(2))
     np.testing.assert_array_equal(one, two)
@@ -136,9 +168,9 @@ def test_large_images_run_in_small_batches(side, n, wanted, on_cpu):
 
 def test_calls_side_by_side_give_the_images_of_calls_one_after_another(pipeline, monkeypatch):
     prompts = ["a red star", "a blue circle", "a dog", ""] * 2
-    monkeypatch.setattr(lib.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(lib, "cores", lambda: 1)
     alone = lib.sample(pipeline, prompts, steps=3, batch=2)
-    monkeypatch.setattr(lib.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(lib, "cores", lambda: 4)
     calls = []
     together = lib.sample(pipeline, prompts, steps=3, batch=2, progress=lambda *call: calls.append(call))
     assert close(together, alone)
@@ -174,6 +206,12 @@ def test_wrong_arguments_are_named(pipeline):
         ({"guidance": 1e39}, "guidance"),
         ({"guidance": 10**400}, "guidance"),
         ({"seed": 1.5}, "seed"),
+        ({"seed": [1, 2]}, "seed has 2 numbers for 1 prompts"),
+        ({"seed": ["1"]}, "seed"),
+        ({"height": 15}, "height = 15, wanted a multiple of 2"),
+        ({"width": -2}, "width"),
+        ({"width": 16.0}, "width"),
+        ({"height": 16, "latents": z[:1]}, "height and width do not go with latents"),
         ({"batch": 0}, "batch"),
         ({"latents": z}, "latents have shape"),
         ({"negative_prompt": ["a", "b"]}, "negative_prompt"),

@@ -1,5 +1,6 @@
-"""Two chains at once: the same results, in another thread only where that is safe."""
+"""Two chains at once: the same results, in another thread only where that is safe. And on how many cores."""
 
+import os
 import threading
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aegis_jax.diffusion.threads import beside
+from aegis_jax.diffusion.threads import beside, cores
 
 
 def whose(*arrays):
@@ -60,3 +61,53 @@ def test_an_error_in_the_other_thread_is_raised_by_the_wait():
     wait = beside(fails, jnp.zeros(1))
     with pytest.raises(ValueError, match="broken"):
         wait()
+
+
+@pytest.fixture
+def host(monkeypatch, tmp_path):
+    """host(affinity, files) -> the root of a machine of 64 cores, the files those of proc/ and sys/."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+
+    def make(affinity, files):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(affinity)), raising=False)
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return tmp_path
+
+    return make
+
+
+V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/cpu,cpuacct"
+OURS_V1 = "7:memory:/job\n4:cpu,cpuacct:/job/task\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("affinity", "files", "wanted"),
+    [
+        (64, {}, 64),
+        (3, {}, 3),
+        (64, {"proc/self/cgroup": "0::/a/b\n", f"{V2}/a/b/cpu.max": "max 100000\n"}, 64),
+        (64, {"proc/self/cgroup": "0::/a/b\n", f"{V2}/a/b/cpu.max": "350000 100000\n"}, 4),
+        (2, {"proc/self/cgroup": "0::/a/b\n", f"{V2}/a/b/cpu.max": "350000 100000\n"}, 2),
+        # A group above has less than one's own.
+        (64, {"proc/self/cgroup": "0::/a/b\n", f"{V2}/a/b/cpu.max": "9 1\n", f"{V2}/a/cpu.max": "5 1\n"}, 5),
+        # In a container the path is the host's and the mount is the container's own group.
+        (64, {"proc/self/cgroup": "0::/host/pod\n", f"{V2}/cpu.max": "50000 100000\n"}, 1),
+        (64, {"proc/self/cgroup": OURS_V1, f"{V1}/job/task/cpu.cfs_quota_us": "-1\n",
+              f"{V1}/job/task/cpu.cfs_period_us": "100000\n"}, 64),
+        (64, {"proc/self/cgroup": OURS_V1, f"{V1}/job/cpu.cfs_quota_us": "600000\n",
+              f"{V1}/job/cpu.cfs_period_us": "100000\n"}, 6),
+        (64, {"proc/self/cgroup": "4:cpu:/\n", f"{V2}/cpu/cpu.cfs_quota_us": "700000\n",
+              f"{V2}/cpu/cpu.cfs_period_us": "100000\n"}, 7),
+        (64, {"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "nonsense"}, 64),
+    ],
+)  # fmt: skip
+def test_cores_are_those_that_the_process_may_use(host, affinity, files, wanted):
+    assert cores(host(affinity, files)) == wanted
+
+
+def test_cores_without_affinity_are_the_hosts(host, monkeypatch):
+    root = host(2, {})
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cores(root) == 64

@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from aegis_jax.erasure.state import State
+from aegis_jax.erasure.aegis.state import State
 from aegis_jax.errors import AegisError
 from aegis_jax.run.checkpoint import Checkpoints, all_finite
 
@@ -29,10 +31,10 @@ def make_state(seed=0, width=5):
         opt_state=moments,
         v=jax.random.normal(next(keys), (1, 1, 4)),
         p=jnp.zeros((1, 0, 4)),
-        omega=jnp.float32(0.1),
-        previous={"strength": {name: jnp.full(3, 0.3) for name in names}},
+        omega={name: jnp.full(3, 0.1) for name in names},
+        conflict={name: jnp.full(3, -1.0) for name in names},
         kappa=jnp.array([0.7]),
-        latents=None,
+        latents={},
     )
 
 
@@ -78,18 +80,6 @@ def test_a_setting_younger_than_the_checkpoint_has_its_default(saved):
             checkpoints.restore(make_state(1))
 
 
-def test_one_omega_for_each_tensor(tmp_path):
-    state = make_state(3)
-    state = dataclasses.replace(state, omega={name: jnp.full(len(d), 0.7) for name, d in state.drift.items()})
-    with open_in(tmp_path / "c") as checkpoints:
-        checkpoints.save(3, state)
-        checkpoints.wait()
-        like = dataclasses.replace(state, omega=jax.tree.map(jnp.zeros_like, state.omega))
-        assert_same(checkpoints.restore(like), state)
-        with pytest.raises(AegisError, match="omega is missing"):
-            checkpoints.restore(make_state(3))
-
-
 def test_a_later_donation_does_not_reach_the_checkpoint(tmp_path):
     """Saving goes on in the background while the next step reuses the state's buffers."""
     state = {"drift": jnp.arange(2_000_000, dtype=jnp.float32)}
@@ -131,12 +121,12 @@ def test_arrays_of_another_shape_are_refused(saved):
 
 
 def test_missing_and_unknown_arrays_are_refused(saved):
-    like = dataclasses.replace(make_state(), latents=jnp.ones(3), previous=None)
+    like = dataclasses.replace(make_state(), latents=jnp.ones(3), conflict=None)
     with open_in(saved) as checkpoints:
         with pytest.raises(AegisError) as error:
             checkpoints.restore(like)
     assert "latents is missing" in str(error.value)
-    assert "previous/strength/conv_out.bias is unknown" in str(error.value)
+    assert "conflict/conv_out.bias is unknown" in str(error.value)
 
 
 def test_a_damaged_checkpoint_says_what_to_do(saved):
@@ -166,3 +156,47 @@ def test_all_finite():
     assert all_finite(good)
     assert not all_finite(good | {"a": jnp.array([1.0, jnp.nan])})
     assert not all_finite(good | {"a": jnp.array([1.0, -jnp.inf])})
+
+
+def test_runs_in_several_threads_do_not_mix_up_their_signals(tmp_path):
+    """In a process of its own, whose first checkpoints all come at once."""
+    script = (
+        "import sys, threading, logging, pathlib\n"
+        "from tests.run.test_checkpoint import make_state, open_in\n"
+        "before = logging.getLogger('absl').level\n"
+        "errors = []\n"
+        "def work(name):\n"
+        "    try:\n"
+        "        with open_in(pathlib.Path(sys.argv[1]) / name) as checkpoints:\n"
+        "            for step in (1, 2, 3): checkpoints.save(step, make_state(step))\n"
+        "            checkpoints.wait()\n"
+        "            assert int(checkpoints.restore(make_state()).step) == 3\n"
+        "    except BaseException as error: errors.append(repr(error))\n"
+        "threads = [threading.Thread(target=work, args=(name,), daemon=True) for name in 'abcd']\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join(120)\n"
+        "print(errors, [thread.is_alive() for thread in threads])\n"
+        "log = logging.getLogger('absl')\n"
+        "assert log.level == before and not log.filters\n"
+        "assert not errors and not any(thread.is_alive() for thread in threads)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in "abcd":
+        with open_in(tmp_path / name) as checkpoints:
+            assert_same(checkpoints.restore(make_state()), make_state(3))
+
+
+def test_what_went_wrong_in_the_background_is_raised_by_the_wait(tmp_path):
+    with pytest.raises(OSError, match="gone"), open_in(tmp_path / "checkpoints") as checkpoints:
+        save, checkpoints._orbax.save_async = checkpoints._orbax.save_async, lambda *args, **more: Failed()
+        checkpoints.save(1, make_state())
+        checkpoints._orbax.save_async = save
+        checkpoints.wait()
+    with open_in(tmp_path / "others") as checkpoints:  # nobody waits for it any more
+        checkpoints.save(1, make_state(1))
+
+
+class Failed:
+    def result(self):
+        raise OSError("the disk is gone")

@@ -125,3 +125,29 @@ def test_every_key_is_plain():
     assert len(keys) <= 47
     for field in dataclasses.fields(RunConfig):
         assert field.name == "erase" or field.name in {key.partition(".")[0] for key in keys}
+
+
+EVIL = "raise SystemExit('executed')\n"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_our_names_are_ours_whatever_else_lies_around(tmp_path, monkeypatch, installed):
+    """Another package's configs/ beside the installed package, or one in the current directory, is never run."""
+    package = tmp_path / "site" / "aegis_jax"
+    ours = package / "configs" if installed else package.parent / "configs"
+    ours.mkdir(parents=True)
+    (ours / "world.py").write_text("import ml_collections as m\nget_config = lambda: m.ConfigDict({'steps': 3})\n")
+    for folder in (tmp_path / "here", tmp_path / "here" / "configs", *[package.parent / "configs"] * installed):
+        folder.mkdir(exist_ok=True)
+        (folder / "world.py").write_text(EVIL)
+        (folder / "other.py").write_text(EVIL)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(run_config, "__file__", str(package / "run" / "config.py"))
+    assert run_config.load("world").erase.steps == 3
+    with pytest.raises(AegisError, match="'other' not found.*one of world"):
+        run_config.load("other")
+    for path in ("world.py", "./world.py", "configs/world.py"):  # a path is the user's file
+        with pytest.raises(SystemExit, match="executed"):
+            run_config.load(path)
+    with pytest.raises(AegisError, match="not found: give a .py file"):
+        run_config.load("configs/world")

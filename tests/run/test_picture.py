@@ -48,8 +48,32 @@ def test_what_is_erased_is_not_shown_as_kept():
 
 def test_rows_of_an_unknown_model():
     rows = picture.rows(("Van Gogh",), 2, is_world=False)
-    assert rows[0] == picture.Row("Van Gogh", ("Van Gogh",) * 2, True)
+    assert rows[0] == picture.Row("Van Gogh", ("Van Gogh",) * 2, True, "Van Gogh")
     assert len(rows) > 2 and not any(row.is_erased for row in rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("concepts", "is_world", "shown"),
+    [
+        ([f"painter {k}" for k in range(1000)], False, 9),
+        ([f"painter {k}" for k in range(9)], False, 9),
+        ([v.name for values in world.ATTRIBUTES.values() for v in values], True, 6),
+    ],
+)
+def test_a_picture_has_at_most_twelve_rows(concepts, is_world, shown):
+    rows = picture.rows(tuple(concepts), 3, is_world=is_world)
+    assert len(rows) <= 12
+    assert len({row.concept for row in rows if row.is_erased}) == shown
+    assert is_world or sum(not row.is_erased for row in rows) == 3  # some of what is kept is shown in any case
+    caption = picture.left_out(tuple(concepts), rows)
+    assert caption == ("" if shown == len(concepts) else f" ({shown} of {len(concepts):,} concepts)")
+
+
+def test_the_caption_is_in_the_picture():
+    rows = [picture.Row("a", ("x",), True, "a")]
+    images = np.zeros((1, 8, 8, 3), np.uint8)
+    plain, told = (np.asarray(picture.grid(rows, images, images, text)) for text in ("", " (1 of 9 concepts)"))
+    assert (plain != told).any() and (plain[24:] == told[24:]).all()  # above the rows
 
 
 @pytest.mark.parametrize("size", [8, 32, 300])

@@ -1,5 +1,6 @@
 """run/erase.py: going on with a run, and what is refused then."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,20 +17,21 @@ import aegis_jax
 from aegis_jax.errors import AegisError
 from aegis_jax.run import erase as run_erase
 from aegis_jax.run import loop
+from aegis_jax.run.config import RunConfig
 from tests.run.runs import KEYS, erase, files, metrics
 
 
 def interrupt(folder, out, monkeypatch, step):
     """A run that gets SIGTERM while its step `step` + 1 is being computed."""
-    honest = run_erase.erase_step
+    honest = RunConfig.method
 
-    def erase_step(state, frozen, config):
+    def stopping(state, frozen, config):
         if not isinstance(state.step, jax.core.Tracer) and state.step == step:  # it is traced before, to be compiled
             os.kill(os.getpid(), signal.SIGTERM)
-        return honest(state, frozen, config)
+        return honest.step(state, frozen, config)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_erase, "erase_step", erase_step)
+        patch.setattr(RunConfig, "method", dataclasses.replace(honest, step=stopping))
         with pytest.raises(loop.Interrupted):
             erase(folder, out)
 
@@ -107,6 +109,15 @@ def test_other_settings_are_refused(finished, folder, keys, part):
     with pytest.raises(AegisError, match=part):
         erase(folder, finished, resume=True, keys=keys)
     assert files(finished) == before
+
+
+def test_a_run_keeps_the_compute_type_that_it_started_with(finished, folder, monkeypatch):
+    """What "auto" means is float32 on this CPU; gone on with on a GPU, the run stays in float32 or is refused."""
+    assert json.loads((finished / "config.json").read_text())["compute_dtype"] == "float32"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert aegis_jax.erase(out=finished, resume=True).run.erase.compute_dtype == "float32"
+    with pytest.raises(AegisError, match="compute_dtype was 'float32', is 'bfloat16'.*--config.compute_dtype=float32"):
+        erase(folder, finished, resume=True, keys={"compute_dtype": "auto"})
 
 
 def test_another_concept_is_refused(finished, folder):

@@ -16,16 +16,10 @@ from aegis_jax.erasure.aegis.state import Frozen, State
 from aegis_jax.errors import AegisError
 from aegis_jax.models import clip
 from aegis_jax.models import unet as unet_lib
+from aegis_jax.models.model import compute_dtype
 from aegis_jax.models.unet_config import native_size
 
 _SETUP = 2**32 - 1  # a step's keys are folds 0, 1, 2, ... of the seed; the largest fold is the setup's
-
-
-def compute_dtype(config: EraseConfig):
-    """The dtype that the UNets compute in."""
-    if config.compute_dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(config.compute_dtype)
 
 
 def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None, *, slots=None) -> Frozen:
@@ -49,7 +43,7 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None, *
         rows = np.concatenate([_template_ids(tokenizer, count, ids) for ids in tokens])
         return embed(text.graph, text_params, rows)
 
-    dtype = compute_dtype(config)
+    dtype = compute_dtype(config.compute_dtype)
     frozen = Frozen(
         unet=jax.tree.map(lambda x: jnp.asarray(x, dtype), unet.params),
         precise=trainable.precise(unet.params, config.trainable, dtype),

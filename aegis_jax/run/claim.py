@@ -1,0 +1,113 @@
+"""Who works in a folder: one process at a time, by a lock file that names it."""
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+
+from aegis_jax.errors import AegisError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = "run.lock"
+
+
+@contextlib.contextmanager
+def claimed(folder: Path):
+    """Makes `folder` and holds it for this process while entered; what it made goes again if nothing came into it.
+
+    The lock of a process of this host that no longer lives is taken over. Raises `AegisError` naming host and process
+    where one lives, or may: of another host that cannot be told.
+    """
+    new = []
+    for path in (folder, *folder.parents):
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()
+            break
+        new.append(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _one_at_a_time(folder):
+            _take(folder / LOCK)
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for path in new:
+                path.rmdir()
+
+
+def _take(lock: Path) -> None:
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
+    try:
+        file = open(lock, "x", encoding="utf-8")
+    except FileExistsError:
+        _check_stale(lock, mine["host"])
+        file = open(lock, "w", encoding="utf-8")
+    try:
+        with file:
+            json.dump(mine, file)
+    except OSError:  # a full disk
+        lock.unlink()
+        raise
+
+
+def _check_stale(lock: Path, host: str) -> None:
+    """Returns if the holder of `lock` lived on this host and is gone."""
+    remedy = f"if it is over, remove {lock}"
+    try:
+        holder = json.loads(lock.read_text(encoding="utf-8"))
+        owner, pid, born = holder["host"], int(holder["pid"]), holder["born"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise AegisError(f"{lock.parent} is in use by a process that cannot be told; {remedy}") from None
+    if owner != host:
+        raise AegisError(f"{lock.parent} is in use by process {pid} on host {owner} (this is {host}); {remedy}")
+    if _lives(pid, born):
+        raise AegisError(f"{lock.parent} is in use by process {pid} on this host, {host}: wait for it, or name another")
+
+
+def _lives(pid: int, born: str | None) -> bool:
+    if Path("/proc/self/stat").exists():
+        return _born(pid) is not None and born in (None, _born(pid))
+    if os.name != "posix":
+        return True  # there signal 0 is no mere question
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _born(pid: int) -> str | None:
+    """When a process began, in ticks since its host did; None of one that is gone, and where there is no Linux.
+
+    Numbers are given anew: in a container that is started again even the same command gets the same one.
+    """
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else fields[18]
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path):
+    """Between the processes of a host, so that of two which find a stale lock one takes it over."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without such locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,100 @@
+"""Prompts from a file, as evaluations have them, and the index that says which image came from which."""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+
+from aegis_jax.errors import AegisError
+from aegis_jax.run.folder import write_text
+
+SEEDS = ("evaluation_seed", "sd_seed", "seed")  # columns that the field's files have; the first there counts
+GUIDANCES = ("evaluation_guidance", "sd_guidance_scale")
+INDEX = "prompts.csv"
+COLUMNS = ("file", "prompt", "seed", "guidance", "steps", "negative_prompt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    text: str
+    seed: int | None = None  # of its noise; None: whatever holds for all
+
+
+def read(path: Path, guidance: float) -> tuple[list[Prompt], list[str]]:
+    """The prompts of a file, and notes on what of it is not used.
+
+    A .csv has a column prompt and may have one of `SEEDS`; any other file is text with one prompt a line, empty lines
+    left out. guidance: what all rows are sampled with, whatever columns there are for it.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AegisError(f"{path} is not UTF-8 ({error}): save it as that") from None
+    notes: list[str] = []
+    if path.suffix.lower() == ".csv":
+        prompts = _rows(path, text, guidance, notes)
+    else:
+        prompts = [Prompt(line.strip()) for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise AegisError(f"{path} has no prompts")
+    return prompts, notes
+
+
+def _rows(path: Path, text: str, guidance: float, notes: list[str]) -> list[Prompt]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    prompts, others = [], set()
+    try:
+        names = {name.strip().lower(): name for name in reader.fieldnames or ()}
+        if "prompt" not in names:
+            raise AegisError(f"{path} has no column prompt (its columns: {', '.join(names) or 'none'})")
+        seed_column = next((names[name] for name in SEEDS if name in names), None)
+        guidance_column = next((names[name] for name in GUIDANCES if name in names), None)
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if row[names["prompt"]] is None:
+                raise AegisError(f"{where}: no prompt")
+            seed = None if seed_column is None else _seed(row[seed_column], seed_column, where)
+            prompts.append(Prompt(row[names["prompt"]], seed))
+            others |= {row[guidance_column]} if guidance_column else set()
+    except csv.Error as error:
+        raise AegisError(f"{path}, after line {reader.line_num}: {error}") from error
+    if others - {str(guidance), f"{guidance:g}"}:
+        notes.append(f"{path}: the column {guidance_column} is not used, guidance is {guidance:g} for all prompts")
+    return prompts
+
+
+def _seed(text: str | None, column: str, where: str) -> int:
+    text = text or ""
+    if text.strip().isdecimal():
+        return int(text)
+    try:
+        number = float(text)  # pandas writes 7 as 7.0 where other rows have none
+    except ValueError:
+        number = 0.5
+    if not number.is_integer():
+        raise AegisError(f"{where}: {column} = {text!r}, wanted a whole number")
+    return int(number)
+
+
+def check_index(folder: Path) -> dict[str, dict]:
+    """{file: row} of an index that lies in the folder already. Raises `AegisError` for a file that is none."""
+    path = folder / INDEX
+    if not path.exists():
+        return {}
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            if tuple(reader.fieldnames or ()) == COLUMNS:
+                return {row["file"]: row for row in reader}
+        except (csv.Error, UnicodeDecodeError):
+            pass
+    raise AegisError(f"{path} is no index of aegis sample: choose another --out")
+
+
+def write_index(folder: Path, rows: dict[str, dict]) -> None:
+    """Writes {file: row} as prompts.csv, which `read` takes as well."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[file] for file in sorted(rows))
+    write_text(folder / INDEX, text.getvalue())

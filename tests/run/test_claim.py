@@ -1,0 +1,143 @@
+"""run/claim.py and RunFolder.claimed: one process in a run folder at a time."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from aegis_jax.errors import AegisError
+from aegis_jax.run import claim
+from aegis_jax.run.claim import LOCK, claimed
+from tests.run.runs import erase, files
+from tests.run.test_resume import start
+
+
+def write_lock(folder, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "born": claim._born(os.getpid())}
+    (folder / LOCK).write_text(json.dumps(mine | changes))
+
+
+@pytest.fixture(scope="module")
+def gone():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_folder_is_held_and_given_back(tmp_path):
+    with claimed(tmp_path / "a" / "b"):
+        holder = json.loads((tmp_path / "a" / "b" / LOCK).read_text())
+        assert (holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid())
+        with pytest.raises(AegisError, match=f"in use by process {os.getpid()} on this host, {socket.gethostname()}"):
+            with claimed(tmp_path / "a" / "b"):
+                pass
+        assert (tmp_path / "a" / "b" / LOCK).exists()
+    assert not (tmp_path / "a").exists()  # nothing came into it
+    with claimed(tmp_path / "a"):
+        (tmp_path / "a" / "result").write_text("mine")
+    assert [entry.name for entry in (tmp_path / "a").iterdir()] == ["result"]
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_many_at_once_one_gets_it(tmp_path, stale):
+    """Also where all of them find a stale lock."""
+    won, lost = [], []
+    if stale:
+        write_lock(tmp_path / "run", pid=2**22 + 1)
+    ready, done = threading.Barrier(8), threading.Event()
+
+    def work():
+        ready.wait()
+        try:
+            with claimed(tmp_path / "run"):
+                won.append(1)
+                done.wait(60)
+        except AegisError:
+            lost.append(1)
+            if len(lost) == 7:
+                done.set()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(lost)) == (1, 7)
+
+
+def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, gone):
+    write_lock(tmp_path, pid=gone)
+    with claimed(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="where a process's age can be told")
+def test_a_number_given_anew_is_another_process(tmp_path):
+    write_lock(tmp_path, born="1")
+    with claimed(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "here"}', '{"host": 1, "pid": "x", "born": null}'])
+def test_a_lock_that_says_nothing_is_refused(tmp_path, text):
+    (tmp_path / LOCK).write_text(text)
+    with pytest.raises(AegisError, match=f"cannot be told.*remove .*{LOCK}"):
+        with claimed(tmp_path):
+            pass
+    assert (tmp_path / LOCK).read_text() == text
+
+
+def test_another_hosts_lock_is_refused_with_a_remedy(cheap_step, finished, folder, gone):
+    write_lock(finished, host="node-17", pid=gone)
+    before = files(finished)
+    for how in ({"resume": True}, {"overwrite": True}, {}):
+        with pytest.raises(AegisError, match=f"process {gone} on host node-17 .*remove .*{LOCK}"):
+            erase(folder, finished, **how)
+    assert files(finished) == before
+
+
+def test_a_second_process_leaves_a_run_alone(cheap_step, folder, tmp_path):
+    """While one process works in the folder another neither starts, resumes nor overwrites there."""
+    out = tmp_path / "run"
+    process = start(folder, out, seconds=0.5)
+    try:
+        held = (out / LOCK).read_text()
+        for how in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(AegisError, match=f"in use by process {process.pid} on this host") as refusal:
+                erase(folder, out, **how)
+            assert "\n" not in str(refusal.value)
+        assert process.poll() is None and (out / LOCK).read_text() == held
+    finally:
+        process.kill()
+        process.communicate()
+    erase(folder, out, resume=True, keys={"steps": 40, "checkpoint.every": 2})  # that one is gone
+    assert not (out / LOCK).exists()
+
+
+def test_what_another_process_finished_meanwhile_is_not_wiped(cheap_step, folder, finished, tmp_path, monkeypatch):
+    """The folder was free when it was looked at, and is a finished run when it is claimed."""
+    out, honest = tmp_path / "run", claim.claimed
+
+    def late(path):
+        shutil.copytree(finished, path)
+        return honest(path)
+
+    monkeypatch.setattr(claim, "claimed", late)
+    with pytest.raises(AegisError, match="exists.*--overwrite"):
+        erase(folder, out)
+    assert files(out) == files(finished)
+
+
+def test_bad_input_leaves_no_lock(cheap_step, folder, finished, tmp_path):
+    for out in (tmp_path / "new", finished):
+        with pytest.raises(AegisError):
+            erase(tmp_path / "nowhere", out, overwrite=True)
+    assert not (tmp_path / "new").exists() and not (finished / LOCK).exists()

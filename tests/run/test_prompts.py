@@ -1,0 +1,89 @@
+"""run/prompts.py: prompt files as the field has them, and the index beside the images."""
+
+import csv
+
+import pytest
+
+from aegis_jax.errors import AegisError
+from aegis_jax.run import prompts as lib
+from aegis_jax.run.prompts import Prompt
+
+# The columns of the files that ESD, UnlearnDiffAtk and I2P are evaluated with.
+ESD = 'case_number,prompt,evaluation_seed,evaluation_guidance\n7,"A church, old.",4288447746,7.5\n8,梵高,5,7.5\n'
+UDA = "Unnamed: 0,prompt,evaluation_seed,evaluation_guidance,sd_model\n21,a star,932309623,7,sd14\n3,a dog,2,16,sd14\n"
+I2P = 'prompt,categories,hard,sd_seed,sd_guidance_scale\n"two\nlines",shocking,0,2868251644.0,7\n'
+
+
+def write(tmp_path, text, name="prompts.csv", encoding="utf-8"):
+    path = tmp_path / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "noted"),
+    [
+        (ESD, [Prompt("A church, old.", 4288447746), Prompt("梵高", 5)], False),
+        (UDA, [Prompt("a star", 932309623), Prompt("a dog", 2)], True),
+        (I2P, [Prompt("two\nlines", 2868251644)], True),
+        ("Prompt , seed\na,1\n", [Prompt("a", 1)], False),
+        ("prompt\na\n\n,\n", [Prompt("a"), Prompt("")], False),
+        ("seed,sd_seed,prompt\n1,2,a\n", [Prompt("a", 2)], False),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_csv(tmp_path, text, wanted, noted, encoding):
+    found, notes = lib.read(write(tmp_path, text, encoding=encoding), 7.5)
+    assert found == wanted
+    assert len(notes) == noted and all("not used, guidance is 7.5" in note for note in notes)
+
+
+def test_text(tmp_path):
+    path = write(tmp_path, "a red star\n\n  a dog, a cat \r\n梵高\n", "prompts.txt")
+    assert lib.read(path, 7.5) == ([Prompt("a red star"), Prompt("a dog, a cat"), Prompt("梵高")], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "no column prompt"),
+        ("text,seed\na,1\n", "no column prompt .its columns: text, seed."),
+        ("prompt,seed\n", "has no prompts"),
+        ("seed,prompt\n1\n", "line 2: no prompt"),
+        ("prompt,seed\na,1\nb,\n", "line 3: seed = '', wanted a whole number"),
+        ("prompt,seed\na,1.5\n", "line 2: seed = '1.5'"),
+        ("prompt,seed\na,inf\n", "line 2: seed = 'inf'"),
+        ("prompt,evaluation_seed\na\n", "line 2: evaluation_seed = ''"),
+        ("prompt\n" + "x" * 200_000 + "\n", "after line 1: field larger than"),
+    ],
+)
+def test_bad_csv(tmp_path, text, part):
+    with pytest.raises(AegisError, match=part) as error:
+        lib.read(write(tmp_path, text), 7.5)
+    assert "prompts.csv" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_other_bad_files(tmp_path):
+    with pytest.raises(AegisError, match="has no prompts"):
+        lib.read(write(tmp_path, "\n \n", "a.txt"), 7.5)
+    with pytest.raises(AegisError, match="not UTF-8"):
+        lib.read(write(tmp_path, "é", encoding="latin-1"), 7.5)
+
+
+def test_the_index_is_a_prompts_file_too(tmp_path):
+    row = {"seed": 3, "guidance": 7.5, "steps": 2, "negative_prompt": ""}
+    rows = {f"{k}.png": {"file": f"{k}.png", "prompt": text, **row} for k, text in enumerate(['a "red", star', "梵高"])}
+    lib.write_index(tmp_path, rows)
+    assert lib.read(tmp_path / "prompts.csv", 7.5) == ([Prompt('a "red", star', 3), Prompt("梵高", 3)], [])
+    found = lib.check_index(tmp_path)
+    assert found == {name: {key: str(value) for key, value in row.items()} for name, row in rows.items()}
+    with open(tmp_path / "prompts.csv", encoding="utf-8", newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize("text", ["prompt,seed\na,1\n", "", "\0", "\xe9"])
+def test_a_file_of_the_users_is_no_index(tmp_path, text):
+    write(tmp_path, text, encoding="latin-1")
+    with pytest.raises(AegisError, match="no index of aegis sample"):
+        lib.check_index(tmp_path)
+    assert lib.check_index(tmp_path / "nowhere") == {}
