@@ -6,6 +6,7 @@ needs no text.
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -58,6 +59,24 @@ class Tokenizer:
                 raise AegisError(f"the tokenizer in {self.folder} has no {token}: {_NEEDED}")
         return found
 
+    @functools.cached_property
+    def _vectors(self) -> dict[str, str]:
+        """{<x>: "<x> <x>_1 ..."} of the textual inversions of several vectors, as diffusers adds them."""
+        added = self._clip.added_tokens_encoder
+        found = {}
+        for token in added:
+            names = itertools.takewhile(added.__contains__, (f"{token}_{i}" for i in itertools.count(1)))
+            found[token] = " ".join([token, *names])
+        return {token: names for token, names in found.items() if names != token}
+
+    def _spelled_out(self, text: str) -> str:
+        """`text` with all vectors of its textual inversions: `maybe_convert_prompt` of a diffusers pipeline."""
+        text = _unicode(text)
+        if any(token in text for token in self._vectors):
+            for token in dict.fromkeys(self._clip.tokenize(text)):
+                text = text.replace(token, self._vectors.get(token, token))
+        return text
+
     @property
     def model_max_length(self) -> int:
         """Tokens per prompt, with BOS and EOS."""
@@ -97,7 +116,7 @@ class Tokenizer:
 
     def tokens(self, text: str) -> list[int]:
         """The ids of the text alone: no BOS, no EOS, no padding, not truncated."""
-        tokens = self._clip(_unicode(text), add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = self._clip(self._spelled_out(text), add_special_tokens=False, verbose=False)["input_ids"]
         self._known(np.array(tokens, np.int64))
         return tokens
 
@@ -108,11 +127,11 @@ class Tokenizer:
         warning, once per prompt.
         """
         length = self.model_max_length
-        texts = [_unicode(prompt) for prompt in prompts]
+        texts = [self._spelled_out(prompt) for prompt in prompts]
         rows = self._clip(texts, padding="max_length", max_length=length, truncation=True)["input_ids"]
-        for prompt in prompts:
+        for prompt, text in zip(prompts, texts):
             # A token has at least one character (or byte), so shorter prompts cannot be cut.
-            if len(prompt.encode()) > length - 2 and prompt not in self._warned:
+            if len(text.encode()) > length - 2 and prompt not in self._warned:
                 self._warn_if_cut(prompt, length)
         return self._known(np.asarray(rows, np.int32).reshape(len(prompts), length))
 
