@@ -6,6 +6,10 @@ import json
 import os
 import pathlib
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -247,16 +251,62 @@ def test_interrupted(tiny, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_a_killed_process_of_the_same_number_left(tiny, tiny_copy, tmp_path):
-    """In a container an erasure has the same process number after every restart."""
-    old = tiny_copy()
-    for end in ("unfinished", "replaced"):
-        left = tmp_path / f".{old.name}.{os.getpid()}.{end}" / "unet"
-        left.mkdir(parents=True)
-        (left / "config.json").write_text("half")
-    loaded = load_pipeline(tiny(seed=5))
-    save_pipeline(loaded, old, overwrite=True)
+def test_sigterm_while_writing_leaves_everything_as_it_was(tiny, tiny_copy, tmp_path, monkeypatch):
+    old, loaded = tiny_copy(), load_pipeline(tiny(seed=5))
+    before = {name: path.read_bytes() for name, path in files(old).items()}
+    for after in (0, 5):
+        sync, calls = os.fsync, iter(range(10**6))
+
+        def stopped(descriptor, sync=sync, calls=calls, after=after):
+            if next(calls) == after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            sync(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", stopped)
+            with pytest.raises(KeyboardInterrupt, match="SIGTERM while writing .*nothing was kept") as error:
+                save_pipeline(loaded, old, overwrite=True)
+        assert error.value.signum == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert {name: path.read_bytes() for name, path in files(old).items()} == before
+        assert os.listdir(tmp_path) == [old.name]
+
+
+@pytest.mark.parametrize("stop", [1, 2], ids=["the old one moved away", "the new one in place"])
+def test_a_signal_between_the_renames_costs_neither_pipeline(stop, tiny, tiny_copy, tmp_path, monkeypatch):
+    old, rename, calls = tiny_copy(), os.rename, iter(range(1, 10))
+
+    def stopped(source, target):
+        rename(source, target)
+        if next(calls) == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        save_pipeline(load_pipeline(tiny(seed=5)), old, overwrite=True)
+    wanted = tiny() if stop == 1 else tiny(seed=5)
+    assert as_bytes(unet_tensors(old)["conv_in.bias"]) == as_bytes(unet_tensors(wanted)["conv_in.bias"])
+    save_pipeline(load_pipeline(tiny(seed=5)), old, overwrite=True)
     assert os.listdir(tmp_path) == [old.name]
+
+
+def test_what_killed_processes_left(tiny, tiny_copy, tmp_path):
+    """Only what has a name of ours and whose process, on this host, is no more."""
+    old, host = tiny_copy(), socket.gethostname()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    # In a container an erasure has the same process number after every restart.
+    ours = [f".{old.name}.{host}-{pid}.{end}" for pid in (gone.pid, os.getpid()) for end in ("unfinished", "replaced")]
+    others = [
+        f".{old.name}.{host}-{os.getppid()}.unfinished",
+        f".{old.name}.elsewhere-{gone.pid}.unfinished",
+        f".another.{host}-{gone.pid}.unfinished",
+        f".{old.name}.unfinished",
+    ]
+    for name in ours + others:
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "unet" / "config.json").write_text("half")
+    save_pipeline(load_pipeline(tiny(seed=5)), old, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == sorted([old.name, *others])
     assert files(old).keys() == files(tiny(seed=5)).keys() | {"README.md"}
 
 
