@@ -15,8 +15,8 @@ _CONVERT = (
     "convert it once in PyTorch: StableDiffusionPipeline.{load}({source!r})"
     '.save_pretrained("FOLDER", safe_serialization=True), then give FOLDER'
 )
-# Versions that were seen to carry every weight over. With diffusers 0.31 those of the VAE's attention come out random,
-# with diffusers 0.39 and transformers 4.57 those of the text encoder; then Flax was removed.
+# Versions that were seen to carry every weight over. With diffusers 0.31 those of the VAE's attention come out random;
+# with 0.39 and transformers 4.57 the text encoder's are not copied and the VAE is not read; then Flax was removed.
 _CONVERT_FLAX = (
     "convert it once in PyTorch, in an environment of its own because later versions lose weights on the way: "
     'pip install torch "diffusers==0.14.0" "transformers==4.30.2" "huggingface_hub==0.16.4" "flax==0.7.5" '

@@ -9,7 +9,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
+import weakref
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -134,6 +135,67 @@ def test_an_edit_survives_the_way_out_and_in(tiny, tmp_path):
         for path, leaf in flatten(getattr(again, name).params).items():
             np.testing.assert_array_equal(leaf, flatten(edits[name].params)[path])
     assert "208 in unet, 124 in vae, 36 in text_encoder" in (tmp_path / "out/README.md").read_text()
+
+
+class FreshDrift(Mapping):
+    """A drift whose arrays are made anew whenever they are asked for, and counted while they live."""
+
+    def __init__(self, arrays):
+        self.arrays, self.live, self.most = arrays, 0, 0
+
+    def __getitem__(self, path):
+        array = self.arrays[path].copy()
+        self.live += 1
+        self.most = max(self.most, self.live)
+        weakref.finalize(array, self._gone)
+        return array
+
+    def _gone(self):
+        self.live -= 1
+
+    def __iter__(self):
+        return iter(self.arrays)
+
+    def __len__(self):
+        return len(self.arrays)
+
+
+@pytest.mark.parametrize("in_memory", [False, True], ids=["from a folder", "built in memory"])
+@pytest.mark.parametrize("held", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+def test_a_drift_is_added_on_the_way_out(stored, held, in_memory, tiny, tmp_path):
+    """In float32, to the bits that the source has and not to what loading has left of them."""
+    folder = tiny(dtype=stored, sharded=True)
+    loaded = load_pipeline(folder, dtype=held)
+    loaded = dataclasses.replace(loaded, source=None) if in_memory else loaded
+    rng = np.random.default_rng(0)
+    leaves = {path: leaf for path, leaf in flatten(loaded.unet.params).items() if path != "conv_in.kernel"}
+    drift = FreshDrift({path: rng.standard_normal(leaf.shape, np.float32) * 0.01 for path, leaf in leaves.items()})
+    drift.arrays["conv_out.bias"][:] = 0
+    save_pipeline(loaded, tmp_path / "out", drift=drift)
+    before, after = unet_tensors(folder), unet_tensors(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for path, moved in drift.arrays.items():
+        key, axes = layout.torch_key(path), {4: (3, 2, 0, 1), 2: (1, 0)}.get(moved.ndim)
+        base = before[key].to(getattr(torch, held)) if in_memory else before[key]
+        wanted = base.float() + torch.from_numpy(moved.transpose(axes).copy() if axes else moved)
+        assert as_bytes(after[key]) == as_bytes(wanted.to(after[key].dtype)), key
+    if not in_memory:
+        for key in ("conv_in.weight", "conv_out.bias"):
+            assert as_bytes(before[key]) == as_bytes(after[key])
+        assert "206 in unet" in (tmp_path / "out/README.md").read_text()
+    # Never all of it: one for each thread that works, and for each tensor whose parts are not all written.
+    assert drift.live == 0 and drift.most <= 2 * min(os.cpu_count(), 8) + 2 < len(drift) / 10
+
+
+def test_a_parameter_that_was_changed_since_it_was_loaded_takes_its_drift_as_it_is(tiny, tmp_path):
+    folder = tiny(dtype="float16")
+    loaded = load_pipeline(folder, dtype="bfloat16")
+    edited = changed_unet(loaded, {"conv_in.bias": jnp.full(32, 0.5, jnp.bfloat16)})
+    save_pipeline(edited, tmp_path / "out", drift={"conv_in.bias": np.full(32, 0.25, np.float32)})
+    assert unet_tensors(tmp_path / "out")["conv_in.bias"].tolist() == [0.75] * 32
+    with pytest.raises(AegisError, match="the drift is of another UNet, which has conv_inn.bias"):
+        save_pipeline(edited, tmp_path / "other", drift={"conv_inn.bias": np.zeros(32)})
 
 
 def test_only_the_pipelines_own_files_are_copied(tiny_copy, tmp_path):

@@ -64,13 +64,12 @@ def test_the_folders_own_sampler_is_run_with_our_unet(tiny_copy, config):
     assert report.agrees, report.text()
 
 
-def test_a_unet_that_is_wrong_only_between_timesteps_is_found_by_the_own_sampler(tiny_copy, monkeypatch):
-    """Fractional timesteps, which no other comparison visits."""
-    right = verify.unet.apply
-    monkeypatch.setattr(verify.unet, "apply", lambda g, p, z, t, e: right(g, p, z, t, e) * (1 + 3 * (t[0] % 1)))
-    report = verify.verify(with_sampler(tiny_copy(), **KARRAS | {"timestep_spacing": "linspace"}), steps=6)
-    ends = [d for d in report.differences if d.largest > d.allowed]
-    assert [d.what for d in ends] == [f"image, 6 steps of {KARRAS['_class_name']}"] and not report.agrees
+def test_outputs_that_differ_on_the_own_samplers_way_are_found(tiny_copy, monkeypatch):
+    wrong = lambda sample, timestep, encoder_hidden_states, **_: (sample * 0.5,)  # noqa: E731
+    monkeypatch.setattr(verify, "_forward_by", lambda *_: wrong)
+    report = verify.verify(with_sampler(tiny_copy(), **KARRAS), steps=3)
+    found = [d.what for d in report.differences if d.largest > d.allowed]
+    assert found == [f"image, 3 steps of {KARRAS['_class_name']}"] and "DISAGREE" in report.text()
 
 
 def test_clipped_latents_are_found(tiny_copy, monkeypatch):
