@@ -214,8 +214,8 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
         picture.check(pipeline, run.picture)
     state, step_fn = _start(run, pipeline)
     remove_leftovers(folder.pipeline)
+    _check_space(run, pipeline, state, folder, resume)
     if not resume:
-        _check_space(run, pipeline, state, folder)
         folder.create(run)
     if story:
         story["resumed"] += [manifest.now()]
@@ -249,9 +249,13 @@ def _tensor_log(run, pipeline, folder, done: int) -> TensorLog:
     return log
 
 
-def _check_space(run, pipeline, state, folder):
-    """Before anything is written: room for the result and as many checkpoints as will lie there at once."""
+def _check_space(run, pipeline, state, folder, resume: bool):
+    """Before anything is written: room for the result and as many checkpoints as will lie there at once.
+
+    A resumed run has all of them but one already.
+    """
     count = min(run.checkpoint.keep + 1, -(-run.erase.steps // run.checkpoint.every))
+    count = 1 if resume else count
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) * count + written_bytes(pipeline)
     folder.check_space(needed, count)
 

@@ -172,7 +172,7 @@ def test_a_drift_is_added_on_the_way_out(stored, held, in_memory, tiny, tmp_path
     leaves = {path: leaf for path, leaf in flatten(loaded.unet.params).items() if path != "conv_in.kernel"}
     drift = FreshDrift({path: rng.standard_normal(leaf.shape, np.float32) * 0.01 for path, leaf in leaves.items()})
     drift.arrays["conv_out.bias"][:] = 0
-    save_pipeline(loaded, tmp_path / "out", drift=drift)
+    save_pipeline(loaded, tmp_path / "out", drift={"unet": drift})
     before, after = unet_tensors(folder), unet_tensors(tmp_path / "out")
     assert before.keys() == after.keys()
     for path, moved in drift.arrays.items():
@@ -192,10 +192,10 @@ def test_a_parameter_that_was_changed_since_it_was_loaded_takes_its_drift_as_it_
     folder = tiny(dtype="float16")
     loaded = load_pipeline(folder, dtype="bfloat16")
     edited = changed_unet(loaded, {"conv_in.bias": jnp.full(32, 0.5, jnp.bfloat16)})
-    save_pipeline(edited, tmp_path / "out", drift={"conv_in.bias": np.full(32, 0.25, np.float32)})
+    save_pipeline(edited, tmp_path / "out", drift={"unet": {"conv_in.bias": np.full(32, 0.25, np.float32)}})
     assert unet_tensors(tmp_path / "out")["conv_in.bias"].tolist() == [0.75] * 32
-    with pytest.raises(AegisError, match="the drift is of another UNet, which has conv_inn.bias"):
-        save_pipeline(edited, tmp_path / "other", drift={"conv_inn.bias": np.zeros(32)})
+    with pytest.raises(AegisError, match="the drift is of another model, which has conv_inn.bias"):
+        save_pipeline(edited, tmp_path / "other", drift={"unet": {"conv_inn.bias": np.zeros(32)}})
 
 
 def test_only_the_pipelines_own_files_are_copied(tiny_copy, tmp_path):
