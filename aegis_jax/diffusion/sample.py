@@ -1,6 +1,6 @@
 """From prompts to images: text encoding, the guided DDIM loop, decoding.
 
-The same arithmetic as a diffusers StableDiffusionPipeline whose scheduler is
+The same arithmetic as a diffusers StableDiffusionPipeline built with
 `DDIMScheduler.from_config` of the folder's scheduler config, with eta 0 and the same latents.
 Shapes: n images, B batch, h w latent size, C channels, L tokens, D text width, H W pixels.
 """

@@ -4,9 +4,11 @@ z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps with a_t = `alphas_cumprod[t]`, t = 0..T
 al. 2021, equation 12 with sigma = 0) recovers z_0 from the network's output and moves it to the
 noise level of the next timestep.
 
-Whatever sampler a scheduler_config.json names, it is read as diffusers'
-`DDIMScheduler.from_config(config)` reads it: known keys are taken, absent ones get DDIM's own
-defaults (`clip_sample` is on unless the file says otherwise), keys of other samplers are ignored.
+Whatever sampler a scheduler_config.json names, it is read as a diffusers StableDiffusionPipeline with
+`DDIMScheduler.from_config(config)` reads it: known keys are taken, absent ones get DDIM's own defaults, keys of other
+samplers are ignored. Two keys have no say, because that pipeline's constructor overrides them: latents are never
+clipped (`clip_sample`; they are no pixels, and the files of most samplers do not mention it), and leading timesteps
+are counted from 1 (`steps_offset`).
 """
 
 import dataclasses
@@ -26,10 +28,7 @@ DDIM_DEFAULTS = {
     "beta_end": 0.02,
     "beta_schedule": "linear",
     "trained_betas": None,
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
     "set_alpha_to_one": True,
-    "steps_offset": 0,
     "prediction_type": "epsilon",
     "thresholding": False,
     "timestep_spacing": "leading",
@@ -38,12 +37,11 @@ DDIM_DEFAULTS = {
 _KINDS = {
     **dict.fromkeys(("beta_start", "beta_end"), kinds.SHARE),
     **dict.fromkeys(("beta_schedule", "prediction_type", "timestep_spacing"), kinds.NAME),
-    **dict.fromkeys(("clip_sample", "set_alpha_to_one", "thresholding", "rescale_betas_zero_snr"), kinds.FLAG),
+    **dict.fromkeys(("set_alpha_to_one", "thresholding", "rescale_betas_zero_snr"), kinds.FLAG),
     "trained_betas": kinds.optional(kinds.each(kinds.SHARE)),
-    "clip_sample_range": kinds.POSITIVE,
-    "steps_offset": kinds.COUNT,
     "num_train_timesteps": kinds.SIZE,
 }
+STEPS_OFFSET = 1
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 # Samplers of models whose noise is the z_t above. With any other (flow matching, EDM) DDIM would
 # run and produce nonsense.
@@ -59,7 +57,7 @@ SAMPLERS = frozenset(
 
 
 def ddim_config(scheduler_config: dict) -> dict:
-    """The keys of DDIM_DEFAULTS as `DDIMScheduler.from_config(scheduler_config)` would set them.
+    """The keys of DDIM_DEFAULTS as a StableDiffusionPipeline with a DDIMScheduler of this config has them.
 
     Raises AegisError naming the key for every value that cannot be honoured.
     """
@@ -164,21 +162,21 @@ def ddim_timesteps(scheduler_config: dict, steps: int) -> np.ndarray:
     if spacing == "linspace":
         timesteps = np.linspace(0, total - 1, steps).round()[::-1]
     elif spacing == "leading":
-        timesteps = np.arange(steps)[::-1] * (total // steps) + config["steps_offset"]
+        timesteps = np.arange(steps)[::-1] * (total // steps) + STEPS_OFFSET
     else:
         timesteps = np.round(np.arange(total, 0, -total / steps))[:steps] - 1
     timesteps = timesteps.astype(np.int32)
     if timesteps[0] >= total or timesteps[-1] < 0:
         raise AegisError(
-            f"steps = {steps} with steps_offset = {config['steps_offset']} reaches timestep "
-            f"{timesteps[0]}, but the schedule ends at {total - 1}; take fewer steps"
+            f"steps = {steps}, counted from timestep {STEPS_OFFSET}, reaches timestep {timesteps[0]}, but the schedule "
+            f"ends at {total - 1}; take fewer steps"
         )
     return timesteps
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["alphas_cumprod", "final_alpha_cumprod", "clip_sample_range"],
+    data_fields=["alphas_cumprod", "final_alpha_cumprod"],
     meta_fields=["prediction_type"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +185,6 @@ class Schedule:
 
     alphas_cumprod: jax.Array  # (T,) float32
     final_alpha_cumprod: jax.Array  # () a after the last step: 1, or a_0 without set_alpha_to_one
-    clip_sample_range: jax.Array  # () bound of the predicted z_0, infinite without clip_sample
     prediction_type: str  # epsilon | v_prediction | sample
 
 
@@ -198,7 +195,6 @@ def make_schedule(scheduler_config: dict) -> Schedule:
     return Schedule(
         alphas_cumprod=alphas,
         final_alpha_cumprod=jnp.float32(1) if config["set_alpha_to_one"] else alphas[0],
-        clip_sample_range=jnp.float32(config["clip_sample_range"] if config["clip_sample"] else jnp.inf),
         prediction_type=config["prediction_type"],
     )
 
@@ -222,7 +218,7 @@ def to_epsilon(schedule: Schedule, output: jax.Array, z_t: jax.Array, t: jax.Arr
 
 
 def to_original(schedule: Schedule, output: jax.Array, z_t: jax.Array, t: jax.Array) -> jax.Array:
-    """The z_0 a network output stands for, not clipped. Shapes as `to_epsilon`."""
+    """The z_0 a network output stands for. Shapes as `to_epsilon`."""
     if schedule.prediction_type == "sample":
         return output
     a = _alpha(schedule, t, z_t.ndim)
@@ -235,10 +231,9 @@ def output_step(schedule: Schedule, output: jax.Array, z_t: jax.Array, t: jax.Ar
     """z at t_prev from the raw network output at t; eta 0. t_prev < 0 means the end.
 
     Unlike `ddim_step` it also holds at zero terminal SNR (a_t = 0), where epsilon alone no longer
-    determines z_0. Clipping acts on z_0 only: epsilon stays the network's, as in diffusers.
+    determines z_0.
     """
-    bound = schedule.clip_sample_range
-    z_0 = jnp.clip(to_original(schedule, output, z_t, t), -bound, bound)
+    z_0 = to_original(schedule, output, z_t, t)
     a_prev = _alpha(schedule, t_prev, z_t.ndim)
     return jnp.sqrt(a_prev) * z_0 + jnp.sqrt(1 - a_prev) * to_epsilon(schedule, output, z_t, t)
 

@@ -6,7 +6,9 @@ array (n, *shape), with n = 1 for those; the drift and Adam's moments live in th
 """
 
 import math
+from collections.abc import Iterator, Mapping
 
+import jax
 import jax.numpy as jnp
 
 _LARGE = 2**18  # elements
@@ -41,3 +43,21 @@ def stack(tensors: dict, like: dict | None = None) -> dict:
 def unstack(stacked: dict, like: dict) -> dict:
     """The inverse of `stack`: {group name: (n, ...)} -> {path: (...)}; `like` is what was stacked, or its shapes."""
     return {path: stacked[name][i] for name, paths in groups(like).items() for i, path in enumerate(paths)}
+
+
+class Unstacked(Mapping):
+    """`unstack`, one array at a time: each is made when it is asked for, so that not all exist at once."""
+
+    def __init__(self, stacked: dict, like: dict):
+        self._stacked = stacked
+        self._places = {path: (name, i) for name, paths in groups(like).items() for i, path in enumerate(paths)}
+
+    def __getitem__(self, path: str) -> jax.Array:
+        name, i = self._places[path]
+        return self._stacked[name][i]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

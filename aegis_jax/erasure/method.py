@@ -21,8 +21,9 @@ class Method:
         holds, and what the steps never change. Raises `AegisError` for a pipeline or a concept that does not fit.
       step: (state, frozen, settings) -> (state, metrics): metrics are scalars, "L_e" among them, and may hold
         "per_tensor", {name: (number of changed tensors,)}.
-      changed: (pipeline, state, settings) -> {component: parameters}: the whole parameters, float32 where they changed,
-        of every component that the method changes.
+      drift: (pipeline, state, settings) -> {component: {leaf path: array}}: what is to be added, in float32, to which
+        parameters of the pipeline. The inner mapping may make an array when it is asked for, since all at once are as
+        large as the model; it must not hold the state.
       tensors: (pipeline, settings) -> PyTorch keys of the changed tensors, in the order of "per_tensor".
     """
 
@@ -30,5 +31,5 @@ class Method:
     check: Callable
     start: Callable
     step: Callable
-    changed: Callable
+    drift: Callable
     tensors: Callable

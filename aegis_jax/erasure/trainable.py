@@ -66,7 +66,6 @@ def _moved(mine: dict, drift: dict, *, dtypes, placement) -> dict:
     return moved if placement is None else placement.tensors(moved)
 
 
-def merged(params: dict, drift: dict, trainable: str) -> dict:
-    """theta0 + d on a pipeline's own parameters: trainable tensors float32, the others as they are."""
-    mine = {path: jnp.asarray(x, jnp.float32) for path, x in select(params, trainable).items()}
-    return add_drift(unflatten(flatten(params) | mine), drift, trainable)
+def drift_by_path(params: dict, drift: dict, trainable: str) -> groups.Unstacked:
+    """{dotted path: drift} of the trainable tensors of nested parameters, each array made when it is asked for."""
+    return groups.Unstacked(drift, like=select(params, trainable))

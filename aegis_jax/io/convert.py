@@ -36,12 +36,16 @@ class Origin:
     key: str
 
 
-def match(component: str, model: Model, headers: tuple[safetensors.Header, ...]) -> tuple[dict[str, Origin], list[str]]:
+def match(
+    component: str, model: Model, headers: tuple[safetensors.Header, ...]
+) -> tuple[dict[str, Origin], list[str], list[str]]:
     """Finds the tensor of every leaf of an abstract model, from the headers alone.
 
-    Returns ({leaf path: Origin}, problems). The problems are missing leaves, wrong shapes and
-    types, keys that nothing uses and keys found twice; all of them, each naming the tensor, what
-    was found and what was wanted.
+    Returns ({leaf path: Origin}, problems, unused). The problems are missing leaves, wrong shapes and
+    types, and tensors found twice; all of them, each naming the tensor, what was found and what was
+    wanted. unused: keys that the model has no place for; PyTorch reads past them, so they are no
+    problem by themselves, but beside a missing leaf they may be that leaf misnamed and are listed
+    with the problems.
     """
     where: dict[str, Origin] = {}
     problems = []
@@ -54,23 +58,24 @@ def match(component: str, model: Model, headers: tuple[safetensors.Header, ...])
     origins, used = {}, set()
     for path, leaf in flatten(model.params).items():
         wanted = torch_shape(path, leaf.shape)
-        key = next((name for name in _names(component, torch_key(path)) if name in where), None)
-        if key is None:
+        keys = [name for name in _names(component, torch_key(path)) if name in where]
+        if not keys:
             problems.append(f"missing {torch_key(path)!r} {wanted}")
             continue
-        used.add(key)
+        if len(keys) > 1:
+            problems.append(f"{keys[0]!r} is there twice, also as {keys[1]!r}")
+        used.update(keys)
+        key = keys[0]
         origins[path] = where[key]
         entry = headers[where[key].file].entries[key]
         if entry.shape not in {wanted, _old_shape(key, wanted)}:
             problems.append(f"{key!r} has shape {entry.shape}, wanted {wanted}")
         if entry.dtype not in _PARAMETER_TYPES:
             problems.append(f"{key!r} has type {entry.dtype}, wanted one of {', '.join(_PARAMETER_TYPES)}")
-    problems += [
-        f"unused {key!r} {headers[origin.file].entries[key].shape}"
-        for key, origin in where.items()
-        if key not in used and not _is_constant(component, key)
-    ]
-    return origins, [f"{component}: {problem}" for problem in problems]
+    unused = [key for key in where if key not in used and not _is_constant(component, key)]
+    if problems:
+        problems += [f"unused {key!r} {headers[where[key].file].entries[key].shape}" for key in unused]
+    return origins, [f"{component}: {problem}" for problem in problems], unused
 
 
 def refuse(problems: list[str], where) -> None:

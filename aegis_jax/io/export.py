@@ -6,27 +6,24 @@ destination's name before all of it is there.
 """
 
 import contextlib
-import dataclasses
-import functools
 import json
 import os
 import pathlib
+import re
 import shutil
+import signal
+import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
-import numpy as np
 
 from aegis_jax.errors import AegisError
-from aegis_jax.io import convert, hub, parts, safetensors, tiles
+from aegis_jax.io import convert, hub, safetensors, tensors
 from aegis_jax.io.folder import CONFIGS, NEED_WEIGHTS, File, Weights, read_json
 from aegis_jax.io.pipeline import MODELS, Pipeline
-from aegis_jax.models import layout
 from aegis_jax.models.model import Model, flatten
 
-_FLOAT32 = np.dtype(np.float32)
-_COMPARED = 1 << 18  # bytes that are compared at a time
 _CARD = """---
 library_name: diffusers
 tags:
@@ -49,7 +46,7 @@ def save_pipeline(
     dtype=None,
     overwrite: bool = False,
     card: str | None = None,
-    drift: Mapping[str, jax.Array] | None = None,
+    drift: Mapping[str, Mapping[str, jax.Array]] | None = None,
 ) -> None:
     """Writes a diffusers folder that PyTorch diffusers loads.
 
@@ -62,17 +59,18 @@ def save_pipeline(
     dtype: of changed tensors (float32, float16, bfloat16); default: that of the source tensor. A
     pipeline without a source is written whole, by default in float32. overwrite: replace an
     existing pipeline folder, which is removed only after success. card: text of the model card,
-    README.md. drift: {leaf path: array} to add to parameters of the UNet, in float32, as they are
+    README.md. drift: {component: {leaf path: array}} to add to parameters, in float32, as they are
     written. Beside the pipeline and the drift themselves only a few tensors are in memory at a time;
     a mapping that makes its arrays when asked saves the memory for all of them.
 
     Raises `AegisError` if the destination exists, the disk is full, a component has no weights that
     diffusers would look for, the source has changed since it was loaded, or a changed tensor holds
-    values that are not finite in `dtype`; nothing is left behind then.
+    values that are not finite in `dtype`, and `Stopped` on SIGTERM; nothing is left behind then.
     """
     dtype = None if dtype is None else safetensors.dtype_name(dtype)
     check_complete(pipeline)
     destination = _checked_destination(folder, overwrite)
+    remove_leftovers(destination)
     _check_space(pipeline, destination)
     with _written_beside(destination) as unfinished:
         write = _write_new if pipeline.source is None else _write_alike
@@ -84,11 +82,16 @@ def save_pipeline(
 
 
 def check_complete(pipeline: Pipeline) -> None:
-    """Refuses what could be loaded here but not, after an export, by diffusers: a safety checker without weights.
+    """Refuses what could be loaded here but not, after an export, by diffusers: a safety checker that is not whole.
 
     A hub repository comes so whose checker is a pickle, which is not downloaded.
     """
     folder = pipeline.source and pipeline.source.folder
+    if folder and "safety_checker" in folder.components and "feature_extractor" in folder.absent:
+        raise AegisError(
+            f"{folder.path} has a safety_checker but no feature_extractor, so that diffusers could not load an "
+            'export: add it, or let model_index.json say "safety_checker": [null, null]'
+        )
     bare = [name for name in NEED_WEIGHTS if folder and name in folder.components]
     bare = [name for name in bare if folder.components[name].weights is None]
     if bare:
@@ -131,30 +134,92 @@ def _check_space(pipeline: Pipeline, destination: pathlib.Path) -> None:
         )
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGTERM arrived while a pipeline was written; nothing was kept of it."""
+
+    def __init__(self, signum: int, destination: pathlib.Path):
+        super().__init__(f"{signal.Signals(signum).name} while writing {destination}: nothing was kept of it")
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm(destination: pathlib.Path) -> Iterator[None]:
+    """SIGTERM, which would end the process on the spot, raises `Stopped`; a handler of the user's own stays.
+
+    Outside the main thread Python allows no signal handlers.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(signum, frame):
+        signal.signal(signum, signal.SIG_IGN)  # a second one must not interrupt the removal
+        raise Stopped(signum, destination)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _beside(destination: pathlib.Path, what: str) -> pathlib.Path:
+    """The hidden folder that this process uses while it writes `destination`; what: unfinished or replaced."""
+    return destination.with_name(f".{destination.name}.{socket.gethostname()}-{os.getpid()}.{what}")
+
+
+def remove_leftovers(folder: str | os.PathLike, kinds: tuple[str, ...] = ("unfinished",)) -> None:
+    """Removes what killed exports to `folder` have left beside it.
+
+    Only folders with a name of ours whose process was on this host and is no more. kinds: "unfinished" and "replaced",
+    the latter being the pipeline that stood at `folder` before, and perhaps the only one.
+    """
+    destination = hub.expand(folder).resolve()
+    name = re.compile(rf"\.{re.escape(destination.name)}\.(.+)-(\d+)\.({'|'.join(kinds)})")
+    if not destination.parent.is_dir():
+        return
+    for path in destination.parent.iterdir():
+        found = name.fullmatch(path.name)
+        if found and found[1] == socket.gethostname() and not _is_other_process(int(found[2])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_other_process(pid: int) -> bool:
+    """Whether a process of this number runs that is not this one.
+
+    This one has the number of a killed one where it is the first in a container.
+    """
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return pid != os.getpid()
+
+
 @contextlib.contextmanager
 def _written_beside(destination: pathlib.Path) -> Iterator[pathlib.Path]:
     """A new folder beside the destination, renamed to it on success and removed otherwise."""
-    unfinished = destination.with_name(f".{destination.name}.{os.getpid()}.unfinished")
-    replaced = destination.with_name(f".{destination.name}.{os.getpid()}.replaced")
-    with safetensors.writing(destination):
+    unfinished, replaced = _beside(destination, "unfinished"), _beside(destination, "replaced")
+    with safetensors.writing(destination), _stopped_by_sigterm(destination):
         try:
-            # What a killed process left that had our number, as the first in a container always has, goes first.
-            shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             yield unfinished
-            if destination.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
-                os.rename(destination, replaced)
             try:
+                if destination.exists():
+                    shutil.rmtree(replaced, ignore_errors=True)
+                    os.rename(destination, replaced)
                 os.rename(unfinished, destination)
-            except OSError:
-                if replaced.exists():
+            except BaseException:
+                if replaced.exists() and not destination.exists():
                     os.rename(replaced, destination)
                 raise
             _sync_folder(destination.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        remove_leftovers(destination, ("unfinished", "replaced"))
 
 
 def _sync_folder(path: pathlib.Path) -> None:
@@ -166,60 +231,17 @@ def _sync_folder(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-    """A parameter on its way out.
-
-    drift: makes what is added to it, in float32; None: nothing. source: reads rows of its tensor in the source, which
-    may have more bits than the array; None: the array itself is right.
-    """
-
-    path: str
-    array: jax.Array
-    drift: Callable[[], jax.Array] | None = None
-    source: Callable[[slice], np.ndarray] | None = None
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.array.dtype if self.drift is None else _FLOAT32
-
-    def rows(self, rows, drift: np.ndarray | None) -> np.ndarray:
-        """Rows in PyTorch's layout and in `dtype`; drift: all of what `drift` makes, which is the caller's to hold."""
-        if self.source is None:
-            tensor = _laid_out(self.path, self.array, rows, self.dtype)
-        else:
-            tensor = self.source(rows).astype(self.dtype)
-        if drift is not None:
-            tensor += _laid_out(self.path, drift, rows, self.dtype)
-        return tensor
-
-
-class _Drifts:
-    """The drifts of those leaves that are being written: made at a leaf's first part, dropped after its last."""
-
-    def __init__(self, leaves: dict[str, _Leaf]):
-        self._leaves, self._held, self._lock = leaves, {}, threading.Lock()
-
-    @contextlib.contextmanager
-    def of(self, key: str, count: int) -> Iterator[np.ndarray | None]:
-        """The drift of a leaf, for one of its `count` parts."""
-        if self._leaves[key].drift is None:
-            yield None
-            return
-        with self._lock:
-            drift, left = self._held.get(key) or (np.asarray(self._leaves[key].drift()), count)
-            self._held[key] = drift, left - 1
-            if left == 1:
-                del self._held[key]
-        yield drift
-
-
 def _write_alike(pipeline: Pipeline, root: pathlib.Path, dtype: str | None, drift: Mapping) -> dict[str, int]:
     """Writes a pipeline like its source; returns how many tensors of each model were changed."""
     source = pipeline.source
     changed = {}
     for file in source.folder.files:
-        _copy(file, root)
+        if file.name == "model_index.json" and source.folder.absent:
+            # As PyTorch writes a pipeline that was loaded without them.
+            nulls = {name: [None, None] for name in source.folder.absent}
+            _write_json(root / file.name, read_json(_unchanged(file).path) | nulls)
+        else:
+            _copy(file, root)
     for name, component in source.folder.components.items():
         target = root / name
         target.mkdir()
@@ -239,7 +261,7 @@ def _write_alike(pipeline: Pipeline, root: pathlib.Path, dtype: str | None, drif
         if name in MODELS:
             changed[name] = _write_model(
                 getattr(pipeline, name), component.weights, source.origins[name], target, dtype,
-                drift if name == "unet" else {},
+                drift.get(name, {}),
             )  # fmt: skip
         elif component.weights:
             _write_model(None, component.weights, {}, target, None, {})
@@ -258,130 +280,17 @@ def _write_model(
 
     model: whose parameters are written; None copies the source's files.
     """
-    leaves = _leaves(model, drift) if model else {}
-    _check_leaves(leaves, origins, weights, target.name)
+    leaves = tensors.leaves_of(model, drift) if model else {}
+    tensors.check(leaves, origins, weights, target.name)
     changed, sizes = 0, []
     for index, (header, name) in enumerate(zip(weights.headers, weights.names, strict=True)):
         here = {origin.key: leaves[path] for path, origin in origins.items() if origin.file == index}
-        count, entries = _write_file(header, here, target / name, dtype)
+        count, entries = tensors.write_like(header, here, target / name, dtype)
         changed += count
         sizes += [(entry.key, name, entry.nbytes) for entry in entries]
     if weights.index:
         _write_index(weights, target, sizes)
     return changed
-
-
-def _leaves(model: Model, drift: Mapping) -> dict[str, _Leaf]:
-    leaves = flatten(model.params)
-    strange = sorted(set(drift) - leaves.keys())
-    if strange:
-        raise AegisError(f"the drift is of another UNet, which has {strange[0]}: take the pipeline it was trained on")
-    make = {path: functools.partial(drift.__getitem__, path) for path in drift}
-    return {path: _Leaf(path, array, make.get(path)) for path, array in leaves.items()}
-
-
-def _check_leaves(leaves, origins, weights, component: str) -> None:
-    """Refuses parameters that are not, by name and shape, those that were loaded."""
-    wrong = sorted(leaves.keys() ^ origins.keys())
-    for path in leaves.keys() & origins.keys():
-        entry = weights.headers[origins[path].file].entries[origins[path].key]
-        shape = layout.torch_shape(path, leaves[path].array.shape)
-        if entry.shape not in {shape, (*shape, 1, 1)}:
-            wrong.append(path)
-    if wrong:
-        raise AegisError(
-            f"{component}: {len(wrong)} parameters are not those of the source, first {wrong[0]}: "
-            "export the pipeline with source=None to write it whole"
-        )
-
-
-def _write_file(
-    header: safetensors.Header, here: dict[str, _Leaf], path: pathlib.Path, dtype: str | None
-) -> tuple[int, list[safetensors.Entry]]:
-    """Writes one weight file like `header`; `here` = {key: leaf} of its parameters."""
-    with safetensors.open_unchanged(header) as file:
-        here = dict(zip(here, parts.on_all_cores(lambda key: _in_full(file, header, key, here[key]), here)))
-        # The header comes first and has to know which tensors change type.
-        same = parts.on_all_cores(lambda key: _is_same(file, header, key, here[key]), here)
-        changed = {key for key, unchanged in zip(here, same) if not unchanged}
-        entries = [
-            dataclasses.replace(entry, dtype=dtype) if dtype and entry.key in changed else entry
-            for entry in header.entries.values()
-        ]
-        part = _part_of(here, entries)
-        as_before = entries == list(header.entries.values())
-        safetensors.write(
-            path,
-            entries,
-            lambda key, rows: (
-                part(key, rows) if key in changed else safetensors.read_tensor(file, header, key, rows=rows)
-            ),
-            metadata=header.metadata,
-            raw_header=header.raw if as_before else None,
-        )
-    return len(changed), entries
-
-
-def _part_of(leaves: dict[str, _Leaf], entries: list[safetensors.Entry]) -> Callable:
-    """What gives `safetensors.write` the parts of leaves, as `entries` say."""
-    entries, drifts = {entry.key: entry for entry in entries}, _Drifts(leaves)
-
-    def part(key, rows):
-        entry = entries[key]
-        with drifts.of(key, len(parts.split(entry.shape, entry.numpy_dtype.itemsize))) as drift:
-            tensor = leaves[key].rows(rows, drift)
-        return _cast(tensor, entry.numpy_dtype, key).reshape(-1, *entry.shape[1:]) if entry.shape else tensor
-
-    return part
-
-
-def _in_full(file, header: safetensors.Header, key: str, leaf: _Leaf) -> _Leaf:
-    """The leaf, to be read from its source if that has bits that were lost when it was loaded.
-
-    Their rounding would go into the export with the drift. An array that was changed since it was loaded stays.
-    """
-    if leaf.drift is None or leaf.dtype == leaf.array.dtype:
-        return leaf
-    if not _is_same(file, header, key, dataclasses.replace(leaf, drift=None)):
-        return leaf
-    return dataclasses.replace(leaf, source=lambda rows: safetensors.read_tensor(file, header, key, rows=rows))
-
-
-def _is_same(file, header: safetensors.Header, key: str, leaf: _Leaf) -> bool:
-    """Whether a leaf has the bits that loading its source tensor in the leaf's dtype gives."""
-    entry, bits = header.entries[key], f"u{leaf.dtype.itemsize}"
-    drift = None if leaf.drift is None else np.asarray(leaf.drift())
-    # Part by part: of a tensor that was trained the first part differs, and the rest need not be looked at.
-    for rows in parts.split(entry.shape, entry.numpy_dtype.itemsize, _COMPARED):
-        source = safetensors.read_tensor(file, header, key, rows=rows)
-        with np.errstate(over="ignore"):
-            source = source.astype(leaf.dtype, copy=False)
-        ours = leaf.rows(rows, drift)
-        if not np.array_equal(source.view(bits).reshape(-1), ours.view(bits).reshape(-1)):
-            return False
-    return True
-
-
-def _laid_out(path: str, leaf, rows, dtype) -> np.ndarray:
-    """Rows of a leaf in PyTorch's layout."""
-    part = layout.to_torch(path, np.asarray(leaf))[rows]
-    tensor = np.empty(part.shape, dtype)
-    with np.errstate(over="ignore"):
-        tiles.copy(tensor, part)
-    return tensor
-
-
-def _cast(tensor: np.ndarray, dtype: np.dtype, key: str) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        result = tensor.astype(dtype, copy=False)
-    if not np.isfinite(result).all():
-        advice = (
-            f"they are too large for {dtype}: choose dtype float32 or bfloat16"
-            if np.isfinite(tensor).all()
-            else "training has diverged: go back to an earlier checkpoint"
-        )
-        raise AegisError(f"tensor {key!r} has values that are not finite in the export; {advice}")
-    return result
 
 
 def _write_index(weights: Weights, target: pathlib.Path, sizes: list[tuple]) -> None:
@@ -427,20 +336,9 @@ def _write_new(pipeline: Pipeline, root: pathlib.Path, dtype: str | None, drift:
         model = getattr(pipeline, name)
         _write_json(root / name / CONFIGS[name], model.config)
         stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
-        leaves = _leaves(model, drift if name == "unet" else {})
-        counts[name] = _write_whole(leaves, root / name / f"{stem}.safetensors", dtype or "F32")
+        leaves = tensors.leaves_of(model, drift.get(name, {}))
+        counts[name] = tensors.write_whole(leaves, root / name / f"{stem}.safetensors", dtype or "F32")
     return counts
-
-
-def _write_whole(leaves: dict[str, _Leaf], path: pathlib.Path, dtype: str) -> int:
-    leaves = {layout.torch_key(name): leaf for name, leaf in leaves.items()}
-    entries = [
-        safetensors.Entry(key, dtype, layout.torch_shape(leaf.path, leaf.array.shape))
-        for key, leaf in sorted(leaves.items())
-    ]
-    # transformers refuses files that do not say which framework's layout they have.
-    safetensors.write(path, entries, _part_of(leaves, entries), metadata={"format": "pt"})
-    return len(entries)
 
 
 def _copy_tokenizer(pipeline: Pipeline, target: pathlib.Path) -> None:

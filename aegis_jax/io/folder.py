@@ -23,6 +23,7 @@ CONFIGS = {
     "text_encoder": "config.json",
     "scheduler": "scheduler_config.json",
 }
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # a pipeline may go without them
 NEED_WEIGHTS = ("safety_checker", "image_encoder")  # not needed here, but diffusers loads none of them without
 _STEMS = ("diffusion_pytorch_model", "model")
 _SUPPORTED = "aegis_jax reads Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)"
@@ -66,12 +67,17 @@ class Component:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A diffusers folder: model_index.json as read, files to copy, and its components."""
+    """A diffusers folder: model_index.json as read, files to copy, and its components.
+
+    absent: optional components that the index names and the folder does not have, a deleted safety checker for
+    example; diffusers loads such a folder when told to do without.
+    """
 
     path: pathlib.Path
     index: dict
     files: tuple[File, ...]
     components: dict[str, Component]
+    absent: tuple[str, ...] = ()
 
 
 def examine(path: pathlib.Path, variant: str | None = None) -> Folder:
@@ -89,13 +95,16 @@ def examine(path: pathlib.Path, variant: str | None = None) -> Folder:
     if variant is not None and variant not in found:
         others = f"variants there: {', '.join(sorted(found))}" if found else "it has no variants"
         raise AegisError(f"{path} has no weights of variant {variant!r}: {others}")
-    components = {name: _component(path, name, class_name, variant) for name, class_name in classes.items()}
+    absent = tuple(name for name in classes if name in OPTIONAL and not (path / name).exists())
+    components = {
+        name: _component(path, name, class_name, variant) for name, class_name in classes.items() if name not in absent
+    }
     licences = sorted(p for p in path.iterdir() if p.is_file() and p.name.upper().startswith("LICENSE"))
     files = (
         _file(path / "model_index.json"),
         *(_file(p) for p in licences if p.suffix in {"", ".txt", ".md"}),
     )
-    return Folder(path, index, files, components)
+    return Folder(path, index, files, components, absent)
 
 
 def read_json(path: pathlib.Path) -> dict:
@@ -126,7 +135,7 @@ def _refuse_other_folder(path: pathlib.Path) -> None:
             f"{path} has a config.json but no model_index.json: it looks like one component, give the folder above it"
         )
     for file in sorted(path.iterdir()):
-        if file.suffix in {*hub.PICKLES, ".safetensors"}:
+        if file.suffix in {*hub.PICKLES, ".safetensors", hub.FLAX}:
             hub.refuse_file(file)
     raise AegisError(f"{path} is not a diffusers pipeline: it has no model_index.json")
 
@@ -135,6 +144,9 @@ def _check_classes(path: pathlib.Path, index: dict) -> dict[str, str]:
     """{component: class name} of the components that the pipeline has."""
     where = path / "model_index.json"
     pipeline = index.get("_class_name")
+    named = [value[1] for value in index.values() if isinstance(value, list) and len(value) == 2]
+    if any(str(name).startswith("Flax") for name in (pipeline, *named)):
+        raise AegisError(f"{where}: the weights are Flax's, which are not read; {hub.how_to_convert_flax(path)}")
     if pipeline not in PIPELINES:
         raise AegisError(f"{where}: {pipeline} is not supported; {_SUPPORTED}")
     classes = {}
@@ -210,6 +222,9 @@ def _weights(path: pathlib.Path, component: str, variant: str | None) -> Weights
             if single.is_file():
                 return Weights((safetensors.read_header(single),), (f"{stem}.safetensors",), None)
     _refuse_pickles(path)
+    flax = sorted(path.glob(f"*{hub.FLAX}"))
+    if flax:
+        raise AegisError(f"{flax[0]} holds Flax weights, which are not read; {hub.how_to_convert_flax(path.parent)}")
     found = sorted(_variants(path.parent, {path.name: component}))
     if found:
         raise AegisError(

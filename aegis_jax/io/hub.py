@@ -9,9 +9,19 @@ from aegis_jax.errors import AegisError
 
 WORLD = pathlib.Path(__file__).parent.parent / "world" / "weights"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+FLAX = ".msgpack"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CONVERT = (
     "convert it once in PyTorch: StableDiffusionPipeline.{load}({source!r})"
+    '.save_pretrained("FOLDER", safe_serialization=True), then give FOLDER'
+)
+# Versions that were seen to carry every weight over. With diffusers 0.31 those of the VAE's attention come out random;
+# with 0.39 and transformers 4.57 the text encoder's are not copied and the VAE is not read; then Flax was removed.
+_CONVERT_FLAX = (
+    "convert it once in PyTorch, in an environment of its own because later versions lose weights on the way: "
+    'pip install torch "diffusers==0.14.0" "transformers==4.30.2" "huggingface_hub==0.16.4" "flax==0.7.5" '
+    '"jax[cpu]==0.4.23" "scipy<1.13" "numpy<2"; '
+    "StableDiffusionPipeline.from_pretrained({source!r}, from_flax=True, safety_checker=None)"
     '.save_pretrained("FOLDER", safe_serialization=True), then give FOLDER'
 )
 
@@ -71,6 +81,9 @@ def refuse_file(path: pathlib.Path) -> None:
     advice = _CONVERT.format(load="from_single_file", source=str(path))
     if path.suffix in PICKLES:
         raise AegisError(f"{path} is a pickle, which can run code when it is read, so it is refused; {advice}")
+    if path.suffix == FLAX:
+        folder = next((p for p in path.parents if (p / "model_index.json").is_file()), "the folder of its pipeline")
+        raise AegisError(f"{path} holds Flax weights, which are not read; {how_to_convert_flax(folder)}")
     if path.suffix == ".safetensors":
         raise AegisError(f"{path} is a single file, not a diffusers folder; {advice}")
     raise AegisError(f"{path} is a file: give a diffusers folder, a hub id like name/name, or world")
@@ -79,6 +92,11 @@ def refuse_file(path: pathlib.Path) -> None:
 def how_to_convert(folder: pathlib.Path) -> str:
     """The sentence that tells how to turn a folder of pickles into safetensors."""
     return _CONVERT.format(load="from_pretrained", source=str(folder))
+
+
+def how_to_convert_flax(folder) -> str:
+    """The same for a folder of Flax weights."""
+    return _CONVERT_FLAX.format(source=str(folder))
 
 
 def _download(repository: str, revision: str | None, variant: str | None) -> pathlib.Path:

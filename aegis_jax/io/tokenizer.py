@@ -6,6 +6,7 @@ needs no text.
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -58,6 +59,24 @@ class Tokenizer:
                 raise AegisError(f"the tokenizer in {self.folder} has no {token}: {_NEEDED}")
         return found
 
+    @functools.cached_property
+    def _vectors(self) -> dict[str, str]:
+        """{<x>: "<x> <x>_1 ..."} of the textual inversions of several vectors, as diffusers adds them."""
+        added = self._clip.added_tokens_encoder
+        found = {}
+        for token in added:
+            names = itertools.takewhile(added.__contains__, (f"{token}_{i}" for i in itertools.count(1)))
+            found[token] = " ".join([token, *names])
+        return {token: names for token, names in found.items() if names != token}
+
+    def _spelled_out(self, text: str) -> str:
+        """`text` with all vectors of its textual inversions: `maybe_convert_prompt` of a diffusers pipeline."""
+        text = _unicode(text)
+        if any(token in text for token in self._vectors):
+            for token in dict.fromkeys(self._clip.tokenize(text)):
+                text = text.replace(token, self._vectors.get(token, token))
+        return text
+
     @property
     def model_max_length(self) -> int:
         """Tokens per prompt, with BOS and EOS."""
@@ -86,18 +105,28 @@ class Tokenizer:
 
     @functools.cached_property
     def word_ids(self) -> np.ndarray:
-        """Ids of the whole words of two letters and more (and of word endings like them), int32, sorted.
+        """Ids of the whole words of two letters and more (and of word endings like them), int32, sorted; no digits,
+        signs or emoji.
 
         In a vocabulary that has none, of single characters, those of all its tokens but BOS, EOS and the like.
         """
-        end, vocabulary = "</w>", self._clip.get_vocab()
-        found = [i for word, i in vocabulary.items() if word.endswith(end) and len(word) > len(end) + 1]
+        vocabulary = self._clip.get_vocab()
+        found = [i for piece, i in vocabulary.items() if self._is_word(piece)]
         found = found or [i for i in vocabulary.values() if i not in self._clip.all_special_ids]
         return self._known(np.sort(np.array(found, np.int32)))
 
+    def _is_word(self, piece: str) -> bool:
+        """Whether a piece of the vocabulary ends a word and is of letters, at least two."""
+        word, end, _ = piece.rpartition("</w>")
+        if not end or len(word) < 2:
+            return False
+        if not word.isascii():  # bytes that stand for other characters
+            word = self._clip.convert_tokens_to_string([piece]).strip()
+        return len(word) > 1 and word.isalpha()
+
     def tokens(self, text: str) -> list[int]:
         """The ids of the text alone: no BOS, no EOS, no padding, not truncated."""
-        tokens = self._clip(_unicode(text), add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = self._clip(self._spelled_out(text), add_special_tokens=False, verbose=False)["input_ids"]
         self._known(np.array(tokens, np.int64))
         return tokens
 
@@ -108,7 +137,7 @@ class Tokenizer:
         prompt once.
         """
         length = self.model_max_length
-        texts = [_unicode(prompt) for prompt in prompts]
+        texts = [self._spelled_out(prompt) for prompt in prompts]
         rows = self._clip(texts, padding="max_length", max_length=length, truncation=True)["input_ids"]
         self._warn_of_cut(prompts, length)
         return self._known(np.asarray(rows, np.int32).reshape(len(prompts), length))
@@ -128,7 +157,7 @@ class Tokenizer:
         cut = []
         for prompt in dict.fromkeys(prompts):
             # A token has at least one character (or byte), so shorter prompts cannot be cut.
-            if len(prompt.encode()) <= length - 2 or prompt in self._warned:
+            if len(self._spelled_out(prompt).encode()) <= length - 2 or prompt in self._warned:
                 continue
             tokens = self.tokens(prompt)
             if len(tokens) > length - 2:

@@ -96,6 +96,11 @@ def native_size(config: dict) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else size and tuple(size)
 
 
+def unknown(config: dict) -> list[str]:
+    """The keys that diffusers does not know either and reads past, such as what a trainer kept there of its EMA."""
+    return [key for key in config if not key.startswith("_") and key not in {*_DEFAULTS, *_ONLY, *_IDLE}]
+
+
 def check(config: dict) -> dict:
     """config.json -> the settings the UNet is built from.
 
@@ -110,8 +115,6 @@ def check(config: dict) -> dict:
     for key, value in given.items():
         if key in _ONLY and value not in _ONLY[key]:
             problems.append(f"{key}={value!r} (supported: {_ONLY[key][0]!r})")
-        elif key not in _ONLY and key not in _DEFAULTS and key not in _IDLE and value not in (None, False):
-            problems.append(f"unknown option {key}={value!r}")
     malformed = kinds.problems(c, _KINDS)
     if malformed:  # what else is wrong cannot be told
         refuse(problems + malformed, "unet")

@@ -51,13 +51,17 @@ _KINDS = {
 }
 
 
+def unknown(config: dict) -> list[str]:
+    """The keys that diffusers does not know either and reads past."""
+    return [key for key in config if not key.startswith("_") and key not in _DEFAULTS]
+
+
 def _checked(config: dict) -> dict:
     """The config with defaults filled in; raises `AegisError` naming every unsupported option."""
     full = _DEFAULTS | {k: v for k, v in config.items() if not k.startswith("_")}
     problems = []
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         problems.append(f"_class_name={config['_class_name']!r} (supported: AutoencoderKL)")
-    problems += [f"unknown option {k}={full[k]!r}" for k in full if k not in _DEFAULTS and full[k] not in (None, False)]
     malformed = kinds.problems(full, _KINDS)
     if malformed:  # what else is wrong cannot be told
         refuse(problems + malformed, "vae")

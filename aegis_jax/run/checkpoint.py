@@ -116,6 +116,9 @@ class Checkpoints:
     def restore(self, like):
         """The newest state, in the structure, types and placement of the state `like`.
 
+        `like` is given up: a device, or a host, has no room for two states, so its arrays are deleted once the
+        checkpoint is known to fit, before anything is read.
+
         Raises `AegisError` if the checkpoint is of another run or its arrays are not those of
         `like`.
         """
@@ -139,12 +142,15 @@ class Checkpoints:
             for name, leaf in named.items()
             if leaf.size
         }
+        bound = {name: leaf.committed for name, leaf in named.items()}
+        for name in abstract:
+            named[name].delete()
         try:
             arrays = self._orbax.load(step, abstract)
         except Exception as error:
             raise _unreadable(where, error) from error
-        # Each is given up before the next is copied: a chip has no room for the state three times.
-        leaves = [_placed(arrays.pop(name), leaf) if name in arrays else leaf for name, leaf in named.items()]
+        # Each is given up before the next is copied.
+        leaves = [_placed(arrays.pop(name), bound[name]) if name in arrays else leaf for name, leaf in named.items()]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def _check_identity(self, where, marks):
@@ -153,9 +159,9 @@ class Checkpoints:
         refuse_other(where, self.defaults | marks["identity"], self.identity)
 
 
-def _placed(restored, like):
-    """Free to move where `like` is: what is bound to a device has programs of its own, compiled once more."""
-    return restored if like.committed else jnp.asarray(np.asarray(restored))
+def _placed(restored, bound: bool):
+    """Free to move unless `bound` to a device, where it would have programs of its own, compiled once more."""
+    return restored if bound else jnp.asarray(np.asarray(restored))
 
 
 def refuse_other(where, saved: dict, now: dict) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from aegis_jax.erasure.programs import compile_ahead
 from aegis_jax.errors import AegisError
 from aegis_jax.io import convert
-from aegis_jax.io.export import check_complete, save_pipeline, written_bytes
+from aegis_jax.io.export import check_complete, remove_leftovers, save_pipeline, written_bytes
 from aegis_jax.io.hub import expand
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
 from aegis_jax.models.model import Model, compute_dtype, flatten, unflatten
@@ -161,18 +162,18 @@ def _computed(run: RunConfig) -> dict:
     return {"concepts": list(run.concepts), **kept}
 
 
-def _in_full(pipeline: Pipeline) -> Model:
-    """The UNet in float32. What was loaded in fewer bits is read again, else its rounding would be exported too."""
-    unet = pipeline.unet
-    leaves = flatten(unet.params)
+def _in_full(pipeline: Pipeline, name: str) -> Model:
+    """A component in float32. What was loaded in fewer bits is read again, else its rounding would be exported too."""
+    model = getattr(pipeline, name)
+    leaves = flatten(model.params)
     if pipeline.source is None or all(leaf.dtype == np.float32 for leaf in leaves.values()):
-        return unet
-    headers = pipeline.source.folder.components["unet"].weights.headers
-    read = flatten(convert.read(unet, pipeline.source.origins["unet"], headers, jnp.float32).params)
+        return model
+    headers = pipeline.source.folder.components[name].weights.headers
+    read = flatten(convert.read(model, pipeline.source.origins[name], headers, jnp.float32).params)
     # A tensor that was changed since it was loaded stays as it is.
     same = {path: bool(jnp.array_equal(read[path].astype(leaf.dtype), leaf)) for path, leaf in leaves.items()}
     params = unflatten({path: read[path] if same[path] else leaf for path, leaf in leaves.items()})
-    return dataclasses.replace(unet, params=params)
+    return dataclasses.replace(model, params=params)
 
 
 def _start(run, pipeline):
@@ -200,8 +201,10 @@ def _in_memory(run, pipeline, progress) -> EraseResult:
     progress.start(0, run.erase.steps)
     _compile(step_fn, state)
     state = loop.train(step_fn, state, done=0, steps=run.erase.steps, record=record)
-    erased = _erased(run, pipeline, state)
+    drift = run.method.drift(pipeline, state, run.erase)
     del state, step_fn
+    erased = _erased(pipeline, drift)
+    del drift
     return EraseResult(_on_device(erased), metrics, log.arrays(), log.names, None, run, _on_device(pipeline))
 
 
@@ -219,19 +222,21 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     if run.picture.images:
         picture.check(pipeline, run.picture)
     state, step_fn = _start(run, pipeline)
+    remove_leftovers(folder.pipeline)
+    _check_space(run, pipeline, state, folder, resume)
     if not resume:
-        _check_space(run, pipeline, state, folder)
         folder.create(run)
     if story:
         story["resumed"] += [manifest.now()]
     else:
         story = manifest.describe(run, pipeline, base)
-    state = _train(run, pipeline, state, step_fn, folder, base, story, progress)
+    drift = run.method.drift(pipeline, _train(run, pipeline, state, step_fn, folder, base, story, progress), run.erase)
+    del state, step_fn  # the export needs none of it
     progress.say(f"writing {folder.pipeline}")
     metrics = folder.read_metrics()
-    save_pipeline(_erased(run, pipeline, state), folder.pipeline, overwrite=True, card=card.text(run, metrics))
+    _export(run, pipeline, drift, folder, card.text(run, metrics))
     folder.drop_previous()
-    del state, step_fn
+    del drift
     pipeline, erased = _on_device(pipeline), load_pipeline(folder.pipeline)
     if run.picture.images:
         picture.before_after(pipeline, erased, folder.picture, run, progress.say)
@@ -252,9 +257,13 @@ def _tensor_log(run, pipeline, folder, done: int) -> TensorLog:
     return log
 
 
-def _check_space(run, pipeline, state, folder):
-    """Before anything is written: room for the result and as many checkpoints as will lie there at once."""
+def _check_space(run, pipeline, state, folder, resume: bool):
+    """Before anything is written: room for the result and as many checkpoints as will lie there at once.
+
+    A resumed run has all of them but one already.
+    """
     count = min(run.checkpoint.keep + 1, -(-run.erase.steps // run.checkpoint.every))
+    count = 1 if resume else count
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) * count + written_bytes(pipeline)
     folder.check_space(needed, count)
 
@@ -314,8 +323,20 @@ def _with_params(pipeline: Pipeline, put) -> Pipeline:
     return dataclasses.replace(pipeline, **moved)
 
 
-def _erased(run, pipeline, state) -> Pipeline:
-    pipeline = dataclasses.replace(pipeline, unet=_in_full(pipeline))
-    changed = run.method.changed(pipeline, state, run.erase)
-    models = {name: dataclasses.replace(getattr(pipeline, name), params=params) for name, params in changed.items()}
+def _erased(pipeline, drift) -> Pipeline:
+    """The pipeline with the drift {component: {path: array}} added to its parameters, in float32."""
+    models = {}
+    for name, moves in drift.items():
+        model = _in_full(pipeline, name)
+        moved = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in flatten(model.params).items() if path in moves}
+        moved = {path: leaf + moves[path] for path, leaf in moved.items()}
+        models[name] = dataclasses.replace(model, params=unflatten(flatten(model.params) | moved))
     return dataclasses.replace(pipeline, **models)
+
+
+def _export(run, pipeline, drift, folder, text: str) -> None:
+    """Writes what `_erased` gives, tensor by tensor: beside pipeline and drift it is never in memory as a whole."""
+    try:
+        save_pipeline(pipeline, folder.pipeline, overwrite=True, card=text, drift=drift)
+    except KeyboardInterrupt as stopped:  # nothing is lost: the newest checkpoint is of the last step
+        raise loop.Interrupted(getattr(stopped, "signum", signal.SIGINT), run.erase.steps) from stopped

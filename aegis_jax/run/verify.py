@@ -5,6 +5,7 @@ The only place outside the tests that imports torch, and only when called.
 
 import contextlib
 import dataclasses
+import warnings
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 
 from aegis_jax.diffusion.sample import encode_text, sample
 from aegis_jax.errors import AegisError
+from aegis_jax.io.folder import Folder
 from aegis_jax.io.hub import expand
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.models import unet
@@ -59,8 +61,10 @@ def verify(folder, *, prompt: str = "a photo", steps: int = 25, seed: int = 0) -
     """Loads a diffusers folder here and in PyTorch diffusers (float32, CPU) and compares.
 
     Compared are the text embeddings, the UNet's output at the ends and in the middle of the
-    schedule, and one guided image from the same noise. folder: a diffusers folder, or a run folder.
-    Needs the extra [torch]; raises `AegisError` without it.
+    schedule, and one guided image from the same noise, by DDIM. Where the folder names another
+    sampler, which we do not have, that one draws twice in diffusers, with our UNet's outputs and
+    with PyTorch's. folder: a diffusers folder, or a run folder. Needs the extra [torch]; raises
+    `AegisError` without it.
     """
     with full_precision(jnp.float32):
         return _compared(expand(folder), prompt, steps, seed)
@@ -70,12 +74,11 @@ def _compared(folder: Path, prompt: str, steps: int, seed: int) -> Report:
     if not (folder / "model_index.json").exists() and (folder / "pipeline").is_dir():
         folder = folder / "pipeline"
     ours = load_pipeline(folder if str(folder) != "world" else "world")
-    torch, theirs = _load_torch(ours.source.folder.path)
+    torch, theirs, theirs_with_ddim = _load_torch(ours.source.folder)
     # One thing at a time: beyond the text encoder both sides get our embeddings.
     text_emb = encode_text(ours, [prompt])
     with torch.no_grad():
-        ids = torch.from_numpy(np.array(ours.tokenizer.ids([prompt]))).long()
-        their_emb = theirs.text_encoder(ids)[0].numpy()
+        their_emb = theirs.encode_prompt(prompt, "cpu", 1, False)[0].numpy()
     differences = [_compare("text embeddings", np.asarray(text_emb), their_emb)]
     shape = (1, *(native_size(ours.unet.config) or (64, 64)), ours.unet.config.get("in_channels", 4))
     z = np.random.default_rng(seed).standard_normal(shape, np.float32)
@@ -88,20 +91,50 @@ def _compared(folder: Path, prompt: str, steps: int, seed: int) -> Report:
         differences.append(_compare(f"UNet output, t = {t}", np.asarray(mine), reply.numpy().transpose(0, 2, 3, 1)))
     image = sample(ours, [prompt], steps=steps, guidance=GUIDANCE, latents=z)[0]
     with _their_refusal(folder):
-        reply = theirs(
-            prompt, num_inference_steps=steps, guidance_scale=GUIDANCE,
-            height=shape[1] * theirs.vae_scale_factor, width=shape[2] * theirs.vae_scale_factor,
-            latents=_nchw(torch, z), output_type="np",
-        ).images[0]  # fmt: skip
-    gap = np.abs(image.astype(np.float32) - (reply * 255).round())
-    differences.append(Difference(f"image, {steps} steps", float(gap.max()), IMAGE_TOLERANCE, "of 255"))
+        differences.append(
+            _compare_images(f"image, {steps} steps", image, _draw(torch, theirs_with_ddim, prompt, z, steps, seed))
+        )
+        sampler = type(theirs.scheduler).__name__
+        if sampler != "DDIMScheduler":
+            wanted = _draw(torch, theirs, prompt, z, steps, seed)
+            theirs.unet.forward = _forward_by(torch, ours.unet, apply)
+            found = _draw(torch, theirs, prompt, z, steps, seed)
+            differences.append(_compare_images(f"image, {steps} steps of {sampler}", found, wanted))
     return Report(folder, tuple(differences))
+
+
+def _draw(torch, theirs, prompt: str, z: np.ndarray, steps: int, seed: int) -> np.ndarray:
+    """A diffusers pipeline's guided image from the noise z (1, h, w, C): (H, W, 3), whole grey levels."""
+    image = theirs(
+        prompt, num_inference_steps=steps, guidance_scale=GUIDANCE,
+        height=z.shape[1] * theirs.vae_scale_factor, width=z.shape[2] * theirs.vae_scale_factor,
+        latents=_nchw(torch, z), output_type="np",
+        generator=torch.Generator().manual_seed(seed),  # of samplers that add noise
+    ).images[0]  # fmt: skip
+    return (image * 255).round()
+
+
+def _forward_by(torch, model, apply):
+    """What a diffusers pipeline calls as its UNet's `forward`, computed by our UNet."""
+
+    def forward(sample, timestep, encoder_hidden_states, **_):
+        z = jnp.asarray(sample.numpy().transpose(0, 2, 3, 1))
+        t = jnp.full(len(z), float(timestep))  # some samplers stop between whole timesteps
+        output = apply(model.graph, model.params, z, t, jnp.asarray(encoder_hidden_states.numpy()))
+        return (_nchw(torch, np.asarray(output)),)
+
+    return forward
 
 
 def _compare(what: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
     """Relative to the outputs' own size where that is beyond order 1."""
     scale = max(1.0, float(np.abs(theirs).max()))
     return Difference(what, float(np.abs(ours - theirs).max()), OUTPUT_TOLERANCE * scale)
+
+
+def _compare_images(what: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
+    gap = np.abs(ours.astype(np.float32) - theirs)
+    return Difference(what, float(gap.max()), IMAGE_TOLERANCE, "of 255")
 
 
 def _nchw(torch, z: np.ndarray):
@@ -118,8 +151,8 @@ def _their_refusal(folder: Path):
         raise AegisError(f"PyTorch diffusers does not take {folder}: {type(error).__name__}: {reason:.300}") from error
 
 
-def _load_torch(folder: Path):
-    """torch and the folder as a diffusers pipeline with a DDIM scheduler, on the CPU."""
+def _load_torch(folder: Folder):
+    """torch and the folder as a diffusers pipeline on the CPU, with its own sampler and with DDIM."""
     try:
         import transformers
 
@@ -133,11 +166,17 @@ def _load_torch(folder: Path):
         ) from error
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
-    with _their_refusal(folder):
-        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-            folder, safety_checker=None, local_files_only=True
-        ).to(dtype=torch.float32)
-    # From the file, not from pipeline.scheduler.config, in which diffusers mends values such as steps_offset 0.
-    pipeline.scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    return torch, pipeline
+    left_out = dict.fromkeys({"safety_checker", *folder.absent})
+    with _their_refusal(folder.path), warnings.catch_warnings():
+        # The constructor says so where it turns clip_sample off or steps_offset to 1, as we do.
+        warnings.simplefilter("ignore", FutureWarning)
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder.path, local_files_only=True, **left_out).to(
+            dtype=torch.float32
+        )
+        ddim = diffusers.DDIMScheduler.from_pretrained(folder.path, subfolder="scheduler", local_files_only=True)
+        with_ddim = diffusers.StableDiffusionPipeline(
+            **(pipeline.components | {"scheduler": ddim}), requires_safety_checker=False
+        )
+    for each in (pipeline, with_ddim):
+        each.set_progress_bar_config(disable=True)
+    return torch, pipeline, with_ddim

@@ -44,3 +44,15 @@ def test_drift_starts_at_zero(pipeline):
     chosen = trainable.select(pipeline.unet.params, "xattn")
     assert sum(d.size for d in drift.values()) == sum(leaf.size for leaf in chosen.values())
     assert not any(np.asarray(d).any() for d in drift.values())
+
+
+def test_drift_by_path_is_made_when_asked_for(pipeline):
+    params = pipeline.unet.params
+    zero = trainable.zero_drift(params, "xattn")
+    drift = {name: x + np.arange(x.size, dtype=np.float32).reshape(x.shape) for name, x in zero.items()}
+    wanted = groups.unstack(drift, like=trainable.select(params, "xattn"))
+    found = trainable.drift_by_path(params, drift, "xattn")
+    assert sorted(found) == sorted(wanted) and len(found) == len(wanted)
+    for path, array in wanted.items():
+        np.testing.assert_array_equal(found[path], array)
+        assert found[path] is not found[path]

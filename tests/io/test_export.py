@@ -6,6 +6,11 @@ import json
 import os
 import pathlib
 import shutil
+import signal
+import socket
+import subprocess
+import weakref
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +137,67 @@ def test_an_edit_survives_the_way_out_and_in(tiny, tmp_path):
     assert "208 in unet, 124 in vae, 36 in text_encoder" in (tmp_path / "out/README.md").read_text()
 
 
+class FreshDrift(Mapping):
+    """A drift whose arrays are made anew whenever they are asked for, and counted while they live."""
+
+    def __init__(self, arrays):
+        self.arrays, self.live, self.most = arrays, 0, 0
+
+    def __getitem__(self, path):
+        array = self.arrays[path].copy()
+        self.live += 1
+        self.most = max(self.most, self.live)
+        weakref.finalize(array, self._gone)
+        return array
+
+    def _gone(self):
+        self.live -= 1
+
+    def __iter__(self):
+        return iter(self.arrays)
+
+    def __len__(self):
+        return len(self.arrays)
+
+
+@pytest.mark.parametrize("in_memory", [False, True], ids=["from a folder", "built in memory"])
+@pytest.mark.parametrize("held", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+def test_a_drift_is_added_on_the_way_out(stored, held, in_memory, tiny, tmp_path):
+    """In float32, to the bits that the source has and not to what loading has left of them."""
+    folder = tiny(dtype=stored, sharded=True)
+    loaded = load_pipeline(folder, dtype=held)
+    loaded = dataclasses.replace(loaded, source=None) if in_memory else loaded
+    rng = np.random.default_rng(0)
+    leaves = {path: leaf for path, leaf in flatten(loaded.unet.params).items() if path != "conv_in.kernel"}
+    drift = FreshDrift({path: rng.standard_normal(leaf.shape, np.float32) * 0.01 for path, leaf in leaves.items()})
+    drift.arrays["conv_out.bias"][:] = 0
+    save_pipeline(loaded, tmp_path / "out", drift={"unet": drift})
+    before, after = unet_tensors(folder), unet_tensors(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for path, moved in drift.arrays.items():
+        key, axes = layout.torch_key(path), {4: (3, 2, 0, 1), 2: (1, 0)}.get(moved.ndim)
+        base = before[key].to(getattr(torch, held)) if in_memory else before[key]
+        wanted = base.float() + torch.from_numpy(moved.transpose(axes).copy() if axes else moved)
+        assert as_bytes(after[key]) == as_bytes(wanted.to(after[key].dtype)), key
+    if not in_memory:
+        for key in ("conv_in.weight", "conv_out.bias"):
+            assert as_bytes(before[key]) == as_bytes(after[key])
+        assert "206 in unet" in (tmp_path / "out/README.md").read_text()
+    # Never all of it: one for each thread that works, and for each tensor whose parts are not all written.
+    assert drift.live == 0 and drift.most <= 2 * min(os.cpu_count(), 8) + 2 < len(drift) / 10
+
+
+def test_a_parameter_that_was_changed_since_it_was_loaded_takes_its_drift_as_it_is(tiny, tmp_path):
+    folder = tiny(dtype="float16")
+    loaded = load_pipeline(folder, dtype="bfloat16")
+    edited = changed_unet(loaded, {"conv_in.bias": jnp.full(32, 0.5, jnp.bfloat16)})
+    save_pipeline(edited, tmp_path / "out", drift={"unet": {"conv_in.bias": np.full(32, 0.25, np.float32)}})
+    assert unet_tensors(tmp_path / "out")["conv_in.bias"].tolist() == [0.75] * 32
+    with pytest.raises(AegisError, match="the drift is of another model, which has conv_inn.bias"):
+        save_pipeline(edited, tmp_path / "other", drift={"unet": {"conv_inn.bias": np.zeros(32)}})
+
+
 def test_only_the_pipelines_own_files_are_copied(tiny_copy, tmp_path):
     folder = tiny_copy(dtype="float16")
     strays = (
@@ -247,16 +313,62 @@ def test_interrupted(tiny, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_a_killed_process_of_the_same_number_left(tiny, tiny_copy, tmp_path):
-    """In a container an erasure has the same process number after every restart."""
-    old = tiny_copy()
-    for end in ("unfinished", "replaced"):
-        left = tmp_path / f".{old.name}.{os.getpid()}.{end}" / "unet"
-        left.mkdir(parents=True)
-        (left / "config.json").write_text("half")
-    loaded = load_pipeline(tiny(seed=5))
-    save_pipeline(loaded, old, overwrite=True)
+def test_sigterm_while_writing_leaves_everything_as_it_was(tiny, tiny_copy, tmp_path, monkeypatch):
+    old, loaded = tiny_copy(), load_pipeline(tiny(seed=5))
+    before = {name: path.read_bytes() for name, path in files(old).items()}
+    for after in (0, 5):
+        sync, calls = os.fsync, iter(range(10**6))
+
+        def stopped(descriptor, sync=sync, calls=calls, after=after):
+            if next(calls) == after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            sync(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", stopped)
+            with pytest.raises(KeyboardInterrupt, match="SIGTERM while writing .*nothing was kept") as error:
+                save_pipeline(loaded, old, overwrite=True)
+        assert error.value.signum == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert {name: path.read_bytes() for name, path in files(old).items()} == before
+        assert os.listdir(tmp_path) == [old.name]
+
+
+@pytest.mark.parametrize("stop", [1, 2], ids=["the old one moved away", "the new one in place"])
+def test_a_signal_between_the_renames_costs_neither_pipeline(stop, tiny, tiny_copy, tmp_path, monkeypatch):
+    old, rename, calls = tiny_copy(), os.rename, iter(range(1, 10))
+
+    def stopped(source, target):
+        rename(source, target)
+        if next(calls) == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        save_pipeline(load_pipeline(tiny(seed=5)), old, overwrite=True)
+    wanted = tiny() if stop == 1 else tiny(seed=5)
+    assert as_bytes(unet_tensors(old)["conv_in.bias"]) == as_bytes(unet_tensors(wanted)["conv_in.bias"])
+    save_pipeline(load_pipeline(tiny(seed=5)), old, overwrite=True)
     assert os.listdir(tmp_path) == [old.name]
+
+
+def test_what_killed_processes_left(tiny, tiny_copy, tmp_path):
+    """Only what has a name of ours and whose process, on this host, is no more."""
+    old, host = tiny_copy(), socket.gethostname()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    # In a container an erasure has the same process number after every restart.
+    ours = [f".{old.name}.{host}-{pid}.{end}" for pid in (gone.pid, os.getpid()) for end in ("unfinished", "replaced")]
+    others = [
+        f".{old.name}.{host}-{os.getppid()}.unfinished",
+        f".{old.name}.elsewhere-{gone.pid}.unfinished",
+        f".another.{host}-{gone.pid}.unfinished",
+        f".{old.name}.unfinished",
+    ]
+    for name in ours + others:
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "unet" / "config.json").write_text("half")
+    save_pipeline(load_pipeline(tiny(seed=5)), old, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == sorted([old.name, *others])
     assert files(old).keys() == files(tiny(seed=5)).keys() | {"README.md"}
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from aegis_jax.errors import AegisError
 from aegis_jax.io import folder as folders
+from aegis_jax.io.export import save_pipeline
 from aegis_jax.io.pipeline import load_pipeline
 
 
@@ -61,6 +62,32 @@ def test_pickled_weights(component, tiny_copy):
     refused(folder, message)
 
 
+FLAX = r"Flax.*pip install torch .*from_pretrained\('{}', from_flax=True.*save_pretrained"
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_flax_weights_are_refused_with_the_way_to_convert_them(component, tiny_copy):
+    folder = tiny_copy()
+    (file,) = (folder / component).glob("*.safetensors")
+    file = file.rename(file.with_name("flax_model.msgpack"))
+    refused(folder, f"{component}/flax_model.msgpack holds " + FLAX.format(folder))
+    refused(file, "flax_model.msgpack holds " + FLAX.format(folder))
+    refused(folder / component, "no model_index.json: it looks like one component")
+    edit_json(folder / "model_index.json", _class_name="FlaxStableDiffusionPipeline")
+    refused(folder, "model_index.json: the weights are " + FLAX.format(folder))
+    edit_json(folder / "model_index.json", _class_name="StableDiffusionPipeline", unet=["diffusers", "FlaxUNet"])
+    refused(folder, "model_index.json: the weights are " + FLAX.format(folder))
+
+
+def test_a_safety_checker_without_its_feature_extractor_is_not_exported(tiny_copy, tmp_path):
+    folder = tiny_copy(safety_checker=True)
+    shutil.rmtree(folder / "feature_extractor")
+    with pytest.warns(UserWarning, match="left out.*: feature_extractor"):
+        loaded = load_pipeline(folder)
+    with pytest.raises(AegisError, match="no feature_extractor.*null, null"):
+        save_pipeline(loaded, tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionXLPipeline", None])
 def test_unsupported_pipelines_are_named(name, tiny_copy):
     folder = tiny_copy()
@@ -88,8 +115,8 @@ def test_unsupported_pipelines_are_named(name, tiny_copy):
         ({"..": ["a", "B"]}, r"'\.\.' is not the name of a component"),
         ({"": ["a", "B"]}, "'' is not the name of a component"),
         (
-            {"image_encoder": ["transformers", "CLIP"]},
-            "names the component image_encoder but there",
+            {"controlnet": ["diffusers", "ControlNetModel"]},
+            "names the component controlnet but there",
         ),
     ],
 )

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from aegis_jax.errors import AegisError
 from aegis_jax.io import convert, safetensors
+from aegis_jax.io.export import save_pipeline
 from aegis_jax.io.pipeline import MODELS, load_pipeline
 from aegis_jax.models import layout, model
 from aegis_jax.models.model import flatten
@@ -210,6 +211,74 @@ def test_integer_weights_are_refused(tiny_copy):
         load_pipeline(folder)
 
 
+@pytest.fixture
+def with_leftovers(tiny_copy):
+    """A folder with what PyTorch diffusers reads past: (folder, {component: extra tensors})."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tiny_copy(safety_checker=True)
+    config = json.loads((folder / "unet/config.json").read_text())
+    ema = {"decay": 0.9999, "inv_gamma": 1.0, "optimization_step": 1, "use_ema_warmup": False}  # EMAModel's
+    (folder / "unet/config.json").write_text(json.dumps(config | ema))
+    extra = {
+        "text_encoder": {"text_projection.weight": torch.ones(32, 32), "logit_scale": torch.tensor(4.6)},
+        "vae": {"loss.logvar": torch.zeros(()), "loss.steps": torch.arange(3)},
+    }
+    for component, tensors in extra.items():
+        path = next((folder / component).glob("*.safetensors"))
+        save_file({**load_file(path), **tensors}, path, {"format": "pt"})
+    for name in ("safety_checker", "feature_extractor"):
+        shutil.rmtree(folder / name)
+    return folder, extra
+
+
+def test_what_diffusers_reads_past_is_named_once_and_exported(with_leftovers, tmp_path, recwarn):
+    from diffusers import StableDiffusionPipeline
+
+    folder, extra = with_leftovers
+    loaded = load_pipeline(folder)
+    (notice,) = [str(w.message) for w in recwarn if w.category is UserWarning]
+    for named in (
+        "decay, inv_gamma, optimization_step, use_ema_warmup in unet/config.json",
+        "logit_scale, text_projection.weight in the weights of text_encoder",
+        "loss.logvar, loss.steps in the weights of vae",
+        "left out, named in model_index.json without a folder of that name: feature_extractor, safety_checker",
+    ):
+        assert named in notice
+    save_pipeline(loaded, tmp_path / "out")
+    assert (tmp_path / "out/unet/config.json").read_bytes() == (folder / "unet/config.json").read_bytes()
+    for component, tensors in extra.items():
+        (path,) = (tmp_path / "out" / component).glob("*.safetensors")
+        assert path.read_bytes() == (folder / component / path.name).read_bytes()
+        assert tensors.keys() <= load_file(path).keys()
+    # Without any option, as what PyTorch saves after loading the folder with safety_checker=None.
+    theirs = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert theirs.safety_checker is None and theirs.feature_extractor is None
+
+
+def test_a_long_list_of_unused_tensors_is_cut(tiny_copy):
+    from safetensors.torch import save_file
+
+    folder = tiny_copy()
+    path = folder / "vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, **{f"loss.{k:03d}": tensors["quant_conv.bias"].clone() for k in range(60)}}, path)
+    with pytest.warns(UserWarning, match=r"loss.049, 10 more in the weights of vae"):
+        load_pipeline(folder)
+
+
+def test_a_tensor_under_two_of_its_names_is_refused(tiny_copy):
+    from safetensors.torch import save_file
+
+    folder = tiny_copy()
+    path = folder / "text_encoder/model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "final_layer_norm.bias": tensors["text_model.final_layer_norm.bias"] + 1}, path)
+    with pytest.raises(AegisError, match="'text_model.final_layer_norm.bias' is there twice, also as 'final_layer_"):
+        load_pipeline(folder)
+
+
 MEMORY = """
 import gc, json, pathlib, sys
 import jax, jax.numpy as jnp
@@ -218,8 +287,8 @@ from aegis_jax.models import model
 
 abstract = model.abstract(pipeline.MODELS["unet"], json.loads(sys.argv[1]))
 headers = (safetensors.read_header(sys.argv[2]),)
-origins, problems = convert.match("unet", abstract, headers)
-assert not problems
+origins, problems, unused = convert.match("unet", abstract, headers)
+assert not problems and not unused
 jax.block_until_ready(jnp.zeros(3) + 1)  # the backend is up
 # VmHWM, not getrusage: the latter starts at what the parent process had when it forked.
 status = lambda: pathlib.Path("/proc/self/status").read_text()

@@ -56,6 +56,22 @@ def test_ids_are_those_of_diffusers(form, pad, length, tmp_path):
     assert len(tokenizer.tokens("star " * 200)) == 200
 
 
+def test_textual_inversions_of_several_vectors_are_spelled_out(tmp_path):
+    from diffusers.loaders import TextualInversionLoaderMixin
+    from transformers import CLIPTokenizer
+
+    theirs = CLIPTokenizer.from_pretrained(tiny_tokenizer(tmp_path / "before"))
+    theirs.add_tokens(["<cat-toy>", "<cat-toy>_1", "<cat-toy>_2", "<frida>", "<gap>", "<gap>_2"])
+    theirs.save_pretrained(tmp_path / "added")
+    ours = Tokenizer(tmp_path / "added")
+    convert = TextualInversionLoaderMixin().maybe_convert_prompt
+    for prompt in ("a photo of <cat-toy>", "<cat-toy> the red <frida>, <cat-toy>!", "<gap>", "a red star", "cat-toy_1"):
+        spelled_out = convert(prompt, theirs)
+        assert ours.tokens(prompt) == theirs(spelled_out, add_special_tokens=False).input_ids
+        assert ours.ids([prompt]).tolist() == as_diffusers(tmp_path / "added", [spelled_out], 77).tolist()
+    assert ours.tokens("<cat-toy>") == [592, 593, 594]
+
+
 def test_truncation_names_the_lost_words_once(tmp_path):
     tokenizer = Tokenizer(tiny_tokenizer(tmp_path, max_length=8))
     long = "a red star and a blue heart on the sky"

@@ -1,5 +1,6 @@
 """A config.json with a value of the wrong kind is refused by key, whatever the value is."""
 
+import inspect
 import math
 
 import pytest
@@ -32,6 +33,18 @@ def test_schedules():
         for value in NEVER:
             with pytest.raises(AegisError, match=key):
                 schedule.make_schedule({key: value})
+
+
+def test_what_is_no_option_of_diffusers_is_read_past_and_all_that_is_are_known():
+    diffusers = pytest.importorskip("diffusers")
+    for what, theirs, unknown in (
+        ("unet", diffusers.UNet2DConditionModel, unet_config.unknown),
+        ("vae", diffusers.AutoencoderKL, vae.unknown),
+    ):
+        options = inspect.signature(theirs.__init__).parameters.keys() - {"self"}
+        assert unknown(dict.fromkeys(options)) == []
+        assert unknown({"decay": 0.9999, "_name_or_path": "x"}) == ["decay"]
+        model.abstract(MODELS[what][0], {**MODELS[what][1], "decay": 0.9999, "use_ema_warmup": True})
 
 
 @pytest.mark.parametrize("key", ["block_out_channels", "layers_per_block", "norm_num_groups"])

@@ -64,6 +64,27 @@ def test_round_trip_and_retention(saved):
         assert_same(checkpoints.restore(make_state(1)), make_state(12))
 
 
+def test_two_states_are_never_in_memory(saved, monkeypatch):
+    like = make_state(1)
+    with open_in(saved) as checkpoints:
+        load, seen = checkpoints._orbax.load, []
+
+        def watched(*args):
+            seen.extend(leaf.is_deleted() for leaf in jax.tree.leaves(like) if leaf.size)
+            return load(*args)
+
+        monkeypatch.setattr(checkpoints._orbax, "load", watched)
+        assert_same(checkpoints.restore(like), make_state(12))
+    assert seen and all(seen)
+
+
+def test_a_state_that_the_checkpoint_does_not_fit_is_left_alone(saved):
+    like = make_state(1, width=6)
+    with open_in(saved) as checkpoints, pytest.raises(AegisError, match="does not fit this run"):
+        checkpoints.restore(like)
+    assert_same(like, make_state(1, width=6))
+
+
 def test_restored_arrays_are_bound_to_a_device_only_if_those_of_the_state_are(saved):
     bound = jax.device_put(make_state(1), jax.devices()[0])
     with open_in(saved) as checkpoints:

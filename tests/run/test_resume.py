@@ -86,6 +86,22 @@ def test_resuming_a_finished_run_changes_nothing(finished, folder):
     assert files(finished) == before and len(result.metrics) == 7
 
 
+def test_resuming_a_run_that_was_stopped_while_exporting(cheap_step, folder, tmp_path, monkeypatch, finished):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        sync = os.fsync
+        patch.setattr(os, "fsync", lambda fd: os.kill(os.getpid(), signal.SIGTERM) if _exporting(out) else sync(fd))
+        with pytest.raises(loop.Interrupted, match="SIGTERM after step 7"):
+            erase(folder, out)
+    assert not list(out.glob(".*")) and not (out / "pipeline").exists()
+    erase(folder, out, resume=True)
+    assert files(out / "pipeline") == files(finished / "pipeline")
+
+
+def _exporting(out):
+    return any(path.name.endswith(".unfinished") and path.is_dir() for path in out.glob(".pipeline.*"))
+
+
 def test_resuming_a_run_whose_export_failed(cheap_step, folder, tmp_path, monkeypatch, finished):
     def no_space(*args, **kwargs):
         raise OSError(28, "No space left on device")

@@ -1,10 +1,13 @@
 """run/verify.py: agreement is found, and so is disagreement."""
 
 import json
+import types
 
+import jax.numpy as jnp
 import pytest
 
 from aegis_jax.cli import main
+from aegis_jax.diffusion import sample, schedule
 from aegis_jax.run import verify
 
 pytest.importorskip("diffusers")
@@ -25,9 +28,58 @@ def test_agrees(tiny, capsys, options):
 
 def test_a_model_that_differs_is_noticed(tiny, capsys, monkeypatch):
     load, other = verify._load_torch, tiny(seed=1)
-    monkeypatch.setattr(verify, "_load_torch", lambda folder: load(other))
+    monkeypatch.setattr(verify, "_load_torch", lambda folder: load(types.SimpleNamespace(path=other, absent=())))
     assert main(["verify", str(tiny()), "--steps", "2"]) == 1
     assert "DISAGREE" in capsys.readouterr().out
+
+
+def with_sampler(folder, **config):
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", config["_class_name"]]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+PNDM_OF_2022 = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.4.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+ANCESTRAL = {"_class_name": "EulerAncestralDiscreteScheduler", "beta_schedule": "scaled_linear", "beta_end": 0.012}
+KARRAS = {"_class_name": "DPMSolverMultistepScheduler", "beta_schedule": "scaled_linear", "use_karras_sigmas": True}
+
+
+@pytest.mark.parametrize("config", [PNDM_OF_2022, ANCESTRAL, KARRAS], ids=lambda c: c["_class_name"])
+def test_the_folders_own_sampler_is_run_with_our_unet(tiny_copy, config):
+    report = verify.verify(with_sampler(tiny_copy(), **config), prompt="a red star", steps=6)
+    assert report.differences[-1].what == f"image, 6 steps of {config['_class_name']}"
+    assert report.agrees, report.text()
+
+
+def test_outputs_that_differ_on_the_own_samplers_way_are_found(tiny_copy, monkeypatch):
+    wrong = lambda sample, timestep, encoder_hidden_states, **_: (sample * 0.5,)  # noqa: E731
+    monkeypatch.setattr(verify, "_forward_by", lambda *_: wrong)
+    report = verify.verify(with_sampler(tiny_copy(), **KARRAS), steps=3)
+    found = [d.what for d in report.differences if d.largest > d.allowed]
+    assert found == [f"image, 3 steps of {KARRAS['_class_name']}"] and "DISAGREE" in report.text()
+
+
+def test_clipped_latents_are_found(tiny_copy, monkeypatch):
+    right = schedule.to_original
+    monkeypatch.setattr(schedule, "to_original", lambda *args: jnp.clip(right(*args), -1, 1))
+    sample._denoise.clear_cache()
+    report = verify.verify(with_sampler(tiny_copy(), **PNDM_OF_2022), steps=6)
+    sample._denoise.clear_cache()
+    assert [d.what for d in report.differences if d.largest > d.allowed] == ["image, 6 steps"]
+    assert "DISAGREE" in report.text()
 
 
 def test_what_diffusers_does_not_load_is_one_line(tiny_copy, capsys):

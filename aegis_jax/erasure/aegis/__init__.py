@@ -8,9 +8,9 @@ from aegis_jax.erasure.method import Method
 from aegis_jax.models.layout import torch_key
 
 
-def changed(pipeline, state, config: EraseConfig) -> dict:
-    """{"unet": parameters}: theta0 + d on the pipeline's own, trainable tensors float32, the others as they are."""
-    return {"unet": trainable.merged(pipeline.unet.params, state.drift, config.trainable)}
+def drift(pipeline, state, config: EraseConfig) -> dict:
+    """{"unet": {path: theta - theta0}} of the trained tensors."""
+    return {"unet": trainable.drift_by_path(pipeline.unet.params, state.drift, config.trainable)}
 
 
 def tensors(pipeline, config: EraseConfig) -> list[str]:
@@ -18,4 +18,4 @@ def tensors(pipeline, config: EraseConfig) -> list[str]:
     return [torch_key(path) for path in groups.order(trainable.select(pipeline.unet.params, config.trainable))]
 
 
-method = Method(EraseConfig(), check, setup, erase_step, changed, tensors)
+method = Method(EraseConfig(), check, setup, erase_step, drift, tensors)
