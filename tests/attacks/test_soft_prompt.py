@@ -104,8 +104,8 @@ def test_padded_rows_of_all_members_in_one_call_match_pytorch(folders, pipelines
     used = jnp.arange(batched.soft.shape[1])[None] <= batched.slots.max(1, keepdims=True)
     batched = dataclasses.replace(batched, soft=jnp.where(used[..., None], batched.soft, 7.0))
     rng = np.random.default_rng(0)
-    z_0, noise = rng.standard_normal((2, 3, 8, 8, 4), np.float32)
-    t = np.array([3, 400, 990])
+    z_0, noise = rng.standard_normal((2, 4, 8, 8, 4), np.float32)
+    t = np.array([3, 400, 700, 990])
     z_t = rows.noised(net.erased.schedule, z_0, t, noise)
 
     @jax.jit
