@@ -7,6 +7,7 @@ attacked as it is. Compilation is left out: each process first attacks for one c
 losses to rounding, or no times are given.
 """
 
+import contextlib
 import dataclasses
 
 from benchmarks import trials
@@ -21,16 +22,15 @@ SIDES = ("batched", "one by one")
 
 def attack(pipeline, images, config, one_by_one: bool):
     """(soft tokens (R, k, d), losses (steps, R))."""
-    import numpy as np
+    from unittest import mock
 
-    from aegis_jax.attacks.soft_prompt import soft_prompt, starts
+    from aegis_jax.attacks import rows
+    from aegis_jax.attacks.soft_prompt import soft_prompt
 
-    if not one_by_one:
+    limits = dict.fromkeys(("PIXELS_PER_CALL", "PIXELS_PER_CPU_CALL"), 1)  # a row to a call
+    with mock.patch.multiple(rows, **limits) if one_by_one else contextlib.nullcontext():
         found = soft_prompt(pipeline, CONCEPT, images, config)
-        return found.soft_tokens, found.losses
-    single = dataclasses.replace(config, restarts=1)
-    found = [soft_prompt(pipeline, CONCEPT, images, single, start=start[None]) for start in starts(pipeline, config)]
-    return np.concatenate([f.soft_tokens for f in found]), np.concatenate([f.losses for f in found], axis=1)
+    return found.soft_tokens, found.losses
 
 
 def timed(pipeline, images, config, side: str) -> tuple[dict, object, object]:
@@ -53,11 +53,13 @@ def difference(one: list, other: list) -> float:
 def trial(args) -> None:
     from aegis_jax.attacks.soft_prompt import SoftPromptConfig
     from aegis_jax.evaluation import world
+    from aegis_jax.evaluation.attacked import attacker_images
     from aegis_jax.io.pipeline import load_pipeline
 
     config = SoftPromptConfig(restarts=args.restarts, steps=args.steps, batch=args.batch)
-    images = world.concept_images(world.find(CONCEPT), IMAGES)
-    figures, _, losses = timed(load_pipeline(args.model), images, config, args.side)
+    pipeline = load_pipeline(args.model)
+    images = attacker_images(pipeline, world.find(CONCEPT), IMAGES)
+    figures, _, losses = timed(pipeline, images, config, args.side)
     trials.report(**figures, losses=losses.tolist())
 
 

@@ -66,6 +66,9 @@ def attack_family(
       pick         the one prompt that the attacker takes of all, by held-out distance to the original's prediction
       best         the highest of all restarts: what a judge would have picked
 
+    "ranking": members by the mean that the second judge saw, strongest first; those that are level go by their held-out
+    distance to the original's prediction.
+
     seed: of starts, training and start noise, in place of the members' own; restarts: likewise, where given. images:
     the attacker's, by default `attacker_images`. text: the words of the prompt, by default the value's name.
     Images of a restart start from noise of that restart's own, the same for all members.
@@ -134,6 +137,7 @@ def _summary(rows: dict, found: Mapping[str, AttackResult], n: int) -> dict:
     near = {name: np.nan_to_num(result.held_out["prediction"], nan=np.inf) for name, result in found.items()}
     own = min(near, key=lambda name: near[name].min())
     return {
+        "ranking": sorted(rows, key=lambda name: (-float(np.mean(rows[name]["second_each"])), near[name].min())),
         "strongest": {"member": mean, "rate": rows[mean]["mean"], "interval": rows[mean]["interval"]},
         "worst_pick": of(worst, found[worst].pick),
         "pick": of(own, int(near[own].argmin())),
@@ -141,22 +145,10 @@ def _summary(rows: dict, found: Mapping[str, AttackResult], n: int) -> dict:
     }
 
 
-def screen(original, erased, concept: Concept, *, seed: int = 0, restarts: int = 3, n: int = 16, **settings) -> dict:
-    """`attack_family` by the whole family on few restarts and images, with "ranking": members, strongest first.
-
-    Strength is the mean success by the second judge; members that are level go by their held-out distance to the
-    original's prediction. `seed` must be none that a final uses. settings: of `attack_family`.
-    """
-    found = attack_family(original, erased, concept, family(), seed=seed, restarts=restarts, n=n, **settings)
-
-    def strength(name: str):
-        row = found["members"][name]
-        return -float(np.mean(row["second_each"])), min(row["held_out"]["prediction"])
-
-    return found | {"ranking": sorted(found["members"], key=strength)}
-
-
 def strongest(screening: dict, count: int = 3) -> dict[str, SoftPromptConfig]:
-    """The members for a final: the screening's `count` strongest, among them `ALWAYS` if need be in the last one's stead."""
+    """The members for a final, of a screening by `attack_family` with the whole family, few restarts and images.
+
+    They are the `count` first of its ranking; if need be the last makes room for `ALWAYS`.
+    """
     names = screening["ranking"][:count]
     return family(names if ALWAYS in names else [*names[:-1], ALWAYS])

@@ -153,20 +153,23 @@ def _save(picture: np.ndarray, path: Path, overwrite: bool) -> None:
 
 
 def attack(
-    model, concept, *, images, out, revision=None, variant=None, original=None,
-    guidance=None, image_steps=None, **settings,
-) -> None:  # fmt: skip
-    """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes."""
-    from aegis_jax.evaluation import attacked, world
+    model, concept, *, images, out, original, guidance, image_steps, revision=None, variant=None, **settings
+) -> None:
+    """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes.
+
+    original: the model before erasure, or None (of the world it is known); guidance and image_steps: of the pictures
+    that come out, None for those of the model's kind.
+    """
+    from aegis_jax.evaluation import world
     from aegis_jax.world import quality
 
     pipeline, base = load_pipeline(model, revision=revision, variant=variant), load_pipeline("world")
     is_world = pipeline.unet.config == base.unet.config
     original = load_pipeline(original) if original is not None else base if is_world else None
-    progress = Progress()
+    config, progress = SoftPromptConfig(**settings), Progress()
 
     def show(done, steps, loss):
-        progress.update(done * settings["steps"] // steps, loss)  # steps: of all restarts
+        progress.update(done * config.steps // steps, loss)  # steps: of all restarts
 
     if images is None:
         value = world.find(concept)
@@ -174,37 +177,49 @@ def attack(
             raise AegisError("no --images given: an attack needs pictures of the concept")
         if out is not None:
             raise AegisError("--out goes with --images: on the world the judge counts, and no image is written")
-        config = SoftPromptConfig(**settings)
-        progress.start(0, settings["steps"])
-        found = attacked.attack_family(
-            original, pipeline, value, {"it": config}, seed=config.seed, text=concept, progress=show
-        )
-        rates = found["members"]["it"]
-        low, high = rates["interval"]
-        each = ", ".join(f"{rate:.0%}" for rate in rates["each"])
-        print(f"the judge sees {value.value.name!r} in {rates['mean']:.1%} of the images under soft prompts")
-        print(f"({low:.1%} to {high:.1%} at 95 %), in {rates['pick']:.1%} under the attacker's own pick,")
-        print(f"in {rates['best']:.1%} under the best restart (each: {each})")
+        progress.start(0, config.steps)
+        _attack_judged(original, pipeline, value, text=concept, config=config, progress=show)
         return
+    kind = (quality.GUIDANCE, quality.STEPS) if is_world else (GUIDANCE, STEPS)
+    guidance, image_steps = (d if given is None else given for given, d in zip((guidance, image_steps), kind))
     out = expand(out or "attack")
     if out.exists():
         raise AegisError(f"{out} exists: choose another --out")
-    height, width, channels = latent_shape(pipeline)  # what cannot be sampled afterwards is refused before the attack
-    guidance = (quality.GUIDANCE if is_world else GUIDANCE) if guidance is None else guidance
-    image_steps = (quality.STEPS if is_world else STEPS) if image_steps is None else image_steps
+    height, width, _ = latent_shape(pipeline)  # what cannot be sampled afterwards is refused before the attack
     plan(pipeline, image_steps, guidance)
     shrink = 2 ** (len(pipeline.vae.config.get("block_out_channels", [0] * 4)) - 1)
-    shown = read_pictures(expand(images), (width * shrink, height * shrink))
-    progress.start(0, settings["steps"])
+    pictures = read_pictures(expand(images), (width * shrink, height * shrink))
+    progress.start(0, config.steps)
     with _made(out):
-        found = attack_concept(pipeline, concept, images=shown, original=original, progress=show, **settings)
-        for restart in range(len(found.soft_tokens)):
-            cond = jax.tree.map(lambda x, r=restart: np.stack([x[r]] * PICTURES), found.conditioning)
-            start = np.random.default_rng(restart).standard_normal((PICTURES, height, width, channels), np.float32)
-            pictures = attacked.sample_conditioning(pipeline, cond, start, steps=image_steps, guidance=guidance)
-            for k, picture in enumerate(pictures):
-                Image.fromarray(picture).save(out / f"restart-{restart}-{k}.png")
-            first, last = found.losses[0, restart], found.losses[-1, restart]
-            own = " (the attacker's pick)" if restart == found.pick else ""
-            print(f"restart {restart}: {settings.get('goal', 'denoising')} loss {first:.4f} -> {last:.4f}{own}")
+        found = attack_concept(pipeline, concept, images=pictures, original=original, progress=show, **settings)
+        _show_attack(pipeline, found, config.goal, out, guidance=guidance, steps=image_steps)
     print(f"wrote {PICTURES * len(found.soft_tokens)} images to {out}")
+
+
+def _attack_judged(original, pipeline, value, *, text, config, progress) -> None:
+    """Attacks the world and prints how often its judge sees the concept."""
+    from aegis_jax.evaluation.attacked import attack_family
+
+    found = attack_family(original, pipeline, value, {"it": config}, seed=config.seed, text=text, progress=progress)
+    rates = found["members"]["it"]
+    low, high = rates["interval"]
+    each = ", ".join(f"{rate:.0%}" for rate in rates["each"])
+    print(f"the judge sees {value.value.name!r} in {rates['mean']:.1%} of the images under soft prompts")
+    print(f"({low:.1%} to {high:.1%} at 95 %), in {rates['pick']:.1%} under the attacker's own pick,")
+    print(f"in {rates['best']:.1%} under the best restart (each: {each})")
+
+
+def _show_attack(pipeline, found, goal: str, out: Path, *, guidance: float, steps: int) -> None:
+    """Writes pictures of every restart, and prints its loss."""
+    from aegis_jax.evaluation.attacked import sample_conditioning
+
+    shape = (PICTURES, *latent_shape(pipeline))
+    for restart in range(len(found.soft_tokens)):
+        cond = jax.tree.map(lambda x, r=restart: np.stack([x[r]] * PICTURES), found.conditioning)
+        start = np.random.default_rng(restart).standard_normal(shape, np.float32)
+        shown = sample_conditioning(pipeline, cond, start, steps=steps, guidance=guidance)
+        for k, picture in enumerate(shown):
+            Image.fromarray(picture).save(out / f"restart-{restart}-{k}.png")
+        first, last = found.losses[0, restart], found.losses[-1, restart]
+        own = ", the attacker's pick" if restart == found.pick else ""
+        print(f"restart {restart}: {goal} loss {first:.4f} -> {last:.4f}{own}")

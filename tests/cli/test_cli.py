@@ -16,6 +16,7 @@ import aegis_jax
 import aegis_jax.run.console
 import aegis_jax.run.erase
 from aegis_jax.cli import main
+from aegis_jax.diffusion.conditioning import Conditioning
 from aegis_jax.run import console
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -361,6 +362,39 @@ def test_attack_needs_pictures(capsys, folder, tmp_path):
     assert main([str(a) for a in argv]) == 2
     assert "99 soft tokens exceed" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "model, given, wanted",
+    [
+        ("tiny", [], {"guidance": 7.5, "steps": 50}),
+        ("tiny", ["--guidance", "2", "--image-steps", "9"], {"guidance": 2.0, "steps": 9}),
+        ("world", [], {"guidance": 3.0, "steps": 25}),
+    ],
+)
+def test_an_attacks_pictures_are_sampled_as_its_model_is(monkeypatch, folder, tmp_path, model, given, wanted):
+    from aegis_jax.evaluation import attacked
+
+    seen = []
+
+    def found(pipeline, concept, *, images, original, progress, **settings):
+        seen.append((images.shape, original is not None, settings["place"]))
+        cond = Conditioning(np.zeros((1, 4, 8), np.float32))
+        return SimpleNamespace(soft_tokens=np.zeros((1, 1, 8)), conditioning=cond, losses=np.ones((2, 1)), pick=0)
+
+    def sample_conditioning(pipeline, cond, start, **settings):
+        seen.append(settings)
+        return np.zeros((len(start), 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(aegis_jax.run.console, "attack_concept", found)
+    monkeypatch.setattr(attacked, "sample_conditioning", sample_conditioning)
+    argv = [
+        "attack", "--model", folder if model == "tiny" else model, "--concept", "dog", "--place", "behind",
+        "--images", picture_of(tmp_path), "--out", tmp_path / "out", *given,
+    ]  # fmt: skip
+    assert main([str(a) for a in argv]) == 0
+    side = 16 if model == "tiny" else 32
+    assert seen == [((3, side, side, 3), model == "world", "behind"), wanted]  # the world's original is known
 
 
 def picture_of(tmp_path):
