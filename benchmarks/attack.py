@@ -21,16 +21,22 @@ SIDES = ("batched", "one by one")
 
 def attack(pipeline, images, config, one_by_one: bool):
     """(soft tokens (R, k, d), losses (steps, R))."""
+    import jax
     import numpy as np
 
-    from aegis_jax.attacks.soft_prompt import soft_prompt, starts
+    from aegis_jax.attacks import prompt, rows, soft_prompt
+    from aegis_jax.attacks.images import encode_images
 
-    if not one_by_one:
-        found = soft_prompt(pipeline, CONCEPT, images, config)
-        return found.soft_tokens, found.losses
-    single = dataclasses.replace(config, restarts=1)
-    found = [soft_prompt(pipeline, CONCEPT, images, single, start=start[None]) for start in starts(pipeline, config)]
-    return np.concatenate([f.soft_tokens for f in found]), np.concatenate([f.losses for f in found], axis=1)
+    net = soft_prompt.networks(pipeline, CONCEPT)
+    gap = prompt.template(pipeline.tokenizer, CONCEPT, config.place, config.tokens)
+    start = soft_prompt.first_rows(pipeline, {"": config}, {"": gap})
+    data = soft_prompt._data(encode_images(pipeline, images, config.batch), config.seed)
+    size = 1 if one_by_one else config.restarts
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + size], start) for i in range(0, config.restarts, size)]
+    counter = rows.Counter(None, config.restarts * config.steps)
+    found = [rows.fit(net, part, data, steps=config.steps, batch=config.batch, counter=counter) for part in parts]
+    soft = np.concatenate([np.asarray(fitted.soft) for fitted, _, _ in found])
+    return soft[:, : config.tokens], np.concatenate([losses for _, losses, _ in found], axis=1)
 
 
 def timed(pipeline, images, config, side: str) -> tuple[dict, object, object]:
