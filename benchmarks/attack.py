@@ -24,13 +24,14 @@ def attack(pipeline, images, config, one_by_one: bool):
     import jax
     import numpy as np
 
-    from aegis_jax.attacks import prompt, rows, soft_prompt
+    from aegis_jax.attacks import prompt, rows
     from aegis_jax.attacks.images import encode_images
+    from aegis_jax.attacks.soft_prompt import _data, first_rows, networks
 
-    net = soft_prompt.networks(pipeline, CONCEPT)
+    net = networks(pipeline, CONCEPT)
     gap = prompt.template(pipeline.tokenizer, CONCEPT, config.place, config.tokens)
-    start = soft_prompt.first_rows(pipeline, {"": config}, {"": gap})
-    data = soft_prompt._data(encode_images(pipeline, images, config.batch), config.seed)
+    start = first_rows(pipeline, {"": config}, {"": gap})
+    data = _data(encode_images(pipeline, images, config.batch), config.seed)
     size = 1 if one_by_one else config.restarts
     parts = [jax.tree.map(lambda x, i=i: x[i : i + size], start) for i in range(0, config.restarts, size)]
     counter = rows.Counter(None, config.restarts * config.steps)
