@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from aegis_jax.erasure.config import EraseConfig
-from aegis_jax.erasure.setup import setup
+from aegis_jax.erasure.aegis.config import EraseConfig
+from aegis_jax.erasure.aegis.setup import setup
 from aegis_jax.io.pipeline import Pipeline
 from aegis_jax.models import clip, model, unet
 from benchmarks import sd_configs

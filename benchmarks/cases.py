@@ -18,7 +18,9 @@ from benchmarks import sd_configs
 WORLD = pathlib.Path(__file__).resolve().parent.parent / "aegis_jax" / "world" / "weights"
 MODELS = ("tiny", "world", "quarter", "sd14")
 STEPS = 50  # DDIM steps of a whole trajectory
-ETA, BETA, GAMMA, GUIDANCE, LEARNING_RATE, MU = 1.0, 1e-3, 1e-3, 3.0, 1e-5, 1e-2
+ETA, BETA, GAMMA, GUIDANCE, LEARNING_RATE = 1.0, 1e-3, 1e-3, 3.0, 1e-5
+OMEGA, MU, CAP = 0.5, 0.1, 1.0  # omega starts above 0, so that there is something to project
+GIVEN = ("z_a", "z_b", "v", "p")  # what the gate hands from one side to the other, stage by stage
 
 # 80 channels are no multiple of SD 1.4's 32 groups; 16 groups divide every width.
 _RANDOM = {
@@ -143,7 +145,8 @@ def _stored(component: str, shapes: dict) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """One step's random draws: z_T (B, h, w, C) float32, denoising steps done s, t (B,) int32."""
+    """One step's random draws, for its two latents (of the sign steps, of the loss): z_T (2, B, h, w, C) float32, s
+    denoising steps done for either, t (2, B) int32."""
 
     z_T: np.ndarray
     s: int
@@ -156,11 +159,11 @@ def stops(count: int) -> list[int]:
 
 
 def draw(case: Case, s: int, batch: int, seed: int) -> Draw:
-    """The draws of a step that stops after s denoising steps (method.md 3.1)."""
+    """The draws of a step whose latents stop after s denoising steps."""
     rng = np.random.default_rng([seed, s])
     stride = case.scheduler["num_train_timesteps"] // STEPS
-    t = stride * (STEPS - 1 - s) + rng.integers(0, stride, batch)
-    return Draw(rng.standard_normal((batch, *case.latent_shape), np.float32), s, t.astype(np.int32))
+    t = stride * (STEPS - 1 - s) + rng.integers(0, stride, (2, batch))
+    return Draw(rng.standard_normal((2, batch, *case.latent_shape), np.float32), s, t.astype(np.int32))
 
 
 def soft_tokens(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,9 +178,9 @@ def soft_tokens(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def conflicting_drift(weights: dict, gradients: dict) -> dict:
-    """{key: (int8 signs, size)}: a drift half of whose tensors oppose the gradient, so that lambdas are far from 0.
+    """{key: (int8 signs, size)}: a drift half of whose tensors oppose the gradient, so that GRP has work.
 
-    A random drift would be orthogonal to the gradient up to 1/sqrt(n), and its lambdas rounding noise. Of 2 % of the
+    A random drift would be orthogonal to the gradient up to 1/sqrt(n), and its cosines rounding noise. Of 2 % of the
     weights: with much less, what the losses are differences of lies within bfloat16's rounding.
     """
     result = {}

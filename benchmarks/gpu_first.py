@@ -266,12 +266,11 @@ def convolutions(bench: Bench, networks: Networks) -> None:
 
 def update(bench: Bench, networks: Networks) -> None:
     """5: GRP with Adam, on gradients that are given, state donated."""
-    import optax
+    from aegis_jax.erasure import adam, groups, trainable
+    from aegis_jax.erasure.aegis import rectify
+    from aegis_jax.erasure.aegis.config import GRPConfig
 
-    from aegis_jax.erasure import groups, rectify, trainable
-    from aegis_jax.erasure.config import GRPConfig
-
-    adam, grp = optax.scale_by_adam(), GRPConfig(omega_rule="fixed", omega=1.0)
+    grp = GRPConfig()
     drift = trainable.zero_drift(networks.params, "full")
 
     def noise(dtype, first):
@@ -281,18 +280,20 @@ def update(bench: Bench, networks: Networks) -> None:
     drift, gradients = jax.tree.map(lambda x: 1e-4 * x, noise(jnp.float32, 0)), noise(bench.dtype, 1000)
     count = sum(x.size for x in drift.values())
 
-    def step(drift, opt_state, gradients):
-        g, _, _ = rectify.retain(gradients, drift, jnp.float32(1), grp)
+    def step(drift, opt_state, omega, conflict, gradients):
+        before = rectify.times(conflict, adam.drift_before(drift, opt_state, 1e-5))
+        g, found = rectify.retain(gradients, drift, omega, before, grp)
         direction, opt_state = adam.update(g, opt_state)
-        return jax.tree.map(lambda d, u: d - 1e-5 * u, drift, direction), opt_state
+        return jax.tree.map(lambda d, u: d - 1e-5 * u, drift, direction), opt_state, found.omega, found.conflict
 
     def refresh(params, drift):
         return trainable.add_drift(params, drift, "full")
 
+    rule = rectify.per_tensor(drift, 0.5), rectify.per_tensor(drift, 1.0)  # omega, and the conflict before
     bench.note("5 parameters", millions=count / 1e6, tensors=len(groups.unstack(drift, networks_flat(networks))))
     bench.time(
         Run("5 theta = theta0 + drift", refresh, [networks.params, drift]),
-        Run("5 GRP + Adam", step, [drift, adam.init(drift), gradients], donate=(0, 1)),
+        Run("5 GRP + Adam", step, [drift, adam.init(drift, jnp.float32), *rule, gradients], donate=(0, 1, 2, 3)),
     )
     if ms := bench.found["5 GRP + Adam"].get("ms"):
         # Moments and drift read and written, gradients read.

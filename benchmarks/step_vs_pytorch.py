@@ -5,9 +5,10 @@
   python -m benchmarks step_vs_pytorch --model sd14 --cache DIR --against p1,p2-cudagraph --stops 10
   python -m benchmarks step_vs_pytorch --model sd14 --cache DIR --against p2-reduce-overhead,p2-max-autotune
 
-Same weights, prompts, z_T, t and stop indices on every side. First a gate: a step at a state with drift must agree
-(step/agreement.py), or nothing is timed. Then each side runs in a process of its own, twice, in the order A B A B;
-every stop index once after warm-up; wall-clock with the device synchronised. Prints a Markdown table.
+Same weights, prompts, z_T, t and stop indices on every side, the same stop for a step's two latents; preset `paper`
+but that v and p are kept. First a gate: a step at a state with drift must agree (step/agreement.py), or nothing is
+timed. Then each side runs in a process of its own, twice, in the order A B A B; every stop index once after warm-up;
+wall-clock with the device synchronised. Prints a Markdown table.
 
 p2 with bfloat16 keeps a bfloat16 working copy beside the float32 drift, as aegis_jax does, which is cheaper than
 autocast's casts at every call. TF32 follows --tf32 (on with bfloat16 on a GPU) on all sides, p1 included.
@@ -156,8 +157,8 @@ def summary(args, side: str, runs: list[dict], gate: dict, flops: dict) -> dict:
         "p90_s": float(np.percentile(seconds, 90)),
         "phases_s": {phase: float(np.mean(found)) for phase, found in phases.items()},
         "tflops": float(work_done / seconds.mean() / 1e12),
-        # The core's evaluations, and two a denoising step.
-        "evaluations_per_step": counted["count"] + 2 * args.batch * (float(np.mean(stops)) - counted["s"]),
+        # The core's evaluations, and two a denoising step of either latent.
+        "evaluations_per_step": counted["count"] + 4 * args.batch * (float(np.mean(stops)) - counted["s"]),
         "counted": counted,
         "peak_bytes": max(run["memory"]["peak_device"] or run["memory"]["peak_rss"] for run in runs),
         "first_step_cold_s": gate.get("first step, cold"),

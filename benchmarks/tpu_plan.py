@@ -1,8 +1,8 @@
 """What the AEGIS step of SD 1.4 needs on one TPU v5e chip, from the TPU's compiler, on a machine without one.
 
     pip install libtpu==0.0.42 --no-deps
-    python -m benchmarks tpu_plan --moments bfloat16      # an hour on one core
-    python -m benchmarks tpu_plan --width small           # minutes, few channels
+    python -m benchmarks tpu_plan --low-memory       # an hour on one core
+    python -m benchmarks tpu_plan --width small      # minutes, few channels
 
 The whole step runs abstractly once; every compiled program that it calls is then compiled for an absent chip, and the
 compiler's own account of its memory is printed. Each result goes to the file as soon as it is known; a program that
@@ -23,14 +23,15 @@ from jax.experimental import topologies  # noqa: E402
 from jax.extend.core import jaxpr_as_fun  # noqa: E402
 
 from aegis_jax.erasure import trainable  # noqa: E402
-from aegis_jax.erasure.config import EraseConfig  # noqa: E402
-from aegis_jax.erasure.step import erase_step  # noqa: E402
+from aegis_jax.erasure.aegis.config import EraseConfig  # noqa: E402
+from aegis_jax.erasure.aegis.step import erase_step  # noqa: E402
 from benchmarks import trials  # noqa: E402
 from benchmarks.abstract_sd import WIDTHS, abstract_run  # noqa: E402
 
+BACKWARD = ("_update", "sign_step")  # compiled anew with `low_memory`
 CHIP_GIB = 15.75  # of a v5e's 16 GB, what a program may use
 # Slow ones first; what the step calls besides is a few kilobytes.
-PROGRAMS = ("_erase_update", "sign_step", "fresh", "predict", "_moved", "encode_soft")
+PROGRAMS = ("_update", "sign_step", "fresh", "predicted", "_moved", "encoded")
 # TFLOP of one UNet forward, batch 1, and of the programs' passes, counted from the layers (multiply-add = 2), SD 1.4.
 F, F_AND_B_TEXT, F_AND_B, ENCODE = 0.8033, 1.6692, 2.4068, 0.0133
 GUIDED_CALLS = 24.5 * 2  # of a fresh latent, on average
@@ -51,13 +52,15 @@ def programs(state, frozen, config: EraseConfig) -> dict:
 def _key(name: str, equation, config: EraseConfig) -> str:
     """Name and whatever of the settings changes the program, so that results of several settings share a file."""
     parts = [name]
-    if name == "predict":
+    if name == "predicted":
         parts.append(f"batch {equation.outvars[0].aval.shape[0]}")
-    if name in ("_erase_update", "sign_step"):
-        parts.append("remat" if config.remat else "no remat")
-    if name == "_erase_update":
-        parts.append(f"{config.moments_dtype} moments")
+    if name in BACKWARD:
+        parts.append(memory(config.low_memory))
     return ", ".join(parts)
+
+
+def memory(low: bool) -> str:
+    return "low memory" if low else "usual memory"
 
 
 def _name(key: str) -> str:
@@ -66,13 +69,13 @@ def _name(key: str) -> str:
 
 def tflop(key: str) -> float:
     """Analytic count for SD 1.4, batch 1."""
-    again = F if ", remat" in key else 0.0
+    again = F if ", low" in key else 0.0
     return {
-        "_erase_update": F_AND_B + again,
+        "_update": F_AND_B + again,
         "sign_step": F_AND_B_TEXT + 3 * ENCODE + again,
         "fresh": GUIDED_CALLS * F,
-        "predict": F * (2 if "batch 2" in key else 1),
-        "encode_soft": ENCODE,
+        "predicted": F * (2 if "batch 2" in key else 1),
+        "encoded": ENCODE,
         "_moved": 0.0,
     }[_name(key)]
 
@@ -108,14 +111,18 @@ def resident(state, frozen, config: EraseConfig, device) -> dict:
 
     working theta is resident from its first use in the step to its last.
     """
-    theta = jax.eval_shape(lambda: trainable.add_drift(frozen.unet, state.drift, config.trainable))
+    theta = jax.eval_shape(
+        lambda frozen, drift: trainable.add_drift(frozen.unet, drift, config.trainable, frozen.precise),
+        *(frozen, state.drift),
+    )
     parts = {
         "theta0": frozen.unet,
+        "theta0 in float32": frozen.precise,
         "working theta": theta,
         "drift": state.drift,
         "moments": state.opt_state,
         "text encoder": frozen.text,
-        "rest": (state.previous, state.v, state.p, state.latents, frozen.concept_emb, frozen.schedule),
+        "rest": (state.omega, state.conflict, state.v, state.p, state.latents, frozen.concept_emb, frozen.schedule),
     }
     nothing = jax.jit(lambda *leaves: 0, keep_unused=True)
     size = lambda tree: nothing.lower(*on(device, jax.tree.leaves(tree))).compile().memory_analysis()  # noqa: E731
@@ -131,30 +138,24 @@ def peak(key: str, program: dict, resident: dict, code: int) -> int:
     return rest + program["temp"] + program["output"] - program["alias"] + code
 
 
-def summary(result: dict, moments: str, remat: bool) -> list[dict]:
-    """One row for each known program of a setting, with its peak."""
-    wanted = lambda key: all(  # noqa: E731
-        not key.startswith(slow) or key.endswith(end)
-        for slow, end in (
-            ("_erase_update", f", {'remat' if remat else 'no remat'}, {moments} moments"),
-            ("sign_step", f", {'remat' if remat else 'no remat'}"),
-        )
-    )
+def summary(result: dict, setting: str) -> list[dict]:
+    """One row for each known program of a setting (`memory`), with its peak."""
+    wanted = lambda key: _name(key) not in BACKWARD or key.endswith(setting)  # noqa: E731
     known = {key: p for key, p in result["programs"].items() if wanted(key)}
     # Every program's code stays on the chip.
     code = sum(p["code"] for p in known.values())
-    size = result["resident"].get(f"{moments} moments")
+    size = result["resident"].get(setting)
     rows = [{"program": key, **p, "peak": size and peak(key, p, size, code)} for key, p in known.items()]
     return sorted(rows, key=lambda row: PROGRAMS.index(_name(row["program"])))
 
 
-def table(result: dict, moments: str, remat: bool) -> str:
+def table(result: dict, setting: str) -> str:
     """The rows as Markdown, sizes in GiB."""
     gib = lambda n: f"{n / 2**30:.2f}"  # noqa: E731
-    rows = summary(result, moments, remat)
-    size = result["resident"][f"{moments} moments"]
+    rows = summary(result, setting)
+    size = result["resident"][setting]
     lines = [
-        f"### {moments} moments, {'remat' if remat else 'no remat'}",
+        f"### {setting}",
         "",
         "Resident: " + ", ".join(f"{name} {gib(n)}" for name, n in size.items()) + f"; **{gib(sum(size.values()))}**.",
         "",
@@ -173,21 +174,15 @@ def table(result: dict, moments: str, remat: bool) -> str:
 def write(result: dict, out: Path) -> None:
     """JSON, and beside it Markdown with one table for each setting."""
     trials.write(out, result, say=False)
-    tables = [
-        table(result, moments, remat)
-        for moments in ("bfloat16", "float32")
-        for remat in (True, False)
-        if f"{moments} moments" in result["resident"] and summary(result, moments, remat)
-    ]
+    tables = [table(result, setting) for setting in result["resident"] if summary(result, setting)]
     head = f"# {result['title']}\n\nGiB by the compiler's account; compiled, not run. {result['versions']}.\n\n"
     out.with_suffix(".md").write_text(head + "\n".join(tables))
 
 
 def arguments(argv=None):
-    parser = trials.parser(__doc__, "tpu_v5e.json")
+    parser = trials.parser(__doc__, "tpu_v5e_two_latents.json")
     parser.add_argument("--width", choices=sorted(WIDTHS), default="sd14")
-    parser.add_argument("--moments", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--no-remat", action="store_true")
+    parser.add_argument("--low-memory", action="store_true", help="backward passes recompute, moments in bfloat16")
     parser.add_argument("--only", metavar="PROGRAM", help="compile only programs whose key contains this")
     parser.add_argument(
         "--effort",
@@ -197,14 +192,14 @@ def arguments(argv=None):
     )
     args = parser.parse_args(argv)
     if args.width != "sd14" and args.out == parser.get_default("out"):
-        args.out = args.out.with_stem(f"tpu_v5e_{args.width}")
+        args.out = args.out.with_stem(f"{args.out.stem}_{args.width}")
     return args
 
 
 def _known(args) -> dict:
     """What the file holds already, or an empty result."""
     new = {
-        "title": f"AEGIS step of {args.width}, all weights trainable, batch 1, on one TPU v5e chip",
+        "title": f"AEGIS step (paper, two latents) of {args.width}, all weights, batch 1, on one TPU v5e chip",
         "versions": f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}, effort {args.effort:g}",
         "resident": {},
         "programs": {},
@@ -220,12 +215,12 @@ def _known(args) -> dict:
 
 def main(argv) -> dict:
     args = arguments(argv)
-    config = EraseConfig(compute_dtype="bfloat16", remat=not args.no_remat, moments_dtype=args.moments)
+    config, setting = EraseConfig(compute_dtype="bfloat16", low_memory=args.low_memory), memory(args.low_memory)
     result = _known(args)
     jax.config.update("jax_exec_time_optimization_effort", args.effort)
     device = topologies.get_topology_desc("v5e:1x1", platform="tpu", chips_per_host_bounds=(1, 1, 1)).devices[0]
     state, frozen = abstract_run(args.width, config)
-    result["resident"][f"{args.moments} moments"] = resident(state, frozen, config, device)
+    result["resident"][setting] = resident(state, frozen, config, device)
     for key, (equation, calls) in programs(state, frozen, config).items():
         if key in result["programs"] or (args.only and args.only not in key):
             continue
@@ -235,5 +230,5 @@ def main(argv) -> dict:
         result["programs"][key] = {"calls": calls, **measured, "tflop": counted}
         write(result, args.out)
         print(f"  {measured}", flush=True)
-    print(table(result, args.moments, config.remat))
+    print(table(result, setting))
     return result

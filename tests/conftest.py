@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs():
-    """A module's compiled programs go when it ends: kept, they are most of a worker's memory, and few are used again."""
+    """A module's compiled programs go when it ends: they are most of a worker's memory, and few are used again."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()

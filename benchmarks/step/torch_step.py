@@ -1,11 +1,11 @@
-"""The AEGIS training step (method.md section 3, faithful mode) in PyTorch, as published code would have it and tuned.
+"""The AEGIS training step (docs/method.md, preset `paper`, fresh latents) in PyTorch: published and tuned.
 
   Published  fp32, eager, one UNet call per prediction (guidance is two), torch.optim.Adam, GRP in a loop over tensors
   Tuned      channels_last, guided pair and frozen pair stacked, same-shaped tensors updated together, fused Adam,
              optionally bfloat16 (float32 drift and moments, frozen networks pure bfloat16), with the forward passes
              that need no gradient (sampling above all) as captured CUDA graphs, or with torch.compile
 
-Both use scaled_dot_product_attention, PyTorch's default in diffusers. omega follows the hypergradient rule.
+Both use scaled_dot_product_attention, PyTorch's default in diffusers. v and p are kept from step to step.
 """
 
 import numpy as np
@@ -47,8 +47,7 @@ class _Step:
         with torch.no_grad():
             self.c_e, self.c_0 = (self.text(self.text.embed([words.row(*ids)])) for ids in (concept, []))
             slot = words.eos_token_id
-            self.target_template = self.text.embed([words.row(slot)])
-            self.prompt_template = self.text.embed([words.row(slot, *concept)])
+            self.template = self.text.embed([words.row(slot, *concept)])
         self._networks()
         self.reset()
 
@@ -56,7 +55,6 @@ class _Step:
         """The state at step 0, or with a drift {key: array}."""
         v, p = cases.soft_tokens(self.text.embeddings.token_embedding.weight.cpu().numpy())
         self.v, self.p = (torch.from_numpy(x).to(self.device) for x in (v, p))
-        self.omega = torch.tensor(0.5, device=self.device)
         self._reset(drift)
 
     def noise(self, net, z, t, c):
@@ -67,66 +65,69 @@ class _Step:
     def _call(self, net, z, t, c):
         return net(z, t, c)
 
-    def encode(self, template, soft):
-        """E(template with the soft tokens in its slots), (1, L, D)."""
+    def encode(self, soft):
+        """E([BOS, soft tokens, concept, EOS, PAD...]), (1, L, D)."""
         n = 1 + len(soft)
-        return self.text(torch.cat([template[:, :1], soft[None], template[:, n:]], dim=1))
+        return self.text(torch.cat([self.template[:, :1], soft[None], self.template[:, n:]], dim=1))
 
     @torch.no_grad()
-    def sample(self, z, s: int):
-        """z after s guided DDIM steps with the current weights."""
+    def sample(self, z, c, s: int):
+        """z after s guided DDIM steps with the current weights under c."""
         stride = len(self.alphas) // cases.STEPS
         for i in range(s):
             tau = 1 + stride * (cases.STEPS - 1 - i)
-            empty, concept = self.guided(z, torch.full((len(z),), tau, device=self.device))
+            empty, concept = self.guided(z, torch.full((len(z),), tau, device=self.device), c)
             eps = empty + cases.GUIDANCE * (concept - empty)
             a, b = self.alphas[tau], self.alphas[tau - stride]
             z = b**0.5 * ((z - (1 - a) ** 0.5 * eps) / a**0.5) + (1 - b) ** 0.5 * eps
         return z
 
-    def sign_step(self, net, template, soft, z_t, t, goals, size):
+    def sign_step(self, net, soft, z_t, t, goals, size):
         """(soft tokens after one sign step towards the goals, their gradient)."""
         soft = soft.detach().requires_grad_(True)
-        eps = self.noise(net, z_t, t, self.encode(template, soft))
+        eps = self.noise(net, z_t, t, self.encode(soft))
         (gradient,) = torch.autograd.grad(sum(mse(eps - goal) for goal in goals), soft)
         return soft.detach() - size * gradient.sign(), gradient
 
     def step(self, draw, mark=lambda phase: None, given: dict | None = None):
         """One training step; returns L_e on the device. mark(phase) is called as each phase ends.
 
-        given: {"z_t", "v", "p"} of another implementation, used instead of this one's results after they are kept.
+        given: {"z_a", "z_b", "v", "p"} of another implementation, taken in place of what is kept here.
         """
-        z_T = torch.from_numpy(draw.z_T).to(self.device).permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
-        t = torch.from_numpy(draw.t).long().to(self.device)
-        z_t = self.sample(z_T, draw.s)
-        self._keep(z_t=z_t.permute(0, 2, 3, 1))
-        if given:
-            z_t = torch.from_numpy(given["z_t"]).to(self.device).permute(0, 3, 1, 2)
-            z_t = z_t.contiguous(memory_format=self.layout)
-        mark("sampling")
+        given = given or {}
+        z_a, t_a = self._latents(draw, 0, self.c_e, "z_a", given)
+        mark("sampling, attack")
         with torch.no_grad():
-            eps0_concept, eps0_empty = self.frozen_pair(z_t, t)
-            eps_concept = self.noise(self.net, z_t, t, self.c_e)
-        goals = [eps_concept, eps0_concept]
-        self.v, grad_v = self.sign_step(self.net0, self.target_template, self.v, z_t, t, goals, cases.BETA)
-        self._keep(v=self.v, grad_v=grad_v)
-        if given:
-            self.v = torch.from_numpy(given["v"]).to(self.device)
+            eps0_concept = self.noise(self.net0, z_a, t_a, self.c_e)
+            eps_concept = self.noise(self.net, z_a, t_a, self.c_e)
+        args = z_a, t_a
+        self.p, grad_p = self.sign_step(self.net, self.p, *args, [eps0_concept], cases.GAMMA)
+        self.v, grad_v = self.sign_step(self.net0, self.v, *args, [eps0_concept, eps_concept], cases.BETA)
+        self._keep(v=self.v, grad_v=grad_v, p=self.p, grad_p=grad_p)
+        for name in given.keys() & {"v", "p"}:
+            setattr(self, name, torch.from_numpy(given[name]).to(self.device))
         with torch.no_grad():
-            eps0_target = self.noise(self.net0, z_t, t, self.encode(self.target_template, self.v))
+            c_prime, c_star = self.encode(self.v), self.encode(self.p)
+        mark("sign steps")
+        z_b, t_b = self._latents(draw, 1, c_prime, "z_b", given)
+        mark("sampling, loss")
+        with torch.no_grad():
+            eps0_target, eps0_empty = self.frozen_pair(z_b, t_b, c_prime)
             goal = eps0_empty - cases.ETA * (eps0_target - eps0_empty)
-        mark("AET")
-        self.p, grad_p = self.sign_step(self.net, self.prompt_template, self.p, z_t, t, [eps0_concept], cases.GAMMA)
-        self._keep(p=self.p, grad_p=grad_p)
-        if given:
-            self.p = torch.from_numpy(given["p"]).to(self.device)
-        with torch.no_grad():
-            c_star = self.encode(self.prompt_template, self.p)
-        mark("prompt")
-        loss = self._erase(z_t, t, c_star, goal, mark)
+        mark("target")
+        loss = self._erase(z_b, t_b, c_star, goal)
         self._keep(L_e=loss)
-        mark("GRP+Adam")
+        mark("erasure with GRP+Adam")
         return loss
+
+    def _latents(self, draw, which: int, c, name: str, given: dict):
+        """(z (B, C, h, w), t): sampled under c, or given by that name."""
+        channels_first = lambda x: torch.from_numpy(x).to(self.device).permute(0, 3, 1, 2)  # noqa: E731
+        z = self.sample(channels_first(draw.z_T[which]).contiguous(memory_format=self.layout), c, draw.s)
+        self._keep(**{name: z.permute(0, 2, 3, 1)})
+        if name in given:
+            z = channels_first(given[name]).contiguous(memory_format=self.layout)
+        return z, torch.from_numpy(draw.t[which]).long().to(self.device)
 
     def _keep(self, **values):
         if self.kept is not None:
@@ -151,39 +152,39 @@ class Published(_Step):
             if drift is not None:
                 parameter += torch.from_numpy(drift[key]).to(self.device)
         self.adam = torch.optim.Adam(self.net.parameters(), lr=cases.LEARNING_RATE)
-        self.previous = {}
+        self.omega = {key: torch.tensor(cases.OMEGA, device=self.device) for key in self.original}
+        self.before = {key: torch.zeros_like(x) for key, x in self.original.items()}
 
-    def guided(self, z, t):
-        return self.noise(self.net, z, t, self.c_0), self.noise(self.net, z, t, self.c_e)
+    def guided(self, z, t, c):
+        return self.noise(self.net, z, t, self.c_0), self.noise(self.net, z, t, c)
 
-    def frozen_pair(self, z_t, t):
-        return self.noise(self.net0, z_t, t, self.c_e), self.noise(self.net0, z_t, t, self.c_0)
+    def frozen_pair(self, z, t, c):
+        return self.noise(self.net0, z, t, c), self.noise(self.net0, z, t, self.c_0)
 
-    def _erase(self, z_t, t, c_star, goal, mark):
+    def _erase(self, z, t, c_star, goal):
         self.adam.zero_grad()
-        loss = mse(self.noise(self.net, z_t, t, c_star) - goal)
+        loss = mse(self.noise(self.net, z, t, c_star) - goal)
         loss.backward()
-        mark("erasure")
         self._project()
         self.adam.step()
         return loss.detach()
 
     @torch.no_grad()
     def _project(self):
-        omega, derivative = self.omega, 0.0
         for key, parameter in self.net.named_parameters():
             g_e, g_r = parameter.grad, parameter - self.original[key]
-            if key in self.previous:
-                drift, strength = self.previous[key]
-                derivative = derivative - strength * ((g_e + g_r) * drift).sum()
             dot, size = (g_e * g_r).sum(), (g_r * g_r).sum()
-            conflict = bool(dot < 0 and size > 0)
-            strength = -dot / size if conflict else torch.zeros_like(dot)
-            self._keep(**{f"g_e:{key}": g_e, f"strength:{key}": strength})
-            if conflict:
-                parameter.grad = g_e + omega * strength * g_r
-            self.previous[key] = g_r, strength
-        self.omega = (omega - cases.MU * np.sign(float(derivative))).clamp(0, 1)
+            projection = dot / size * g_r if size > 0 else torch.zeros_like(g_r)
+            kept = torch.sign((g_e * self.before[key]).sum())
+            self.omega[key] = (self.omega[key] - cases.MU * kept).clamp(0, cases.CAP)
+            self._keep(**{f"g_e:{key}": g_e, f"cosine:{key}": _cosine(dot, size, (g_e * g_e).sum())})
+            if dot < 0:
+                parameter.grad = g_e - self.omega[key] * projection
+            self.before[key] = projection
+
+
+def _cosine(dot, size, g_size):
+    return torch.where((size > 0) & (g_size > 0), dot / (size * g_size).sqrt().clamp_min(1e-38), 0.0)
 
 
 class Tuned(_Step):
@@ -223,7 +224,7 @@ class Tuned(_Step):
             for key, view in self.groups.views(self.drift).items():
                 view.copy_(torch.from_numpy(drift[key]))
         self.gradient_views = [self.groups.views(self.gradients)[key] for key, _ in self.module.named_parameters()]
-        self.strength = [torch.zeros(len(x), device=self.device) for x in self.theta]
+        self.omega = [torch.full((len(x),), cases.OMEGA, device=self.device) for x in self.theta]
         for drift_group, gradient in zip(self.drift, self.gradients):
             drift_group.grad = gradient
         self.adam = torch.optim.Adam(self.drift, lr=cases.LEARNING_RATE, fused=True)
@@ -267,43 +268,41 @@ class Tuned(_Step):
         c = torch.cat([first.expand(len(z), -1, -1), second.expand(len(z), -1, -1)])
         return self.noise(net, torch.cat([z, z]), torch.cat([t, t]), c).chunk(2)
 
-    def guided(self, z, t):
-        return self._pair(self.net, z, t, self.c_0, self.c_e)
+    def guided(self, z, t, c):
+        return self._pair(self.net, z, t, self.c_0, c)
 
-    def frozen_pair(self, z_t, t):
-        return self._pair(self.net0, z_t, t, self.c_e, self.c_0)
+    def frozen_pair(self, z, t, c):
+        return self._pair(self.net0, z, t, c, self.c_0)
 
-    def _erase(self, z_t, t, c_star, goal, mark):
-        loss = mse(self.noise(self.net, z_t, t, c_star) - goal)
+    def _erase(self, z, t, c_star, goal):
+        loss = mse(self.noise(self.net, z, t, c_star) - goal)
         gradients = torch.autograd.grad(loss, self.parameters)
-        mark("erasure")
         with torch.no_grad():
             torch._foreach_copy_(self.gradient_views, list(gradients))
             del gradients
             if self.kept is not None:
                 self._keep(**{f"g_e:{key}": g for key, g in self.groups.views(self.gradients).items()})
-            self.omega, self.strength = self.grouped_project(
-                self.omega, self.gradients, self.drift, self.before, self.strength
-            )
+            self.omega, cosines = self.grouped_project(self.omega, self.gradients, self.drift, self.before)
             self.adam.step()
             self._refresh()
         if self.kept is not None:
-            self._keep(**{f"strength:{key}": s for key, s in self.groups.views(self.strength).items()})
+            self._keep(**{f"cosine:{key}": x for key, x in self.groups.views(cosines).items()})
         return loss.detach()
 
 
-def _project(omega, gradients, drift, before, strength):
-    """GRP in place on groups (n, ...): returns (next omega, strengths); `before` becomes this step's drift."""
-    derivative, strengths = 0.0, []
-    for g, d, b, s in zip(gradients, drift, before, strength):
+def _project(omega, gradients, drift, before):
+    """GRP in place on groups (n, ...): returns (next omegas, cosines); `before` becomes this step's projections."""
+    omegas, cosines = [], []
+    for g, d, b, o in zip(gradients, drift, before, omega):
         axes = list(range(1, g.ndim))
-        derivative = derivative - (s * ((g + d) * b).sum(axes)).sum()
+        column = [-1, *[1] * len(axes)]
         dot, size = (g * d).sum(axes), (d * d).sum(axes)
-        new = torch.where((dot < 0) & (size > 0), -dot / size.clamp_min(1e-38), 0.0)
-        b.copy_(d)
-        g.addcmul_(d, (omega * new).view(-1, *[1] * len(axes)))
-        strengths.append(new)
-    return (omega - cases.MU * torch.sign(derivative)).clamp(0, 1), strengths
+        cosines.append(_cosine(dot, size, (g * g).sum(axes)))
+        o = (o - cases.MU * torch.sign((g * b).sum(axes))).clamp(0, cases.CAP)
+        omegas.append(o)
+        b.copy_(d * torch.where(size > 0, dot / size.clamp_min(1e-38), 0.0).view(column))
+        g.sub_(b * torch.where(dot < 0, o, 0.0).view(column))
+    return omegas, cosines
 
 
 class Groups:
@@ -344,5 +343,5 @@ def make(name: str, case, batch: int, device: str, dtype: str):
 
 
 def step_flops(found: dict[str, float], s: float, batch: int) -> float:
-    """method.md 3 with s denoising steps: 2 s guided, 4 plain forwards, two text gradients, one full gradient."""
-    return batch * ((2 * s + 4) * found["F"] + 2 * found["F+B_text"] + found["F+B"])
+    """With s denoising steps for either latent: 4 s guided, 4 plain forwards, two text gradients, one full gradient."""
+    return batch * ((4 * s + 4) * found["F"] + 2 * found["F+B_text"] + found["F+B"])

@@ -94,7 +94,7 @@ class Side:
             found[phase] = time.perf_counter() - last
             last = time.perf_counter()
 
-        (self.runner.parts if self.is_jax else self.runner.step)(draw, mark)
+        self.runner.step(draw, mark)
         return found
 
     def device_bytes(self) -> int | None:
@@ -146,7 +146,7 @@ def gate(spec: dict) -> dict:
     side.runner.reset(drift)
     side.runner.kept = {}
     before = side.runner.evaluations, side.runner.calls
-    side.runner.step(draw, given={name: ours[name] for name in ("z_t", "v", "p")})
+    side.runner.step(draw, given={name: ours[name] for name in cases.GIVEN})
     counted = {"count": side.runner.evaluations - before[0], "calls": side.runner.calls - before[1]}
     exact = spec["dtype"] == "float32" and not spec["tf32"]
     found, problems = agreement.compare(ours, side.runner.kept, drift, exact=exact)

@@ -5,11 +5,10 @@ import numpy as np
 from aegis_jax.attacks.soft_prompt import SoftPromptConfig
 from aegis_jax.io.pipeline import load_pipeline
 from benchmarks import attack
-from tests.run.untrained import write
 
 
-def test_same_results_batched_and_one_by_one(tmp_path):
-    pipeline = load_pipeline(write(tmp_path / "model"))
+def test_same_results_batched_and_one_by_one(tiny):
+    pipeline = load_pipeline(tiny())
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
     config = SoftPromptConfig(tokens=2, restarts=3, steps=3, batch=2)
     found = [attack.timed(pipeline, images, config, side) for side in attack.SIDES]

@@ -69,7 +69,7 @@ def test_stops():
     assert cases.stops(50) == list(range(50))
     assert cases.stops(3) == [0, 24, 49]
     draw = cases.draw(cases.load("tiny"), 49, 3, 0)
-    assert draw.z_T.shape == (3, 8, 8, 4) and np.all((draw.t >= 0) & (draw.t < 20))
+    assert draw.z_T.shape == (2, 3, 8, 8, 4) and draw.t.shape == (2, 3) and np.all((draw.t >= 0) & (draw.t < 20))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def gate(tmp_path_factory):
         patch.setenv("XLA_FLAGS", QUICK_XLA)
         result = step_vs_pytorch.work(step_vs_pytorch.options(TINY), "jax", "gate", folder)
     assert "failed" not in result, result
-    assert result["evaluations"] == {"s": 10, "count": 20 + 7}
+    assert result["evaluations"] == {"s": 10, "count": 40 + 7}
     with np.load(folder / "gate.npz") as file:
         return {name: file[name] for name in file}, cases.load_drift(folder / "drift.npz")
 
@@ -92,9 +92,9 @@ def compared(gate, side, perturb=lambda step: None):
     step.reset(drift)
     perturb(step)
     step.kept = {}
-    step.step(cases.draw(case, 10, 1, 0), given={name: ours[name] for name in ("z_t", "v", "p")})
-    assert step.evaluations == 20 + 7  # guided steps; frozen pair, current, AET, target, prompt, erasure
-    assert step.calls == {"p1": 27, "p2": 16}[side]
+    step.step(cases.draw(case, 10, 1, 0), given={name: ours[name] for name in cases.GIVEN})
+    assert step.evaluations == 40 + 7  # guided steps of two latents; frozen, current, p, v, target pair, erasure
+    assert step.calls == {"p1": 47, "p2": 26}[side]
     return agreement.compare(ours, step.kept, drift, exact=True)
 
 
@@ -112,7 +112,7 @@ def test_gate_fails_on_other_weights(gate):
 
     _, problems = compared(gate, "p1", perturb)
     assert any(problem.startswith("g_e") for problem in problems)
-    assert any(problem.startswith("lambda") for problem in problems)
+    assert any(problem.startswith("cosine") for problem in problems)
 
 
 def test_table():
@@ -124,12 +124,12 @@ def test_table():
         "memory": {"peak_rss": 2**30, "rss": 2**30, "peak_device": None},
     }
     args = step_vs_pytorch.options(TINY)
-    gate = {"first step, cold": 3.0, "evaluations": {"s": 10, "count": 27}}
+    gate = {"first step, cold": 3.0, "evaluations": {"s": 10, "count": 47}}
     gates = {side: gate for side in ("jax", "p1")}
     flops = {"F": 1e9, "F+B_text": 2e9, "F+B": 3e9}
     found = {side: step_vs_pytorch.summary(args, side, [run, run], gates[side], flops) for side in gates}
-    assert found["jax"]["evaluations_per_step"] == 7 + 2 * 24.5
-    assert np.isclose(found["jax"]["tflops"] * found["jax"]["mean_s"], (2 * 24.5 + 4 + 4 + 3) * 1e-3)
+    assert found["jax"]["evaluations_per_step"] == 7 + 4 * 24.5
+    assert np.isclose(found["jax"]["tflops"] * found["jax"]["mean_s"], (4 * 24.5 + 4 + 4 + 3) * 1e-3)
     assert "| p1 | 345.0 |" in step_vs_pytorch.table(args, found)
     assert "1.00x" in step_vs_pytorch.table(args, found)
     assert "stops" in step_vs_pytorch.heading(args, found, gates)

@@ -14,15 +14,15 @@ from benchmarks import tpu_plan  # noqa: E402
 
 def test_a_program_is_compiled_once_and_stays_in_the_file(tmp_path, capsys):
     out = tmp_path / "results" / "plan.json"
-    command = ["--width", "tiny", "--moments", "bfloat16", "--only", "encode_soft", "--out", str(out)]
+    command = ["--width", "tiny", "--low-memory", "--only", "encoded", "--out", str(out)]
     result = tpu_plan.main(command)
     assert json.loads(out.read_text()) == result
     (program,) = result["programs"].values()
     assert program["calls"] == 2  # c' and c*
     assert program["argument"] > 0 and program["compile_s"] > 0
-    size = result["resident"]["bfloat16 moments"]
+    size = result["resident"]["low memory"]
     assert size["moments"] < 1.1 * size["drift"]  # two of half the bytes
-    assert "| encode_soft | 2 |" in out.with_suffix(".md").read_text()
+    assert "| encoded | 2 |" in out.with_suffix(".md").read_text()
     assert "compiling" in capsys.readouterr().out
     again = tpu_plan.main(command)
     assert again["programs"] == result["programs"]
@@ -32,16 +32,16 @@ def test_a_program_is_compiled_once_and_stays_in_the_file(tmp_path, capsys):
 
 
 def test_every_large_program_of_the_step_is_found():
-    config = tpu_plan.EraseConfig(compute_dtype="bfloat16", remat=True)
+    config = tpu_plan.EraseConfig(compute_dtype="bfloat16", low_memory=True)
     found = tpu_plan.programs(*tpu_plan.abstract_run("tiny", config), config)
     assert {key: calls for key, (_, calls) in found.items()} == {
-        "_erase_update, remat, float32 moments": 1,
-        "sign_step, remat": 2,
-        "fresh": 1,
-        "predict, batch 1": 2,
-        "predict, batch 2": 1,
+        "_update, low memory": 1,
+        "sign_step, low memory": 2,
+        "fresh": 2,
+        "predicted, batch 1": 2,
+        "predicted, batch 2": 1,
         "_moved": 1,
-        "encode_soft": 2,
+        "encoded": 2,
     }
 
 
@@ -50,7 +50,7 @@ def test_peak_counts_the_working_weights_once():
     program = {"temp": 7, "output": 100, "alias": 0}
     assert tpu_plan.peak("_moved", program, size, 1) == 100 + 200 + 100 + 7 + 1
     assert tpu_plan.peak("fresh", program | {"output": 3}, size, 1) == 400 + 3 + 7 + 1
-    assert tpu_plan.peak("_erase_update, remat", program | {"alias": 99}, size, 1) == 400 + 1 + 7 + 1
+    assert tpu_plan.peak("_update, low memory", program | {"alias": 99}, size, 1) == 400 + 1 + 7 + 1
 
 
 @pytest.mark.slow
