@@ -1,12 +1,12 @@
 """`explicit_step` against the float64 PyTorch transcription of the method (torch_aegis.py).
 
 A sign step may differ between float32 and float64 where the gradient is nearly 0. So v and p are compared in direction
-where the gradient is not small, and the reference computes what follows from our v and p.
+where the gradient is not small, and the reference computes what follows from our v and p. In the same way DGR is
+compared from our gradients, once these have been compared.
 """
 
 import dataclasses
 import functools
-import shutil
 
 import numpy as np
 import pytest
@@ -14,248 +14,291 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-import aegis_jax  # noqa: E402
 from aegis_jax.erasure.step import explicit_step  # noqa: E402
 from aegis_jax.errors import AegisError  # noqa: E402
 from tests.parity import torch_aegis  # noqa: E402
-from tests.tiny import tiny_pipeline  # noqa: E402
+from tests.parity.step_cases import (  # noqa: E402
+    FAST,
+    SLOW,
+    before_of,
+    case_of,
+    loader,
+    omega_of,
+    soft_and_latents,
+)
 
-BETA, GAMMA = 3e-3, 7e-3
 LOSS_TOLERANCE = 1e-4  # relative
 GRADIENT_TOLERANCE = 1e-3  # relative, in each tensor's norm
 FLOOR = 1e-6  # of the norm of the whole gradient: what float32 leaves of a tensor whose gradient is 0
+RULE_TOLERANCE = 1e-5  # of DGR from given gradients: float32's inner products, relative to the norms
 
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """Cases that share model, B, m' and k share their compiled programs: vary the rest first."""
-
-    name: str
-    model: str
-    concept: str
-    batch: int
-    aet_tokens: int
-    prefix_tokens: int
-    omega: float
-    eta: float = 1.0
-    current_weight: float = 1.0
-    same: bool = False  # current == original
-
-
-# The fewest layers that still have cross-attention, to compile in little time; the models have their own parity tests.
-SMALL = {"block_out_channels": (16,), "norm_num_groups": 8, "attention_head_dim": 2}
-MODELS = {
-    "epsilon": {
-        "unet": {
-            **SMALL,
-            "down_block_types": ("CrossAttnDownBlock2D",),
-            "up_block_types": ("UpBlock2D",),
-        },
-        "text": {"num_hidden_layers": 1},
-    },
-    "v": {
-        "v_prediction": True,
-        "unet": {
-            **SMALL,
-            "down_block_types": ("DownBlock2D",),
-            "up_block_types": ("CrossAttnUpBlock2D",),
-        },
-    },
-    "two levels": {},
-}
 CASES = [
-    Case("one of each", "epsilon", "star", 1, 1, 1, omega=0.5),
-    Case("no rectification", "epsilon", "star", 1, 1, 1, omega=0.0, eta=2.5),
-    Case("word in pieces", "epsilon", "zebra, red!", 1, 1, 1, omega=0.25, current_weight=0.5),
-    Case("current is the original", "epsilon", "church", 1, 1, 1, omega=1.0, same=True),
-    Case("first AET term repels", "epsilon", "dog", 1, 1, 1, omega=1.0, current_weight=-1.0),
-    Case("v-prediction", "v", "a red heart", 3, 2, 3, omega=0.5, eta=3.0),
-    Case("v, first AET term repels", "v", "cat", 3, 2, 3, omega=1.0, current_weight=-1.0),
-    Case("v, current is the original", "v", "square", 3, 2, 3, omega=0.5, same=True),
-    pytest.param(
-        Case("two levels", "two levels", "blue square", 3, 1, 3, omega=1.0, eta=2.0),
-        marks=pytest.mark.slow,
-    ),
+    *FAST,
+    pytest.param(SLOW, marks=pytest.mark.slow),
 ]
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-def perturb(folder, destination, seed=1, size=0.05):
-    """Copies a pipeline and adds noise to every tensor of its UNet."""
-    shutil.copytree(folder, destination)
-    path = destination / "unet" / "diffusion_pytorch_model.safetensors"
-    generator = torch.Generator().manual_seed(seed)
-    moved = {
-        key: weight + size * (weight.std(correction=0) + 0.1) * torch.randn(weight.shape, generator=generator)
-        for key, weight in load_file(path).items()
-    }
-    save_file(moved, path, {"format": "pt"})
-    return destination
+def named(*names):
+    return pytest.mark.parametrize("case", map(case_of, names), ids=names)
 
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
-    """pipelines(model) -> ((original, current) in PyTorch, (original, current) in JAX)"""
-    root = tmp_path_factory.mktemp("explicit")
+    return loader(tmp_path_factory.mktemp("explicit"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    given: dict  # the keyword arguments of both
+    inputs: torch_aegis.Inputs
+    ours: dict
+
+
+@pytest.fixture(scope="module")
+def outcome(pipelines):
+    """outcome(case) -> Outcome, run once."""
 
     @functools.cache
-    def load(model):
-        original = tiny_pipeline(root / model, seed=3, **MODELS[model])
-        folders = (original, perturb(original, root / f"{model}_current"))
-        return (
-            tuple(torch_aegis.load(folder) for folder in folders),
-            tuple(aegis_jax.load_pipeline(folder) for folder in folders),
-        )
+    def run(case):
+        (original, ours_original), (current, ours_current) = pipelines(case.model), pipelines(case.model, case.current)
+        given = {
+            **soft_and_latents(case),
+            **{name: getattr(case, name) for name in ("eta", "beta", "gamma", "mu", "cap")},
+        }
+        given["omega"] = omega_of(case, [key for key, _ in original.unet.named_parameters()])
+        given["before"] = None
+        if case.before != "none":
+            about = torch_aegis.explicit_step(original, current, case.concept, **given)["projection"]
+            given["before"] = before_of(case.before, about, len(case.name))
+        ours = explicit_step(ours_original, ours_current, case.concept, **given)
+        inputs = torch_aegis.prepare(original, current, case.concept, given["attack"], given["loss"])
+        return Outcome(given, inputs, ours)
 
-    return load
+    return run
 
 
-def inputs_of(case):
-    rng = np.random.default_rng(len(case.name))
-    return {
-        "z_t": rng.normal(size=(case.batch, 8, 6, 4)).astype(np.float32),
-        "t": np.array([617, 0, 999], np.int32)[: case.batch],
-        "v": (0.05 * rng.normal(size=(case.aet_tokens, 32))).astype(np.float32),
-        "p": (0.05 * rng.normal(size=(case.prefix_tokens, 32))).astype(np.float32),
-    }
+# --- against the reference ------------------------------------------------------------------------
+
+
+def float64(x):
+    return np.asarray(x, np.float64)
+
+
+def starts(given, keys):
+    """{key: omega before its move}"""
+    return {key: given["omega"][key] if isinstance(given["omega"], dict) else given["omega"] for key in keys}
 
 
 def check_sign_step(before, after, gradient, size):
-    """Every coordinate moved by 0 or +-size, against the gradient wherever that is not nearly 0."""
-    moved = np.asarray(after, np.float64) - before
-    rounding = 2e-7 * (np.abs(before) + size)
-    still, full = np.abs(moved) <= rounding, np.abs(np.abs(moved) - size) <= rounding
+    """Every coordinate moved by exactly 0 or +-size, against the gradient wherever that is not nearly 0."""
+    after = np.asarray(after)
     assert after.shape == before.shape
-    assert np.all(still | full)
+    if size == 0:
+        np.testing.assert_array_equal(after, before)
+        return
+    moves = {sign: after == before + np.float32(sign) * np.float32(size) for sign in (-1, 0, 1)}
+    assert np.all(moves[-1] | moves[0] | moves[1])
     gradient = gradient.numpy()
     clear = np.abs(gradient) > 1e-3 * np.abs(gradient).max()
     assert clear.mean() > 0.9  # otherwise this would assert nothing
-    np.testing.assert_array_equal(np.sign(np.where(full, moved, 0))[clear], -np.sign(gradient[clear]))
+    assert np.all(np.where(gradient > 0, moves[-1], moves[1])[clear])
 
 
-def check_tensors(ours, reference, scale):
-    """Every tensor of a gradient tree, in PyTorch layout, within GRADIENT_TOLERANCE of the reference's norm."""
-    assert set(ours) == set(reference)
-    for key, wanted in reference.items():
+@each_case
+def test_sign_steps(outcome, case):
+    """L_adv and L_aet before their sign steps, and the steps themselves."""
+    run = outcome(case)
+    for name, label, loss_of, size in (
+        ("p", "L_adv", torch_aegis.adversarial_loss, case.gamma),
+        ("v", "L_aet", torch_aegis.aet_loss, case.beta),
+    ):
+        loss, gradient, _ = torch_aegis.sign_step(functools.partial(loss_of, run.inputs), run.given[name], size)
+        np.testing.assert_allclose(float(run.ours[label]), loss, LOSS_TOLERANCE)
+        check_sign_step(run.given[name], run.ours[name], gradient, size)
+
+
+@each_case
+def test_erasure_loss_and_gradients(outcome, case):
+    """L_e and g_e, in PyTorch's layout, at our new v and p: each tensor within GRADIENT_TOLERANCE of its norm."""
+    run = outcome(case)
+    loss, grads = torch_aegis.erasure_gradients(run.inputs, run.ours["v"], run.ours["p"], case.eta)
+    np.testing.assert_allclose(float(run.ours["L_e"]), loss, LOSS_TOLERANCE)
+    scale = np.sqrt(sum(g.square().sum().item() for g in grads.values()))
+    assert set(run.ours["grads"]) == set(grads)
+    for key, wanted in grads.items():
         wanted = wanted.numpy()
-        assert ours[key].shape == wanted.shape, key
-        error = np.linalg.norm(np.asarray(ours[key], np.float64) - wanted)
+        assert run.ours["grads"][key].shape == wanted.shape, key
+        error = np.linalg.norm(float64(run.ours["grads"][key]) - wanted)
         assert error <= GRADIENT_TOLERANCE * np.linalg.norm(wanted) + FLOOR * scale, (key, error)
 
 
-def check_rectification(ours, reference, omega, scale):
-    """lambda and cosine per tensor, each as well as its inner product is determined in float32."""
-    assert set(ours["lambdas"]) == set(ours["cosines"]) == set(reference["lambdas"])
-    for key, g_e in reference["grads"].items():
-        size_e, size_r = g_e.norm().item(), reference["drift"][key].norm().item()
-        strength, cosine = float(ours["lambdas"][key]), float(ours["cosines"][key])
-        g_r = reference["drift"][key].numpy()
-        wanted = np.asarray(ours["grads"][key], np.float64) + strength * g_r
-        error = np.abs(np.asarray(ours["rectified"][key], np.float64) - wanted).max()
-        assert error <= 1e-5 * (np.abs(wanted).max() + strength * np.abs(g_r).max()), key
-        if strength == 0:
-            np.testing.assert_array_equal(ours["rectified"][key], ours["grads"][key], err_msg=key)
-        if size_r == 0:
-            assert strength == 0 and cosine == 0, key
-            continue
-        allowed = 1e-4 + 10 * FLOOR * scale / size_e
-        assert abs(cosine - reference["cosines"][key]) <= allowed, key
-        bound = max(omega, 1e-12) * allowed * size_e / size_r
-        assert abs(strength - reference["lambdas"][key]) <= bound, key
+def reference_dgr(run):
+    """(drift, DGR) of the reference from our gradients."""
+    grads = {key: torch.as_tensor(float64(g)) for key, g in run.ours["grads"].items()}
+    drift = torch_aegis.drift(run.inputs)
+    rule = {name: run.given[name] for name in ("omega", "before", "mu", "cap")}
+    return drift, torch_aegis.dgr(grads, drift, **rule)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_matches_transcription(pipelines, case):
-    (original, current), (ours_original, ours_current) = pipelines(case.model)
-    if case.same:
-        current, ours_current = original, ours_original
-    given = inputs_of(case)
-    ours = explicit_step(
-        ours_original,
-        ours_current,
-        case.concept,
-        **given,
-        omega=case.omega,
-        eta=case.eta,
-        beta=BETA,
-        gamma=GAMMA,
-        current_weight=case.current_weight,
-    )
-    inputs = torch_aegis.prepare(original, current, case.concept, given["z_t"], given["t"])
-    loss_aet, grad_v, _ = torch_aegis.sign_step(
-        lambda v: torch_aegis.aet_loss(inputs, v, case.current_weight), given["v"], BETA
-    )
-    loss_adv, grad_p, _ = torch_aegis.sign_step(lambda p: torch_aegis.adversarial_loss(inputs, p), given["p"], GAMMA)
-    # The difference of two close numbers (weight -1) is known as well as the numbers are.
-    cancelled = 1e-6 if case.current_weight < 0 else 0.0
-    np.testing.assert_allclose(float(ours["L_aet"]), loss_aet, LOSS_TOLERANCE, cancelled)
-    np.testing.assert_allclose(float(ours["L_adv"]), loss_adv, LOSS_TOLERANCE)
-    check_sign_step(given["v"], ours["v"], grad_v, BETA)
-    check_sign_step(given["p"], ours["p"], grad_p, GAMMA)
-
-    reference = torch_aegis.erasure_gradients(inputs, ours["v"], ours["p"], case.eta, case.omega)
-    np.testing.assert_allclose(float(ours["L_e"]), reference["L_e"], LOSS_TOLERANCE)
-    scale = float(np.sqrt(sum(g.square().sum().item() for g in reference["grads"].values())))
-    check_tensors(ours["grads"], reference["grads"], scale)
-    check_tensors(ours["rectified"], reference["rectified"], scale)
-    check_rectification(ours, reference, case.omega, scale)
-    conflicts = np.mean([cosine < 0 for cosine in reference["cosines"].values()])
-    assert conflicts == 0 if case.same else 0.2 < conflicts < 0.8  # both branches are exercised
+@each_case
+def test_projection_and_rectification(outcome, case):
+    """P, its cosine and, with our omega, g; g is g_e bit for bit where there is no conflict."""
+    run = outcome(case)
+    drift, wanted = reference_dgr(run)
+    conflicts = []
+    for name in ("projection", "cosines", "rectified"):
+        assert set(run.ours[name]) == set(drift)
+    for key, g_r in drift.items():
+        g_e, projection, g = (np.asarray(run.ours[name][key]) for name in ("grads", "projection", "rectified"))
+        cosine, omega = wanted["cosines"][key], float(run.ours["omega"][key])
+        assert projection.shape == g.shape == g_e.shape == tuple(g_r.shape), key
+        assert abs(float(run.ours["cosines"][key]) - cosine) <= RULE_TOLERANCE, key
+        error = np.linalg.norm(projection - wanted["projection"][key].numpy())
+        assert error <= RULE_TOLERANCE * np.linalg.norm(float64(g_e)), key
+        if not g_r.any():
+            assert not projection.any() and float(run.ours["cosines"][key]) == 0, key
+        if abs(cosine) > RULE_TOLERANCE or cosine == 0:
+            conflicts.append(cosine < 0)
+            rectified = float64(g_e) - omega * float64(projection) * (cosine < 0)
+            error = np.abs(g - rectified).max()
+            assert error <= 1e-6 * (np.abs(g_e).max() + omega * np.abs(projection).max()), key
+            assert cosine < 0 or g.tobytes() == g_e.tobytes(), key
+    assert len(conflicts) > 0.9 * len(drift)
+    if case.current == "moved":  # both branches are exercised
+        assert 0.2 < np.mean(conflicts) < 0.8
 
 
-def test_refuses_a_concept_that_does_not_fit(pipelines):
-    _, (original, current) = pipelines("epsilon")
-    given = inputs_of(CASES[0])
-    with pytest.raises(AegisError):
-        explicit_step(original, current, "star " * 75, **given, omega=1.0, eta=1.0, beta=BETA, gamma=GAMMA)
+@each_case
+def test_omega(outcome, case):
+    """omega exactly, where the sign of <g_e, P_before> is clear."""
+    run = outcome(case)
+    assert set(run.ours["omega"]) == set(run.ours["grads"])
+    clear, moves = 0, set()
+    for key, start in starts(run.given, run.ours["grads"]).items():
+        g_e = float64(run.ours["grads"][key])
+        before = np.zeros_like(g_e) if run.given["before"] is None else float64(run.given["before"][key])
+        inner, rounding = np.sum(g_e * before), RULE_TOLERANCE * np.linalg.norm(g_e) * np.linalg.norm(before)
+        signs = [np.sign(inner)] if abs(inner) > rounding or not before.any() else [-1, 0, 1]
+        allowed = [
+            np.clip(np.float32(start) - np.float32(case.mu) * np.float32(s), 0, np.float32(case.cap)) for s in signs
+        ]
+        assert np.float32(run.ours["omega"][key]) in allowed, (key, start, inner, run.ours["omega"][key])
+        if len(signs) == 1:
+            clear += 1
+            moves.add((float(signs[0]), {0.0: "floor", np.float32(case.cap): "cap"}.get(allowed[0], "between")))
+    assert clear > 0.8 * len(run.ours["grads"])
+    if case.before == "none":
+        assert {sign for sign, _ in moves} == {0}
+    if case.current != "partly" and case.omega in ("spread", "spread far") and case.before == "mixed":
+        assert {(1, "floor"), (1, "between"), (-1, "between"), (0, "between")} <= moves
+        assert ((-1, "cap") in moves) == (case.cap == 1)
 
 
-# --- the reference itself -------------------------------------------------------------------------
+@named("conflict persists", "floor", "conflict flips", "cap", "v, released")
+def test_omega_falls_while_conflict_persists_and_rises_when_it_flips(outcome, case):
+    """sign <g_e, P_before> = sign(a_now a_before), for nearly all tensors: P_before is only about this step's P."""
+    run = outcome(case)
+    fell, rose, stopped = [], [], []
+    for key, start in starts(run.given, run.ours["grads"]).items():
+        after = float(run.ours["omega"][key])
+        fell.append(after < start or after == 0)
+        rose.append(after > start)
+        stopped.append(after in (0, case.cap))
+    assert np.mean(fell if case.before == "same" else rose) > 0.9
+    if case.name in ("floor", "cap"):
+        assert np.mean(stopped) > 0.9
 
 
-@pytest.mark.parametrize("model", ["epsilon", "v"])
-def test_reference_text_encoder(pipelines, model):
-    """The spelled-out encoder is transformers' own; soft tokens that are words make the prompt of those words."""
-    (original, _), _ = pipelines(model)
-    text = original.tokenizer(["a red star", "", "church"], padding="max_length", return_tensors="pt")
-    wanted = original.text_encoder(text.input_ids).last_hidden_state
-    ours = torch_aegis.encode(original.text_encoder, torch_aegis.embed(original.text_encoder, text.input_ids))
-    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-12)
-    soft = torch_aegis.embed(original.text_encoder, torch_aegis.word_ids(original.tokenizer, "a red"))
-    star = torch_aegis.word_ids(original.tokenizer, "star")
-    ours = torch_aegis.prompt_embedding(original, soft, star)
-    torch.testing.assert_close(ours, wanted[:1], rtol=0, atol=1e-12)
+@named("first step", "v, first step", "original, P before")
+def test_current_is_the_original(outcome, case):
+    """P is 0 everywhere, nothing is NaN, g is g_e bit for bit; omega moves by P_before alone."""
+    run = outcome(case)
+    for key, g_e in run.ours["grads"].items():
+        assert np.isfinite(np.asarray(g_e)).all(), key
+        assert not np.asarray(run.ours["projection"][key]).any(), key
+        assert float(run.ours["cosines"][key]) == 0, key
+        assert np.asarray(run.ours["rectified"][key]).tobytes() == np.asarray(g_e).tobytes(), key
+        if run.given["before"] is None:
+            assert float(run.ours["omega"][key]) == case.omega, key
+    if run.given["before"] is not None:
+        assert len({float(omega) for omega in run.ours["omega"].values()}) == 3
 
 
-def test_reference_gradients_by_finite_differences(pipelines):
-    """Directional derivatives of J, A and L_e against central differences, in float64."""
-    (original, current), _ = pipelines("v")
-    given = inputs_of(CASES[5])
-    inputs = torch_aegis.prepare(original, current, "red star", given["z_t"], given["t"])
-    rng = np.random.default_rng(0)
-    for loss_of, name in (
-        (lambda v: torch_aegis.aet_loss(inputs, v, 0.5), "v"),
-        (lambda p: torch_aegis.adversarial_loss(inputs, p), "p"),
-    ):
-        soft, way = torch.as_tensor(given[name]).double(), rng.normal(size=given[name].shape)
-        way, small = torch.as_tensor(way), 1e-6
-        _, grad, _ = torch_aegis.sign_step(loss_of, soft, BETA)
-        slope = (loss_of(soft + small * way) - loss_of(soft - small * way)).item() / (2 * small)
-        np.testing.assert_allclose((grad * way).sum().item(), slope, 1e-5)
+# --- what the comparison would notice -------------------------------------------------------------
 
-    v, p = (torch.as_tensor(given[name]).double() for name in "vp")
-    gradients = torch_aegis.erasure_gradients(inputs, v, p, 2.0, 1.0)["grads"]
-    way = {key: torch.as_tensor(rng.normal(size=g.shape)) for key, g in gradients.items()}
-    slope, small = 0.0, 1e-6
-    for sign in (1, -1):
-        shifted = {
-            key: weight.detach() + sign * small * way[key] for key, weight in inputs.current.unet.named_parameters()
+
+@named("conflict persists", "v-prediction")
+def test_attack_and_loss_latents_are_told_apart(outcome, case):
+    """With the latents or the timesteps of the other draw the reference's losses are not ours."""
+    run = outcome(case)
+    soft = {name: torch.as_tensor(float64(run.given[name])) for name in "vp"}
+    new = {name: torch.as_tensor(float64(run.ours[name])) for name in "vp"}
+    (z_a, t_a), (z_b, t_b) = run.inputs.attack, run.inputs.loss
+
+    def losses(attack, loss):
+        inputs = dataclasses.replace(run.inputs, attack=attack, loss=loss)
+        return {
+            "L_adv": torch_aegis.adversarial_loss(inputs, soft["p"]).item(),
+            "L_aet": torch_aegis.aet_loss(inputs, soft["v"]).item(),
+            "L_e": torch_aegis.erasure_loss(inputs, new["v"], new["p"], case.eta).item(),
         }
-        unet = lambda *args, shifted=shifted: torch.func.functional_call(  # noqa: E731
-            inputs.current.unet, shifted, args
-        )
-        moved = dataclasses.replace(inputs, current=dataclasses.replace(inputs.current, unet=unet))
-        slope += sign * torch_aegis.erasure_loss(moved, v, p, 2.0).item() / (2 * small)
-    analytic = sum((gradients[key] * way[key]).sum().item() for key in way)
-    np.testing.assert_allclose(analytic, slope, 1e-5)
+
+    for name, wanted in losses((z_a, t_a), (z_b, t_b)).items():
+        np.testing.assert_allclose(float(run.ours[name]), wanted, LOSS_TOLERANCE)
+    for other in (losses((z_b, t_b), (z_a, t_a)), losses((z_b, t_a), (z_a, t_b)), losses((z_a, t_b), (z_b, t_a))):
+        for name, loss in other.items():
+            assert abs(float(run.ours[name]) / loss - 1) > 20 * LOSS_TOLERANCE, name
+
+
+@named("conflict persists", "v-prediction")
+def test_misreadings_would_be_noticed(outcome, case):
+    """The reference, read wrongly in one point, gives another L_e, L_adv or L_aet than ours."""
+    run = outcome(case)
+    old = {name: torch.as_tensor(float64(run.given[name])) for name in "vp"}
+    new = {name: torch.as_tensor(float64(run.ours[name])) for name in "vp"}
+    swapped = dataclasses.replace(run.inputs, original=run.inputs.current, current=run.inputs.original)
+    alone = dataclasses.replace(run.inputs, words=[])
+
+    def loss_e(inputs=run.inputs, v=new["v"], p=new["p"], eta=case.eta):
+        return torch_aegis.erasure_loss(inputs, v, p, eta).item()
+
+    wrong = {
+        "v before its step": ("L_e", loss_e(v=old["v"])),
+        "p before its step": ("L_e", loss_e(p=old["p"])),
+        "c' without v": ("L_e", loss_e(v=None)),
+        "c* without p": ("L_e", loss_e(p=None)),
+        "v and p exchanged": ("L_e", loss_e(v=new["p"], p=new["v"])),
+        "soft tokens without the concept": ("L_e", loss_e(inputs=alone)),
+        "another eta": ("L_e", loss_e(eta=case.eta + 0.5)),
+        "theta and theta0 exchanged in L_e": ("L_e", loss_e(inputs=swapped)),
+        "theta and theta0 exchanged in A": ("L_adv", torch_aegis.adversarial_loss(swapped, old["p"]).item()),
+        "theta and theta0 exchanged in J": ("L_aet", torch_aegis.aet_loss(swapped, old["v"]).item()),
+        "c' a free token in J": ("L_aet", torch_aegis.aet_loss(alone, old["v"]).item()),
+    }
+    for misreading, (name, loss) in wrong.items():
+        assert abs(float(run.ours[name]) / loss - 1) > 5 * LOSS_TOLERANCE, misreading
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"concept": "star " * 75},
+        {"omega": {"down_blocks.7.weight": 0.5}},
+        {"before": {"down_blocks.7.weight": np.zeros((2, 2), np.float32)}},
+    ],
+    ids=["concept too long", "omega of no tensor", "P before of no tensor"],
+)
+def test_refuses(pipelines, changed):
+    case = case_of("one of each")
+    given = {
+        "concept": case.concept,
+        **soft_and_latents(case),
+        **{name: getattr(case, name) for name in ("omega", "eta", "beta", "gamma", "mu", "cap")},
+        **changed,
+    }
+    with pytest.raises(AegisError):
+        explicit_step(pipelines(case.model)[1], pipelines(case.model, case.current)[1], **given)

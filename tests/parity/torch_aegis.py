@@ -1,11 +1,12 @@
-"""Steps 2 to 5 of the method in float64 PyTorch, written from the method's page alone.
+"""Steps 2 to 5 of the method in float64 PyTorch, written from the method's page (docs/method.md, 2 to 5, 7) alone.
 
 This is the reference that `aegis_jax.erasure.step.explicit_step` is held against. It shares no code with it: the
 networks are diffusers' and transformers' own, loaded from the folders, and the text encoder's attention is spelled out
 here because transformers' eager attention takes its softmax in float32.
 
 Shapes: B batch, h w latent, L prompt positions, d token embedding width, D encoder width (D = d in CLIP),
-m' and k numbers of soft tokens. Squared norms are means over batch and elements.
+m' and k numbers of soft tokens. Squared norms are means over batch and elements. Tensors of the UNet keep PyTorch's
+layout and are named by diffusers' keys.
 """
 
 import dataclasses
@@ -125,58 +126,54 @@ def mse(difference):
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """One step's fixed inputs and the frozen predictions that steps 2 to 4 share."""
+    """What one step is given, apart from its soft tokens and numbers."""
 
-    original: TorchPipeline
-    current: TorchPipeline
+    original: TorchPipeline  # theta0
+    current: TorchPipeline  # theta
     words: list  # the concept's token ids
-    z_t: torch.Tensor  # (B, h, w, 4)
-    t: torch.Tensor  # (B,)
-    eps0_concept: torch.Tensor  # eps(theta0, z_t, t, c_e)
-    eps0_empty: torch.Tensor  # eps(theta0, z_t, t, c_0)
-    eps_concept: torch.Tensor  # eps(theta, z_t, t, c_e)
+    attack: tuple  # (z_a (B, h, w, 4), t_a (B,)): where v and p take their sign steps
+    loss: tuple  # (z_b, t_b): where L_e is taken
 
 
-def prepare(original, current, concept, z_t, t) -> Inputs:
-    """Evaluates what depends on neither v nor p."""
-    z_t, t = _float64(z_t), torch.tensor(np.asarray(t), dtype=torch.long)
-    words = word_ids(original.tokenizer, concept)
-    with torch.no_grad():
-        c_e = prompt_embedding(original, None, words)
-        c_0 = prompt_embedding(original, None, [])
-        return Inputs(
-            original,
-            current,
-            words,
-            z_t,
-            t,
-            eps0_concept=predict_noise(original, z_t, t, c_e),
-            eps0_empty=predict_noise(original, z_t, t, c_0),
-            eps_concept=predict_noise(current, z_t, t, c_e),
-        )
+def prepare(original, current, concept, attack, loss) -> Inputs:
+    """Inputs in float64 from arrays of any kind and the concept's text."""
+
+    def pair(latent):
+        z, t = latent
+        return _float64(z), torch.tensor(np.asarray(t), dtype=torch.long)
+
+    return Inputs(original, current, word_ids(original.tokenizer, concept), pair(attack), pair(loss))
 
 
-def aet_loss(inputs, v, current_weight):
-    """J(v), step 2."""
-    c_aet = prompt_embedding(inputs.original, v, [])
-    eps = predict_noise(inputs.original, inputs.z_t, inputs.t, c_aet)
-    return current_weight * mse(eps - inputs.eps_concept) + mse(eps - inputs.eps0_concept)
+def prefixed(inputs, soft):
+    """c'(v) and c*(p): E([BOS, soft, concept, EOS...]) -> (1, L, D). Without soft tokens it is c_e."""
+    return prompt_embedding(inputs.original, soft, inputs.words)
 
 
 def adversarial_loss(inputs, p):
-    """A(p), step 3."""
-    c_star = prompt_embedding(inputs.current, p, inputs.words)
-    return mse(predict_noise(inputs.current, inputs.z_t, inputs.t, c_star) - inputs.eps0_concept)
+    """A(p), step 2."""
+    with torch.no_grad():
+        wanted = predict_noise(inputs.original, *inputs.attack, prefixed(inputs, None))
+    return mse(predict_noise(inputs.current, *inputs.attack, prefixed(inputs, p)) - wanted)
+
+
+def aet_loss(inputs, v):
+    """J(v), step 3: the frozen network's prediction for c', drawn to what both networks predict for the concept."""
+    with torch.no_grad():
+        c_e = prefixed(inputs, None)
+        eps0_concept = predict_noise(inputs.original, *inputs.attack, c_e)
+        eps_concept = predict_noise(inputs.current, *inputs.attack, c_e)
+    eps0_aet = predict_noise(inputs.original, *inputs.attack, prefixed(inputs, v))
+    return mse(eps0_aet - eps0_concept) + mse(eps0_aet - eps_concept)
 
 
 def erasure_loss(inputs, v, p, eta):
-    """L_e, step 4. Without v, c' := c_e; without p, c* := c_e (the ablations of section 7)."""
+    """L_e, step 4. v None is c' := c_e, p None is c* := c_e: the ablations of section 7."""
     with torch.no_grad():
-        c_aet = prompt_embedding(inputs.original, v, inputs.words if v is None else [])
-        eps0_aet = predict_noise(inputs.original, inputs.z_t, inputs.t, c_aet)
-        target = inputs.eps0_empty - eta * (eps0_aet - inputs.eps0_empty)
-    c_star = prompt_embedding(inputs.current, p, inputs.words)
-    return mse(predict_noise(inputs.current, inputs.z_t, inputs.t, c_star) - target)
+        eps0_empty = predict_noise(inputs.original, *inputs.loss, prompt_embedding(inputs.original, None, []))
+        eps0_aet = predict_noise(inputs.original, *inputs.loss, prefixed(inputs, v))
+        target = eps0_empty - eta * (eps0_aet - eps0_empty)
+    return mse(predict_noise(inputs.current, *inputs.loss, prefixed(inputs, p)) - target)
 
 
 def sign_step(loss_of, soft, size):
@@ -187,45 +184,70 @@ def sign_step(loss_of, soft, size):
     return loss.item(), grad, soft.detach() - size * grad.sign()
 
 
-def rectify(g_e, g_r, omega):
-    """Step 5 for one tensor: (g, lambda, cosine)."""
-    inner = (g_e * g_r).sum().item()
-    size_e, size_r = g_e.norm().item(), g_r.norm().item()
-    strength = -omega * inner / size_r**2 if inner < 0 and size_r > 0 else 0.0
-    cosine = inner / (size_e * size_r) if size_e > 0 and size_r > 0 else 0.0
-    return g_e + strength * g_r, strength, cosine
-
-
-def erasure_gradients(inputs, v, p, eta, omega):
-    """L_e with its gradients and their rectification, each keyed by the UNet's parameter names."""
+def erasure_gradients(inputs, v, p, eta):
+    """(L_e, {key: g_e}) at given soft tokens."""
     v, p = (x if x is None else _float64(x) for x in (v, p))
     theta = dict(inputs.current.unet.named_parameters())
-    theta0 = dict(inputs.original.unet.named_parameters())
     loss = erasure_loss(inputs, v, p, eta)
-    grads = dict(zip(theta, torch.autograd.grad(loss, list(theta.values())), strict=True))
-    drift = {key: (theta[key] - theta0[key]).detach() for key in theta}
-    rectified, lambdas, cosines = {}, {}, {}
+    return loss.item(), dict(zip(theta, torch.autograd.grad(loss, list(theta.values())), strict=True))
+
+
+def drift(inputs):
+    """{key: theta - theta0}: g_r."""
+    theta0 = dict(inputs.original.unet.named_parameters())
+    return {key: (theta - theta0[key]).detach() for key, theta in inputs.current.unet.named_parameters()}
+
+
+# --- DGR, step 5, for one tensor ------------------------------------------------------------------
+
+
+def project(g_e, g_r):
+    """(P, a = <g_e, g_r>, cosine); P and cosine are 0 where there is nothing to divide by."""
+    inner, size_e, size_r = (g_e * g_r).sum().item(), g_e.norm().item(), g_r.norm().item()
+    projection = inner / size_r**2 * g_r if size_r > 0 else torch.zeros_like(g_r)
+    return projection, inner, inner / (size_e * size_r) if size_e > 0 and size_r > 0 else 0.0
+
+
+def move_omega(omega, g_e, before, mu, cap):
+    """omega after its move; `before` is P of the step before."""
+    sign = float((g_e * before).sum().sign())
+    return min(max(omega - mu * sign, 0.0), cap)
+
+
+def rectify(g_e, projection, inner, omega):
+    """g; `omega` has been moved."""
+    return g_e - omega * projection if inner < 0 else g_e
+
+
+def dgr(grads, drift, omega, before, mu, cap):
+    """Step 5 over all tensors: omega a number or {key: number}, before None (0) or {key: P_before}."""
+    found = {"projection": {}, "omega": {}, "rectified": {}, "cosines": {}}
     for key, g_e in grads.items():
-        rectified[key], lambdas[key], cosines[key] = rectify(g_e, drift[key], omega)
-    return {
-        "L_e": loss.item(),
-        "grads": grads,
-        "drift": drift,
-        "rectified": rectified,
-        "lambdas": lambdas,
-        "cosines": cosines,
-    }
+        projection, inner, found["cosines"][key] = project(g_e, drift[key])
+        start = omega[key] if isinstance(omega, dict) else omega
+        previous = torch.zeros_like(g_e) if before is None else _float64(before[key])
+        found["projection"][key] = projection
+        found["omega"][key] = move_omega(float(start), g_e, previous, mu, cap)
+        found["rectified"][key] = rectify(g_e, projection, inner, found["omega"][key])
+    return found
 
 
-def explicit_step(original, current, concept, *, z_t, t, v, p, omega, eta, beta, gamma, current_weight=1.0):
-    """Steps 2 to 5 once, with this transcription's own v and p throughout."""
-    inputs = prepare(original, current, concept, z_t, t)
-    loss_aet, grad_v, v = sign_step(lambda v: aet_loss(inputs, v, current_weight), v, beta)
+def explicit_step(
+    original, current, concept, *, attack, loss, v, p, omega, before=None, eta, beta, gamma, mu, cap
+) -> dict:
+    """Steps 2 to 5 once, with this transcription's own v and p throughout; also the gradients behind the sign steps."""
+    inputs = prepare(original, current, concept, attack, loss)
     loss_adv, grad_p, p = sign_step(lambda p: adversarial_loss(inputs, p), p, gamma)
-    soft = {"v": v, "p": p, "grad_v": grad_v, "grad_p": grad_p}
+    loss_aet, grad_v, v = sign_step(lambda v: aet_loss(inputs, v), v, beta)
+    loss_e, grads = erasure_gradients(inputs, v, p, eta)
     return {
-        **soft,
+        "v": v,
+        "p": p,
+        "grad_v": grad_v,
+        "grad_p": grad_p,
         "L_aet": loss_aet,
         "L_adv": loss_adv,
-        **erasure_gradients(inputs, v, p, eta, omega),
+        "L_e": loss_e,
+        "grads": grads,
+        **dgr(grads, drift(inputs), omega, before, mu, cap),
     }
