@@ -25,10 +25,9 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def cheap_step(monkeypatch):
     """Puts the stand-in for the training step into `aegis_jax.run.erase`."""
-    from aegis_jax.run import erase
+    from aegis_jax.run.config import RunConfig
 
-    monkeypatch.setattr(erase, "setup", untrained.setup)
-    monkeypatch.setattr(erase, "erase_step", untrained.erase_step)
+    monkeypatch.setattr(RunConfig, "method", untrained.METHOD)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ The step has the signature and the state of the real one, so that the tests of t
 compile five networks; `test_real_step.py` and the tests of the step itself cover the real one.
 """
 
+import dataclasses
 import json
 import os
 import time
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aegis_jax.erasure import trainable
-from aegis_jax.erasure.state import State
+from aegis_jax.erasure import aegis, groups, trainable
+from aegis_jax.erasure.aegis.state import State
 from aegis_jax.io.export import save_pipeline
 from aegis_jax.io.pipeline import MODELS, Pipeline
 from aegis_jax.io.tokenizer import Tokenizer
@@ -82,7 +83,7 @@ def write(folder, seed=0):
 
 
 def setup(pipeline, concepts, config, placement):
-    """Like `erasure.setup.setup`, without the networks; frozen is None."""
+    """Like `erasure.aegis.setup.setup`, without the networks; frozen is None."""
     drift = trainable.zero_drift(pipeline.unet.params, config.trainable)
     state = State(
         step=jnp.int32(0),
@@ -90,10 +91,10 @@ def setup(pipeline, concepts, config, placement):
         opt_state=optax.scale_by_adam().init(drift),
         v=jnp.ones((len(concepts), 1, 16)),
         p=jnp.ones((len(concepts), 1, 16)),
-        omega=jnp.float32(0),
-        previous={"strength": {name: jnp.zeros(len(d)) for name, d in drift.items()}},
+        omega={name: jnp.zeros(len(d)) for name, d in drift.items()},
+        conflict={name: jnp.zeros(len(d)) for name, d in drift.items()},
         kappa=None,
-        latents=None,
+        latents={},
     )
     return state, None
 
@@ -113,12 +114,14 @@ def _step(state, seed, learning_rate, poison):
         opt_state=opt_state,
         v=state.v + jnp.sign(gradients[first].ravel()[0]),
         p=state.p,
-        omega=state.omega + 0.01,
-        previous={"strength": {name: x + 1 for name, x in state.previous["strength"].items()}},
+        omega={name: x + 0.01 for name, x in state.omega.items()},
+        conflict={name: jnp.sign(g.reshape(len(g), -1)[:, 0]) for name, g in gradients.items()},
         kappa=None,
-        latents=None,
+        latents={},
     )
-    return new, {"L_e": loss, "drift_norm": optax.tree.norm(drift)}
+    cosine = groups.gather({name: jnp.tanh(g.reshape(len(g), -1).mean(1)) for name, g in gradients.items()})
+    per_tensor = {"cosine": cosine, "kept": groups.gather(new.conflict), "omega": groups.gather(new.omega)}
+    return new, {"L_e": loss, "drift_norm": optax.tree.norm(drift), "per_tensor": per_tensor}
 
 
 def erase_step(state, frozen, config):
@@ -131,12 +134,15 @@ def erase_step(state, frozen, config):
     return _step(state, config.seed, config.learning_rate, poison)
 
 
+METHOD = dataclasses.replace(aegis.method, start=setup, step=erase_step)
+
+
 def main(argv):
     """The `aegis` command with this step instead of the real one, for tests in a process apart."""
     from aegis_jax import cli
-    from aegis_jax.run import erase
+    from aegis_jax.run.config import RunConfig
 
-    erase.setup, erase.erase_step = setup, erase_step
+    RunConfig.method = METHOD
     return cli.main(argv)
 
 
