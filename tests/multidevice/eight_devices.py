@@ -211,11 +211,10 @@ def test_an_erasure_over_eight_devices_is_that_of_one(pipeline, monkeypatch, met
             np.testing.assert_allclose(ours[name], value, 1e-5, 1e-8, err_msg=name)
     for kind, rows in one.per_tensor.items():
         np.testing.assert_allclose(many.per_tensor[kind], rows, 1e-4, 1e-5, err_msg=kind)
-    moved = [
-        np.abs(np.asarray(a) - np.asarray(b)).max()
-        for a, b in zip(*(jax.tree.leaves(r.pipeline.unet.params) for r in (one, many)))
-    ]
-    assert max(moved) < 2e-6 < one.metrics[-1]["drift_norm"]
+    # Adam's first step is a sign, which may turn where the gradient is nearly 0.
+    pairs = zip(*(jax.tree.leaves(result.pipeline.unet.params) for result in (one, many)))
+    apart = np.concatenate([np.abs(np.asarray(a) - np.asarray(b)).ravel() for a, b in pairs])
+    assert (apart > 1e-7).mean() < 0.001 and one.metrics[-1]["drift_norm"] > 1e-4
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(pipeline, placement):

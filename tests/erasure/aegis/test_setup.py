@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from aegis_jax.erasure import latents
-from aegis_jax.erasure.aegis import setup as setup_lib
 from aegis_jax.erasure.aegis.config import EraseConfig, GRPConfig, LatentsConfig, SoftConfig, check
-from aegis_jax.erasure.aegis.setup import setup
+from aegis_jax.erasure.aegis.setup import _pools, setup, uses_pool
 from aegis_jax.errors import AegisError
 
 
@@ -128,10 +127,10 @@ def test_pools_are_bounded_whatever_the_number_of_concepts():
     config = EraseConfig(batch=4, latents=LatentsConfig(refresh_every=50))
     each = 50 * 8 * 64 * 64 * 4 * 4  # bytes of a concept: 50 grid positions, 8 trajectories, float32
     for concepts in (1, 2, 63, 64, 65, 500, 1000):
-        pools = setup_lib._pools(of_sd14, concepts, config)
+        pools = _pools(of_sd14, concepts, config)
         size = sum(leaf.size * leaf.dtype.itemsize for pool in pools.values() for leaf in jax.tree.leaves(pool))
         assert size <= 2 * 64 * (each + 1) and bool(pools) == (concepts <= 64)
-        assert setup_lib.uses_pool(config, concepts) == (concepts <= latents.MOST_CONCEPTS)
+        assert uses_pool(config, concepts) == (concepts <= latents.MOST_CONCEPTS)
     # A concept that has two latents in the whole run needs no eight trajectories.
-    few = setup_lib._pools(of_sd14, 10, dataclasses.replace(config, steps=5))
+    few = _pools(of_sd14, 10, dataclasses.replace(config, steps=5))
     assert {pool.z.shape[2] for pool in few.values()} == {2}
