@@ -18,7 +18,7 @@ _HOME = {
     "sample": "aegis_jax.diffusion.sample",
     "erase": "aegis_jax.run.erase",
     "attack": "aegis_jax.attacks",
-    "EraseConfig": "aegis_jax.erasure.config",
+    "EraseConfig": "aegis_jax.erasure.aegis.config",
 }
 _SUBPACKAGES = {"attacks", "diffusion", "erasure", "evaluation", "io", "models", "parallel", "run", "world"}
 

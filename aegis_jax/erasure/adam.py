@@ -25,20 +25,24 @@ def init(drift: dict, dtype) -> optax.ScaleByAdamState:
 def update(gradients: dict, state: optax.ScaleByAdamState):
     """(Adam's direction in float32, the next state in the dtype of `state`)."""
     float32 = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)  # noqa: E731
-    direction, new = _adam.update(gradients, state._replace(mu=float32(state.mu), nu=float32(state.nu)))
+    # optax raises 0.9 to the count's power: of a whole number JAX's strict dtype promotion refuses that.
+    wide = state._replace(count=state.count.astype(jnp.float32), mu=float32(state.mu), nu=float32(state.nu))
+    direction, new = _adam.update(gradients, wide)
+    count = state.count + 1
     mu = jax.tree.map(lambda x, old: x.astype(old.dtype), new.mu, state.mu)
-    nu = jax.tree.map(lambda x, old: _rounded_by_chance(x, old.dtype, new.count), new.nu, state.nu)
-    return direction, new._replace(mu=mu, nu=nu)
+    nu = jax.tree.map(lambda x, old: _rounded_by_chance(x, old.dtype, count), new.nu, state.nu)
+    return direction, new._replace(count=count, mu=mu, nu=nu)
 
 
 def drift_before(drift: dict, opt_state, learning_rate):
     """The drift that the last step started from, to float32 rounding: `drift` less that step's update.
 
     The update is Adam's direction, which the moments of after that step still tell, so the hypergradient rule need
-    not keep a copy of the drift. Holds for a constant learning rate, and not where `grp.after_adam` alters the update;
-    with moments in bfloat16 the update comes out to their 8 bits.
+    not keep a copy of the drift. Holds for a constant learning rate; with moments in bfloat16 the update comes out to
+    their 8 bits.
     """
-    count = jnp.maximum(opt_state.count, 1)  # before any step the moments are 0, and so is the update
+    # Before any step the moments are 0, and so is the update. A float, as in `update`.
+    count = jnp.maximum(opt_state.count, 1).astype(jnp.float32)
     mean, variance = 1 - _B1**count, 1 - _B2**count  # of the gradients: what corrects the moments' bias
 
     def undo(d, mu, nu):

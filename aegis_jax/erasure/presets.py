@@ -88,7 +88,7 @@ SCALE_OF_LATENTS = ("steps", "refresh_every")
 
 def preset(name: str) -> Preset:
     """The preset of that name. Raises `AegisError` for another, naming those that there are."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         close = difflib.get_close_matches(str(name), PRESETS, n=1)
         advice = f"did you mean {close[0]!r}? " if close else ""
         raise AegisError(f"unknown method {name!r}; {advice}there are: {', '.join(PRESETS)}")

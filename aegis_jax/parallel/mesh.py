@@ -32,6 +32,15 @@ class Placement:
                 break
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
+    def check_batch(self, batch: int) -> None:
+        """Raises `AegisError` for a batch of latents that the devices do not divide: each would compute all of it."""
+        devices = self.mesh.size
+        if batch % devices:
+            raise AegisError(
+                f"batch={batch} is not divisible by the {devices} devices of the mesh, so each would compute all of "
+                f"it; take {devices} or a multiple"
+            )
+
     def tensors(self, tree):
         """Holds every tensor of a tree at its place, inside a compiled function."""
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.sharding(x.shape)), tree)

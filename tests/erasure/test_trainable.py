@@ -1,10 +1,13 @@
 """Trainable sets against the tensor names of diffusers' file."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from aegis_jax.erasure import groups, trainable
+from aegis_jax.erasure.aegis.config import EraseConfig
+from aegis_jax.erasure.aegis.setup import freeze
 from aegis_jax.models.layout import torch_key
 from aegis_jax.models.model import flatten
 
@@ -56,3 +59,38 @@ def test_drift_by_path_is_made_when_asked_for(pipeline):
     for path, array in wanted.items():
         np.testing.assert_array_equal(found[path], array)
         assert found[path] is not found[path]
+
+
+def test_a_step_smaller_than_the_rounding_is_not_lost(pipeline, folder):
+    """theta0 computed in bfloat16: theta is the file's float32 tensor plus the drift, rounded once."""
+    frozen = freeze(pipeline, ["star"], EraseConfig(trainable="kv", compute_dtype="bfloat16"))
+    chosen = trainable.select(pipeline.unet.params, "kv")
+    rng = np.random.default_rng(0)
+    small = {path: (1e-4 * rng.normal(size=leaf.shape)).astype(np.float32) for path, leaf in chosen.items()}
+    theta = trainable.add_drift(frozen.unet, groups.stack(small), "kv", frozen.precise)
+    file = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    changed = 0
+    for path, leaf in trainable.select(theta, "kv").items():
+        exact = file[torch_key(path)].T
+        wanted = jnp.asarray(exact + small[path]).astype(jnp.bfloat16)
+        assert leaf.dtype == jnp.bfloat16 and leaf.tobytes() == wanted.tobytes()
+        changed += int((leaf != jnp.asarray(exact).astype(jnp.bfloat16)).sum())
+    assert changed > 10
+    assert freeze(pipeline, ["star"], EraseConfig(compute_dtype="float32")).precise == {}
+
+
+def test_the_effective_drift_is_the_drift():
+    """One Adam step of 1e-5 on weights of 0.5 to 1 is 1/195 of bfloat16's spacing there: added to rounded weights it
+    would change nothing; added before the rounding it moves one weight in 195, so that the mean moves by 1e-5."""
+    exact = np.linspace(0.5, 1, 2**20, endpoint=False, dtype=np.float32)
+    params = {"block": {"kernel": jnp.asarray(exact).astype(jnp.bfloat16)}}
+    precise = trainable.precise({"block": {"kernel": exact}}, "full", jnp.bfloat16)
+    for size in (1e-5, -1e-5, 1e-3):
+        drift = groups.stack({"block.kernel": jnp.full(exact.shape, size, jnp.float32)})
+
+        def effect(*given, drift=drift):
+            theta = trainable.add_drift(params, drift, "full", *given)["block"]["kernel"]
+            return np.mean(np.asarray(theta, np.float64) - np.asarray(params["block"]["kernel"], np.float64))
+
+        np.testing.assert_allclose(effect(precise), size, 0.01)
+        assert effect() == 0  # half of the spacing is 1.95e-3: what this test is here to tell apart

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def cheap_step(monkeypatch):
-    """Puts the stand-in for the method into every run."""
+    """Puts the stand-in for the training step into `aegis_jax.run.erase`."""
     from aegis_jax.run.config import RunConfig
 
     monkeypatch.setattr(RunConfig, "method", untrained.METHOD)

@@ -18,7 +18,7 @@ from aegis_jax.run.checkpoint import Checkpoints, all_finite
 IDENTITY = {"concepts": ["star"], "steps": 10, "base model": "c0ffee"}
 
 
-def make_state(seed=0, width=5):
+def make_state(seed=0, width=5, kappa=True):
     """A state with everything that is awkward: integer-like names, None, an empty array."""
     keys = iter(jax.random.split(jax.random.key(seed), 9))
     names = ["down_blocks.0.attentions.1.to_out.0.kernel", "conv_out.bias"]
@@ -33,7 +33,7 @@ def make_state(seed=0, width=5):
         p=jnp.zeros((1, 0, 4)),
         omega={name: jnp.full(3, 0.1) for name in names},
         conflict={name: jnp.full(3, -1.0) for name in names},
-        kappa=jnp.array([0.7]),
+        kappa=jnp.array([0.7]) if kappa else None,
         latents={},
     )
 
@@ -93,12 +93,21 @@ def test_restored_arrays_are_bound_to_a_device_only_if_those_of_the_state_are(sa
 
 
 def test_a_setting_younger_than_the_checkpoint_has_its_default(saved):
-    now = IDENTITY | {"preserve.weight": 0.0}
-    with Checkpoints(saved, now, 2, {"preserve.weight": 0.0}) as checkpoints:
+    now = IDENTITY | {"words.preserve": 0.0}
+    with Checkpoints(saved, now, 2, {"words.preserve": 0.0}) as checkpoints:
         assert_same(checkpoints.restore(make_state(1)), make_state(12))
-    with Checkpoints(saved, now | {"preserve.weight": 3.0}, 2, {"preserve.weight": 0.0}) as checkpoints:
-        with pytest.raises(AegisError, match=r"preserve\.weight was 0\.0, is 3\.0"):
+    with Checkpoints(saved, now | {"words.preserve": 3.0}, 2, {"words.preserve": 0.0}) as checkpoints:
+        with pytest.raises(AegisError, match=r"words\.preserve was 0\.0, is 3\.0"):
             checkpoints.restore(make_state(1))
+
+
+def test_a_part_that_a_method_may_do_without(tmp_path):
+    with open_in(tmp_path / "c") as checkpoints:
+        checkpoints.save(3, make_state(3, kappa=False))
+        checkpoints.wait()
+        assert_same(checkpoints.restore(make_state(1, kappa=False)), make_state(3, kappa=False))
+        with pytest.raises(AegisError, match="kappa is missing"):
+            checkpoints.restore(make_state(3))
 
 
 def test_a_later_donation_does_not_reach_the_checkpoint(tmp_path):
@@ -142,11 +151,11 @@ def test_arrays_of_another_shape_are_refused(saved):
 
 
 def test_missing_and_unknown_arrays_are_refused(saved):
-    like = dataclasses.replace(make_state(), latents=jnp.ones(3), conflict=None)
+    like = dataclasses.replace(make_state(), latents={"loss": jnp.ones(3)}, conflict=None)
     with open_in(saved) as checkpoints:
         with pytest.raises(AegisError) as error:
             checkpoints.restore(like)
-    assert "latents is missing" in str(error.value)
+    assert "latents/loss is missing" in str(error.value)
     assert "conflict/conv_out.bias is unknown" in str(error.value)
 
 

@@ -27,7 +27,7 @@ def run(events, values=None, *, done=0, steps=6, every=3, step_fn=None):
         done=done,
         steps=steps,
         every=every,
-        record=lambda step, metrics, seconds: events.append(f"record {step}"),
+        record=lambda step, metrics, per_tensor, seconds: events.append(f"record {step}"),
         save=lambda step, state: events.append(f"save {step} {int(state)}"),
     )
 

@@ -11,11 +11,11 @@ import pytest
 
 import aegis_jax
 
-# The buffer of trajectories, soft tokens and Adam's moments all have to survive.
+# The pools of trajectories, soft tokens and Adam's moments all have to survive.
 KEYS = {
     "steps": 60, "checkpoint.every": 4, "picture.images": 0, "latents.steps": 5, "trainable": "kv",
-    "latents.refresh_every": 2, "latents.trajectories": 2, "learning_rate": 1e-3, "prompt.context": True,
-    "prompt.context_rate": 0.1, "preserve.weight": 1.0,
+    "latents.refresh_every": 2, "learning_rate": 1e-3, "soft.life": "run", "words.context": "push",
+    "words.preserve": 1.0,
 }  # fmt: skip
 
 
@@ -42,6 +42,7 @@ def test_killed_and_resumed_is_as_uninterrupted(folder, tmp_path):
     for path in sorted((whole / "pipeline").rglob("*")):
         if path.is_file():
             assert path.read_bytes() == (out / path.relative_to(whole)).read_bytes(), path
+    assert (out / "per_tensor.safetensors").read_bytes() == (whole / "per_tensor.safetensors").read_bytes()
     assert metrics(out) == metrics(whole) and len(metrics(out)) == 60
     moved = metrics(out)[-1]["drift_norm"]
     assert moved > 0

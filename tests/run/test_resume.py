@@ -23,15 +23,15 @@ from tests.run.runs import KEYS, erase, files, metrics
 
 def interrupt(folder, out, monkeypatch, step):
     """A run that gets SIGTERM while its step `step` + 1 is being computed."""
-    honest = RunConfig.method
+    method = RunConfig().method
 
     def stopping(state, frozen, config):
         if not isinstance(state.step, jax.core.Tracer) and state.step == step:  # it is traced before, to be compiled
             os.kill(os.getpid(), signal.SIGTERM)
-        return honest.step(state, frozen, config)
+        return method.step(state, frozen, config)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunConfig, "method", dataclasses.replace(honest, step=stopping))
+        patch.setattr(RunConfig, "method", dataclasses.replace(method, step=erase_step))
         with pytest.raises(loop.Interrupted):
             erase(folder, out)
 
@@ -44,7 +44,8 @@ def test_resumed_is_as_uninterrupted(cheap_step, folder, tmp_path, monkeypatch, 
     result = aegis_jax.erase(out=out, resume=True)  # all settings are in the folder
     assert files(out / "pipeline") == files(finished / "pipeline")
     assert metrics(out) == metrics(finished)
-    assert len(result.metrics) == 7
+    assert (out / "per_tensor.safetensors").read_bytes() == (finished / "per_tensor.safetensors").read_bytes()
+    assert len(result.metrics) == 7 and result.per_tensor["cosine"].shape == (7, len(result.tensors))
     assert len(json.loads((out / "manifest.json").read_text())["resumed"]) == 1
 
 

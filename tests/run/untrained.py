@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aegis_jax.erasure import aegis, trainable
+from aegis_jax.erasure import aegis, groups, trainable
 from aegis_jax.erasure.aegis.state import State
 from aegis_jax.io.export import save_pipeline
 from aegis_jax.io.pipeline import MODELS, Pipeline
@@ -115,11 +115,12 @@ def _step(state, seed, learning_rate, poison):
         v=state.v + jnp.sign(gradients[first].ravel()[0]),
         p=state.p,
         omega={name: x + 0.01 for name, x in state.omega.items()},
-        conflict={name: -1 - x for name, x in state.conflict.items()},
+        conflict={name: jnp.sign(g.reshape(len(g), -1)[:, 0]) for name, g in gradients.items()},
         kappa=None,
         latents={},
     )
-    per_tensor = {"omega": jnp.concatenate([new.omega[name] for name in sorted(new.omega)])}
+    cosine = groups.gather({name: jnp.tanh(g.reshape(len(g), -1).mean(1)) for name, g in gradients.items()})
+    per_tensor = {"cosine": cosine, "kept": groups.gather(new.conflict), "omega": groups.gather(new.omega)}
     return new, {"L_e": loss, "drift_norm": optax.tree.norm(drift), "per_tensor": per_tensor}
 
 
@@ -133,12 +134,11 @@ def erase_step(state, frozen, config):
     return _step(state, config.seed, config.learning_rate, poison)
 
 
-# What stands in for the real method, as `RunConfig.method`.
 METHOD = dataclasses.replace(aegis.method, start=setup, step=erase_step)
 
 
 def main(argv):
-    """The `aegis` command with this method instead of the real one, for tests in a process apart."""
+    """The `aegis` command with this step instead of the real one, for tests in a process apart."""
     from aegis_jax import cli
     from aegis_jax.run.config import RunConfig
 

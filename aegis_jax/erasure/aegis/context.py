@@ -70,8 +70,9 @@ def next_kappa(kappa, prompts, inside, eps, words: Words, rate):
     d, eps_words = words.added, words.eps
     batch = len(eps)
     dot = lambda x: jnp.mean(x * d, (1, 2, 3))  # noqa: E731
-    weight = inside / (dot(d) + _FLOOR)
-    own = per_latent(prompts % len(kappa), batch) == jnp.arange(len(kappa))[:, None]  # (K, B)
+    weight = inside.astype(jnp.float32) / (dot(d) + _FLOOR)
+    mine = per_latent(prompts % len(kappa), batch) == jnp.arange(len(kappa))[:, None]
+    own = mine.astype(jnp.float32)  # (K, B); numbers, since strict dtype promotion multiplies no truths
     left, before = own @ (weight * dot(eps - eps_words)), own @ (weight * dot(d))
     share = left / jnp.maximum(before, 1e-6)
     moved = jnp.clip(kappa + rate * share, 0.0, _MOST)

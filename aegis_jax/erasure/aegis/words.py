@@ -151,7 +151,9 @@ def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concept
     room = vocabulary.length - 2 - (0 if concepts is None else vocabulary.concepts.shape[1])
     count = jax.random.randint(key_length, (batch, 1), 1, min(LONGEST, room) + 1, jnp.int32)
     count = jnp.where(jax.random.bernoulli(key_empty, jnp.float32(EMPTY), (batch, 1)), 0, count)
-    drawn = jax.random.choice(key_words, vocabulary.words, (batch, vocabulary.length))  # at 1..count
+    # Not jax.random.choice: with JAX_ENABLE_X64 that draws other words, by integers of 64 bits.
+    which = jax.random.randint(key_words, (batch, vocabulary.length), 0, len(vocabulary.words), jnp.int32)
+    drawn = vocabulary.words[which]  # at 1..count
     ids = _closed(vocabulary, drawn, count)
     if concepts is not None:
         before = jax.random.randint(

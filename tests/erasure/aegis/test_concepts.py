@@ -7,18 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aegis_jax.erasure import groups, latents, networks, trainable
-from aegis_jax.erasure import step as step_lib
-from aegis_jax.erasure.config import AETConfig, EraseConfig, GRPConfig, LatentsConfig, PromptConfig
-from aegis_jax.erasure.setup import freeze, setup
+from aegis_jax.diffusion.conditioning import per_latent
+from aegis_jax.erasure import groups, latents, trainable
+from aegis_jax.erasure.aegis import step as step_lib
+from aegis_jax.erasure.aegis.config import EraseConfig, GRPConfig, LatentsConfig, SoftConfig, latents_of_concepts
+from aegis_jax.erasure.aegis.setup import freeze, setup
+from aegis_jax.erasure.latents import Noised
 
 CONCEPTS = ["red star", "heart", "blue"]
 CONFIG = EraseConfig(
     eta=2.0,
     trainable="kv",
-    aet=AETConfig(beta=2e-3),
-    prompt=PromptConfig(gamma=5e-3),
-    grp=GRPConfig(retention="none"),  # so that Adam's mean is 0.1 g_e
+    soft=SoftConfig(beta=2e-3, gamma=5e-3, life="run"),
+    grp=GRPConfig(rule="none"),  # so that Adam's mean is 0.1 g_e
     latents=LatentsConfig(steps=4),
 )
 
@@ -28,21 +29,34 @@ def test_round_robin(concepts, batch):
     """Against counting: whose latents come, and how many steps each concept had."""
     seen = np.zeros(concepts, int)
     for step in range(12):
-        mine, visits = (np.asarray(x) for x in step_lib._dealt(jnp.int32(step), concepts, batch))
-        dealt = networks.per_latent(mine, batch)
-        np.testing.assert_array_equal(dealt, (step * batch + np.arange(batch)) % concepts)
-        assert sorted(mine) == sorted(set(dealt.tolist()))
-        np.testing.assert_array_equal(visits, seen[mine])
+        turn = jax.tree.map(np.asarray, step_lib._turn(jnp.int32(step), 2 * concepts, concepts, batch))
+        dealt = (step * batch + np.arange(batch)) % (2 * concepts)
+        np.testing.assert_array_equal(per_latent(turn.prompts, batch), dealt)
+        np.testing.assert_array_equal(turn.concepts, turn.prompts % concepts)
+        mine = turn.own
+        np.testing.assert_array_equal(per_latent(mine, batch), dealt % concepts)
+        np.testing.assert_array_equal(turn.concepts[: len(mine)], mine)
+        assert sorted(mine) == sorted(set((dealt % concepts).tolist()))
+        np.testing.assert_array_equal(turn.visits, seen[mine])
         seen[mine] += 1
 
 
-def one_step(patch, pipeline, concepts, given, soft, step=0, **prompt):
+@pytest.mark.parametrize(("steps", "batch", "concepts"), [(10, 1, 3), (7, 4, 5), (3, 2, 6), (1000, 1, 1), (5, 8, 3)])
+def test_latents_of_each_concept(steps, batch, concepts):
+    """Against counting how they are dealt."""
+    dealt = np.arange(steps * batch) % concepts
+    found = latents_of_concepts(EraseConfig(steps=steps, batch=batch), concepts)
+    assert found == np.bincount(dealt, minlength=concepts).tolist()
+    assert sum(found) == steps * batch and min(found) > 0
+
+
+def one_step(patch, pipeline, concepts, given, tokens, step=0, **soft):
     """The state on the host after one `erase_step` from a given drift, z_t, t and soft tokens."""
     z_t, t = (jnp.asarray(given[name]) for name in ("z_t", "t"))
-    config = dataclasses.replace(CONFIG, batch=len(t), prompt=dataclasses.replace(CONFIG.prompt, **prompt))
-    patch.setattr(latents, "fresh", lambda *args, **kwargs: (z_t, t, jnp.int32(0)))
+    config = dataclasses.replace(CONFIG, batch=len(t), soft=dataclasses.replace(CONFIG.soft, **soft))
+    patch.setattr(latents, "fresh", lambda *args, **kwargs: (Noised(z_t, t), jnp.int32(0)))
     state, frozen = setup(pipeline, concepts, config)
-    v, p = (jnp.asarray(x) for x in soft)
+    v, p = (jnp.asarray(x) for x in tokens)
     state = dataclasses.replace(state, step=jnp.int32(step), drift=groups.stack(given["drift"]), v=v, p=p)
     after, metrics = step_lib.erase_step(state, frozen, config)
     return jax.device_get((after, metrics))
@@ -75,7 +89,7 @@ def test_a_mixed_batch_is_the_mean_of_its_concepts(monkeypatch, pipeline, given,
     for name, ours in mixed.opt_state.mu.items():
         wanted = np.mean([state.opt_state.mu[name] for state, _ in alone], axis=0)
         assert np.linalg.norm(ours - wanted) <= 2e-3 * np.linalg.norm(wanted), name
-    for name, size, before in (("v", CONFIG.aet.beta, soft[0]), ("p", CONFIG.prompt.gamma, soft[1])):
+    for name, size, before in (("v", CONFIG.soft.beta, soft[0]), ("p", CONFIG.soft.gamma, soft[1])):
         after = getattr(mixed, name)
         for concept, (state, _) in zip(dealt, alone, strict=True):
             choices = [(before[concept] + np.float32(turn)).astype(np.float32) for turn in (0, size, -size)]
@@ -105,14 +119,16 @@ def test_each_latent_is_guided_by_its_own_concept(pipeline):
     """A mixed draw consists of the latents that draws for one concept have at the same places."""
     frozen = freeze(pipeline, CONCEPTS[:2], CONFIG)
     seed = next(n for n in range(50) if int(draw_s(jax.random.key(n))) == 2)  # far enough for the prompt to show
-    draw = lambda emb: np.asarray(  # noqa: E731
-        latents.fresh(frozen, frozen.unet, emb, jax.random.key(seed), batch=3, config=CONFIG.latents)[0]
-    )
-    both = frozen.concept_emb[:, 0]
-    mixed, first, second = draw(both), draw(both[:1]), draw(both[1:])
+
+    def draw(chosen):
+        cond = jax.tree.map(lambda x: x[jnp.array(chosen)], frozen.concept_emb)
+        how = {"batch": 3, "steps": CONFIG.latents.steps, "offset": False}
+        return np.asarray(latents.fresh(frozen, frozen.unet, cond, jax.random.key(seed), **how)[0].z)
+
+    mixed, first, second = draw([0, 1]), draw([0]), draw([1])
     assert np.abs(first - second).max(axis=(1, 2, 3)).min() > 1e-3
     np.testing.assert_allclose(mixed, np.stack([first[0], second[1], first[2]]), atol=1e-5)
 
 
 def draw_s(key):
-    return jax.random.randint(jax.random.split(key, 3)[0], (), 0, CONFIG.latents.steps)
+    return jax.random.randint(jax.random.split(key, 3)[0], (), 0, CONFIG.latents.steps, jnp.int32)

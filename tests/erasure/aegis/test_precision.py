@@ -5,9 +5,10 @@ import re
 import jax
 import jax.numpy as jnp
 
-from aegis_jax.erasure import networks
-from aegis_jax.erasure.config import EraseConfig
-from aegis_jax.erasure.setup import freeze
+from aegis_jax.diffusion.conditioning import encode_soft
+from aegis_jax.diffusion.predict import predict
+from aegis_jax.erasure.aegis.config import EraseConfig
+from aegis_jax.erasure.aegis.setup import freeze
 
 
 def _precisions(pipeline, dtype):
@@ -15,9 +16,9 @@ def _precisions(pipeline, dtype):
     frozen = freeze(pipeline, ["star"], EraseConfig(compute_dtype=dtype))
 
     def loss(soft):
-        text_emb = networks.encode_soft(frozen.text_graph, frozen.text, frozen.target_template, soft)
+        cond = encode_soft(frozen.text_graph, frozen.text, frozen.target_template, soft)
         z, t = jnp.zeros((1, *frozen.latent_shape)), jnp.zeros(1, jnp.int32)
-        return networks.predict(frozen.unet_graph, frozen.unet, frozen.schedule, z, t, text_emb).sum()
+        return predict(frozen.unet_graph, frozen.unet, frozen.schedule, z, t, cond).sum()
 
     soft = jnp.zeros((1, 1, frozen.target_template.shape[-1]))
     text = jax.jit(jax.grad(loss)).lower(soft).as_text()

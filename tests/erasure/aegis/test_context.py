@@ -6,21 +6,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aegis_jax.erasure import context
-from aegis_jax.erasure import step as step_lib
+from aegis_jax.diffusion.conditioning import Conditioning
+from aegis_jax.erasure.aegis import context
+from aegis_jax.erasure.aegis import step as step_lib
+from aegis_jax.erasure.aegis.state import Goal
+from aegis_jax.erasure.aegis.words import Words
 
 
 @pytest.mark.parametrize(("prompts", "batch"), [(1, 1), (1, 4), (2, 4), (4, 4), (4, 1), (8, 4), (3, 2), (3, 4)])
 def test_every_prompt_is_in_context_half_of_the_time(prompts, batch):
+    """And its goal has the push of the target there as elsewhere."""
+    mark = lambda value, *shape: jnp.full(shape, value)  # noqa: E731
     of_prompt = [[] for _ in range(prompts)]  # whether in context, latent by latent
     for step in range(4 * prompts):
-        dealt, _ = step_lib._dealt(jnp.int32(step), prompts, batch)
-        mark = lambda value, *shape: jnp.full(shape, value)  # noqa: E731
-        texts = mark(0.0, len(dealt), 1, 1), mark(1.0, batch, 1, 1)
-        noises = mark(0.0, batch, 1, 1, 1), mark(1.0, batch, 1, 1, 1)
-        c_star, eps, inside = context.goal_in_context(jnp.int32(step), dealt, prompts, *texts, *noises, None)
-        np.testing.assert_array_equal(c_star.ravel(), eps.ravel())
-        np.testing.assert_array_equal(c_star.ravel(), inside)
+        dealt = step_lib._turn(jnp.int32(step), prompts, 1, batch).prompts
+        alone = Goal(Conditioning(mark(0.0, len(dealt), 1, 1)), mark(0.0, batch, 1, 1, 1))
+        there = Words(None, Conditioning(mark(1.0, batch, 1, 1)), mark(1.0, batch, 1, 1, 1), None)
+        push = mark(0.25, batch, 1, 1, 1)
+        goal, inside = context.in_context(jnp.int32(step), dealt, prompts, alone, push, there, None)
+        np.testing.assert_array_equal(goal.cond.embedding.ravel(), inside)
+        np.testing.assert_array_equal(goal.eps.ravel(), np.asarray(inside) + 0.25)
         for latent, is_inside in enumerate(np.asarray(inside)):
             of_prompt[int(dealt[latent % len(dealt)])].append(bool(is_inside))
     assert all(sum(inside) == len(inside) / 2 for inside in of_prompt)
@@ -30,11 +35,12 @@ def test_each_latent_is_pushed_by_its_own_concept():
     """Two concepts of three prefixes each: prompts 4, 5 and 0 belong to concepts 0, 1 and 0."""
     dealt, batch = jnp.array([4, 5, 0]), 3
     noise = lambda value: jnp.full((batch, 2, 2, 1), value)  # noqa: E731
-    texts = jnp.zeros((3, 1, 1)), jnp.ones((batch, 1, 1))
-    away = jnp.array([2.0, 3.0]), noise(10.0)
-    _, goal, inside = context.goal_in_context(jnp.int32(0), dealt, 6, *texts, noise(7.0), noise(1.0), away)
+    alone = Goal(Conditioning(jnp.zeros((3, 1, 1))), noise(7.0))
+    there = Words(None, Conditioning(jnp.ones((batch, 1, 1))), noise(1.0), noise(10.0))
+    kappa = jnp.array([2.0, 3.0])
+    goal, inside = context.in_context(jnp.int32(0), dealt, 6, alone, noise(0.0), there, kappa)
     pushed = 1.0 - np.array([2.0, 3.0, 2.0]) * 10.0
-    np.testing.assert_array_equal(goal[:, 0, 0, 0], np.where(inside, pushed, 7.0))
+    np.testing.assert_array_equal(goal.eps[:, 0, 0, 0], np.where(inside, pushed, 7.0))
     assert 0 < inside.sum() < batch
 
 
@@ -58,9 +64,13 @@ def test_kappa_follows_what_is_left(seed, concepts, batch):
         den[k] += energy / (energy + 3e-5)
     seen = den > 0
     wanted[seen] = np.clip(kappa[seen] + rate * num[seen] / den[seen], 0, 10)
-    as_float32 = [jnp.asarray(x, jnp.float32) for x in (eps, words, d, rate)]
-    found, share = context.next_kappa(
-        jnp.asarray(kappa, jnp.float32), jnp.asarray(prompts), jnp.asarray(inside), *as_float32
-    )
+    eps, words, d, rate, kappa = (jnp.asarray(x, jnp.float32) for x in (eps, words, d, rate, kappa))
+    there = Words(None, None, words, d)
+    found, share = context.next_kappa(kappa, jnp.asarray(prompts), jnp.asarray(inside), eps, there, rate)
     np.testing.assert_allclose(found, wanted, 1e-3, 1e-3)
     np.testing.assert_allclose(share, num.sum() / den.sum() if seen.any() else 0.0, 1e-3, 1e-3)
+
+
+def test_kappa_rests_for_two_thirds_of_a_run():
+    rates = [float(context.rate_now(jnp.int32(step), steps=9)) for step in range(9)]
+    assert rates == [0.0] * 6 + [context.RATE] * 3

@@ -1,0 +1,38 @@
+"""run/card.py: what the model card says of the method."""
+
+import pytest
+
+from aegis_jax.erasure.presets import PRESETS
+from aegis_jax.run import card
+from aegis_jax.run import config as run_config
+
+METRICS = [{"L_e": 1.0, "drift_norm": 2.0}]
+
+
+def text(pairs=(), source=None):
+    return card.text(run_config.load(source, [("concepts", "star,red heart"), *pairs]), METRICS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_it_names_the_preset_and_nothing_that_differs_from_it(name):
+    """At any scale: steps, rate and tensors are no part of what a preset is."""
+    said = text([("method", name), ("steps", "8"), ("trainable", "kv"), ("latents.refresh_every", "3")])
+    assert f"Method: `{name}` of aegis_jax" in said and PRESETS[name].about in said
+    assert "differs from that preset" not in said
+    assert "8 steps of 1 latent(s)" in said and "trainable tensors: kv" in said
+
+
+def test_it_says_what_differs_from_the_preset():
+    said = text([("method", "paper"), ("eta", "2"), ("grp.cap", "0.5")])
+    assert "It differs from that preset in `eta=2.0` (there 1.0), `grp.cap=0.5` (there 1.0)." in said
+    assert "| grp.cap | 0.5 |" in said
+
+
+def test_it_counts_the_latents_of_each_concept():
+    assert "Latents of each concept: 500." in text()
+    assert "Latents of each concept: 3 or 4." in text([("steps", "7")])
+
+
+def test_the_worlds_config_is_a_preset_at_its_own_scale():
+    said = card.text(run_config.load("world"), METRICS)
+    assert "Method: `aegis+`" in said and "differs from that preset" not in said and "500 steps of 4 latent(s)" in said
