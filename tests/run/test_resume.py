@@ -31,7 +31,7 @@ def interrupt(folder, out, monkeypatch, step):
         return method.step(state, frozen, config)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunConfig, "method", dataclasses.replace(method, step=erase_step))
+        patch.setattr(RunConfig, "method", dataclasses.replace(method, step=stopping))
         with pytest.raises(loop.Interrupted):
             erase(folder, out)
 
