@@ -6,7 +6,6 @@ there nothing is gained.
 """
 
 import contextlib
-import functools
 import math
 import os
 from collections.abc import Callable
@@ -83,27 +82,6 @@ def side_by_side(function: Callable, items: list, at_once: int) -> list:
         return list(pool.map(lambda item: _within(contexts, function, item), items))
 
 
-def beside(function: Callable, *args) -> Callable:
-    """Starts `function(*args)`, in another thread if all its arrays lie on one CPU; what is returned waits for it.
-
-    The programs and what goes into them are the same either way, so results are bit-equal. In the caller's thread stay
-    work on several devices, where programs must start in the same order on each or their collectives wait for ever,
-    and what is being traced. Errors are raised by the wait, or at once by what stays.
-    """
-    if _on_one_cpu(args) and not jax.config.jax_disable_jit:
-        return _one_thread().submit(_within, _contexts(), function, *args).result
-    result = function(*args)
-    return lambda: result
-
-
-def _on_one_cpu(args) -> bool:
-    arrays = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array)]
-    if not arrays or any(isinstance(x, jax.core.Tracer) for x in arrays):
-        return False
-    devices = {x.sharding for x in arrays}
-    return len(devices) == 1 and [d.platform for d in devices.pop().device_set] == ["cpu"]
-
-
 def _contexts() -> dict:
     return {name: getattr(jax.config, name) for name in _CONTEXTS}
 
@@ -113,8 +91,3 @@ def _within(contexts, function, *args):
         for name, value in contexts.items():
             stack.enter_context(_CONTEXTS[name](value))
         return function(*args)
-
-
-@functools.cache
-def _one_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="beside")

@@ -1,4 +1,4 @@
-"""Two chains at once: the same results, in another thread only where that is safe. And on how many cores."""
+"""Calls side by side: the same results in the same contexts. And on how many cores."""
 
 import os
 import threading
@@ -8,21 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aegis_jax.diffusion.threads import beside, cores
+from aegis_jax.diffusion.threads import cores, side_by_side
 
 
-def whose(*arrays):
-    key = jax.random.key(0)
-    return arrays[0] + 1, threading.current_thread().name, jax.config.jax_default_matmul_precision, key.dtype
+def whose(x):
+    return x + 1, threading.current_thread().name, jax.config.jax_default_matmul_precision, jax.random.key(0).dtype
 
 
-def test_on_one_cpu_another_thread_works():
-    x = jnp.arange(3.0)
+def test_other_threads_work_in_the_callers_contexts():
+    items = [jnp.arange(3.0), jnp.arange(2.0)]
     with jax.default_matmul_precision("highest"), jax.default_prng_impl("rbg"):
-        found, name, precision, key_type = beside(whose, x)()
-        assert (precision, key_type) == whose(x)[2:]
-    np.testing.assert_array_equal(found, [1, 2, 3])
-    assert name.startswith("beside") and precision == "highest"
+        found = side_by_side(whose, items, 2)
+        wanted = whose(items[0])
+    for (y, name, precision, key_type), x in zip(found, items, strict=True):
+        np.testing.assert_array_equal(y, x + 1)
+        assert name != threading.current_thread().name
+        assert (precision, key_type) == wanted[2:]
+
+
+def test_one_at_a_time_stays_in_the_callers_thread():
+    assert side_by_side(whose, [jnp.zeros(1)] * 2, 1)[0][1] == threading.current_thread().name
 
 
 def test_no_context_means_the_same_program():
@@ -30,37 +35,21 @@ def test_no_context_means_the_same_program():
 
     @jax.jit
     def program(x):
-        traced.append(threading.current_thread().name)
+        traced.append(x)
         return x @ x.T
 
     x = jnp.ones((2, 2))
     program(x)
-    beside(program, x)()
+    side_by_side(program, [x, x], 2)
     assert len(traced) == 1
 
 
-def test_what_is_traced_or_not_jitted_stays_in_its_thread():
-    names, known = [], jnp.arange(3.0)
-
-    def traced(x):
-        y, name, *_ = beside(whose, known, x)()  # the first is no tracer
-        names.append(name)
-        return y
-
-    jax.eval_shape(traced, known)
-    with jax.disable_jit():
-        traced(known)
-    beside(whose, np.arange(3.0))  # nothing of JAX's
-    assert names == [threading.current_thread().name] * 2
-
-
-def test_an_error_in_the_other_thread_is_raised_by_the_wait():
+def test_an_error_in_another_thread_is_raised():
     def fails(x):
         raise ValueError("broken")
 
-    wait = beside(fails, jnp.zeros(1))
     with pytest.raises(ValueError, match="broken"):
-        wait()
+        side_by_side(fails, [1, 2], 2)
 
 
 @pytest.fixture
