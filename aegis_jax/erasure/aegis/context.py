@@ -44,7 +44,7 @@ def in_context(step, prompts, prompt_count: int, goal: Goal, push, words: Words,
     (K,), or None where it does not move.
     """
     batch = len(goal.eps)
-    visit = (step * batch + jnp.arange(batch)) // prompt_count
+    visit = (step * batch + jnp.arange(batch, dtype=jnp.int32)) // prompt_count
     inside = (per_latent(prompts, batch) + visit) % 2 == 0
     eps_words = words.eps
     if kappa is not None:

@@ -44,7 +44,7 @@ def sign_step(frozen: Frozen, params, template, soft, at: Noised, goals, weights
     def distance(soft):
         cond = encode_soft(frozen.text_graph, frozen.text, template, soft)
         eps = predict(frozen.unet_graph, params, frozen.schedule, at.z, at.t, cond, remat=remat)
-        square = jnp.mean(jnp.square(eps - goals), axis=(2, 3, 4))  # (I, B)
+        square = jnp.mean(jnp.square(eps[None] - goals), axis=(2, 3, 4))  # (I, B)
         own = [jnp.sum(weights * jnp.mean(square[:, i::prompts], axis=1)) for i in range(prompts)]
         # Soft tokens of one prompt do not reach another's latents, so the sum's gradient is each one's own.
         return sum(own), sum(own) / prompts

@@ -63,8 +63,10 @@ def _keys(seed, step) -> Keys:
 
 @partial(jax.jit, static_argnames=("prompts", "concepts", "batch"))
 def _turn(step, prompts: int, concepts: int, batch: int) -> Turn:
-    dealt = step * batch + jnp.arange(min(prompts, batch))  # each one's first latent, counted over the run
-    first = step * batch + jnp.arange(min(concepts, batch))
+    dealt = step * batch + jnp.arange(
+        min(prompts, batch), dtype=jnp.int32
+    )  # each one's first latent, counted over the run
+    first = step * batch + jnp.arange(min(concepts, batch), dtype=jnp.int32)
     return Turn(dealt % prompts, dealt % concepts, first % concepts, jnp.minimum(first // concepts, step))
 
 

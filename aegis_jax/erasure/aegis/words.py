@@ -146,7 +146,7 @@ def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concept
     with a concept put before, between or behind the words: that of latent i, at i mod G.
     """
     key_words, key_length, key_place, key_empty = jax.random.split(key, 4)
-    place = jnp.arange(vocabulary.length)
+    place = jnp.arange(vocabulary.length, dtype=jnp.int32)
     # At least 1: setup refuses concepts that leave no room for soft tokens, of which there is one or more.
     room = vocabulary.length - 2 - (0 if concepts is None else vocabulary.concepts.shape[1])
     count = jax.random.randint(key_length, (batch, 1), 1, min(LONGEST, room) + 1, jnp.int32)
@@ -171,6 +171,6 @@ def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concept
 
 def _closed(vocabulary: Vocabulary, ids, count):
     """BOS, the ids at 1..count, EOS and padding."""
-    place = jnp.arange(vocabulary.length)
+    place = jnp.arange(vocabulary.length, dtype=jnp.int32)
     after = jnp.where(place == count + 1, vocabulary.eos, vocabulary.pad)
     return jnp.where(place == 0, vocabulary.bos, jnp.where(place <= count, ids, after))
