@@ -89,7 +89,8 @@ def test_what_cudnn_takes(monkeypatch, query, keys, head_dim, dtype, takes):
 
 def test_a_transfer_guard_does_not_pass_for_a_failing_cudnn(monkeypatch):
     lib._cudnn_works.cache_clear()
-    monkeypatch.setattr(lib.jax, "devices", lambda kind: [jax.local_devices()[0]])
+    mine = jax.local_devices()
+    monkeypatch.setattr(lib.jax, "local_devices", lambda backend: mine[:1])
     plain = jax.nn.dot_product_attention
     monkeypatch.setattr(lib.jax.nn, "dot_product_attention", lambda *x, implementation: plain(*x))
     with jax.transfer_guard("disallow"):
@@ -100,7 +101,8 @@ def test_a_transfer_guard_does_not_pass_for_a_failing_cudnn(monkeypatch):
 
 def test_a_failing_cudnn_is_told_once(monkeypatch):
     lib._cudnn_works.cache_clear()
-    monkeypatch.setattr(lib.jax, "devices", lambda kind: [jax.local_devices()[0]])
+    mine = jax.local_devices()
+    monkeypatch.setattr(lib.jax, "local_devices", lambda backend: mine[:1])
     with pytest.warns(UserWarning, match="cuDNN attention does not work here"):
         assert not lib._cudnn_works("bfloat16", 40)
     with warnings.catch_warnings():
