@@ -51,7 +51,5 @@ def main(argv: list[str]) -> None:
     found = trials.by_sides("one_program", SIDES, ["--method", given.method, "--steps", str(given.steps)], given.rounds)
     figures = {side: trials.figures(reports) for side, reports in found.items()}
     rows = [[side, *(trials.shown(each[key], 3) for key in ("compile_s", "step_s"))] for side, each in figures.items()]
-        [side, trials.shown(each["compile_s"], 1), trials.shown(each["step_s"], 3)] for side, each in figures.items()
-    ]
     print(trials.table(["side", "compile, s", "step, s"], rows))
     trials.write(given.out, {"about": trials.about(), "method": given.method, "sides": found})
