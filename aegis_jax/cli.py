@@ -109,9 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", metavar="DIR", help="pictures of the concept")
     sub.add_argument("--out", metavar="DIR", help="where the images that come out are written")
     sub.add_argument("--tokens", type=int, default=4, help="learnt tokens in the prompt")
-    sub.add_argument(
-        "--place", default="before", help="of them: before or behind the concept, alone, or before a neutral word"
-    )
+    sub.add_argument("--place", default="before", help="of them: before or behind the concept, alone, or before a neutral word")
     sub.add_argument("--goal", default="denoising", help="denoising, or prediction: that of the --original")
     sub.add_argument("--original", metavar="M", help="the model before erasure, as --model; by default the world's")
     sub.add_argument("--restarts", type=int, default=5, help="attacks from different starts")

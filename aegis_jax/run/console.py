@@ -114,17 +114,7 @@ def sample(model, prompts, out, *, images, overwrite, revision=None, variant=Non
 
 
 def attack(
-    model,
-    concept,
-    *,
-    images,
-    out,
-    revision=None,
-    variant=None,
-    original=None,
-    guidance=None,
-    image_steps=None,
-    **settings,
+    model, concept, *, images, out, revision=None, variant=None, original=None, guidance=None, image_steps=None, **settings
 ) -> None:
     """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes."""
     from aegis_jax.evaluation import attacked, world
