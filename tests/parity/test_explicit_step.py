@@ -40,7 +40,7 @@ each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def named(*names):
-    return pytest.mark.parametrize("case", map(case_of, names), ids=names)
+    return pytest.mark.parametrize("case", [case_of(name) for name in names], ids=names)
 
 
 @pytest.fixture(scope="module")
