@@ -66,7 +66,7 @@ FAST = [
     Case("some tensors moved", "epsilon", "square", 1, 1, 1, omega="spread", before="mixed", current="partly"),
     Case("more of v than of p", "epsilon", "blue heart", 3, 3, 1, omega=0.5, before="mixed"),
     Case("v-prediction", "v", "a red heart", 3, 2, 3, omega="spread", before="mixed", eta=3.0),
-    Case("v, released", "v", "zebra", 3, 2, 3, omega="spread far", before="opposite", mu=0.2, cap=1e6),
+    Case("v, conflict flips", "v", "zebra", 3, 2, 3, omega=0.5, before="opposite"),
     Case("v, first step", "v", "square", 3, 2, 3, omega=0.5, current="original"),
 ]
 SLOW = Case("two levels", "two levels", "blue square", 3, 1, 2, omega="spread", before="mixed", eta=2.0)

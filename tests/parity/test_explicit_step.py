@@ -195,7 +195,7 @@ def test_omega(outcome, case):
         assert ((-1, "cap") in moves) == (case.cap == 1)
 
 
-@named("conflict persists", "floor", "conflict flips", "cap", "v, released")
+@named("conflict persists", "floor", "conflict flips", "cap", "v, conflict flips")
 def test_omega_falls_while_conflict_persists_and_rises_when_it_flips(outcome, case):
     """sign <g_e, P_before> = sign(a_now a_before), for nearly all tensors: P_before is only about this step's P."""
     run = outcome(case)
