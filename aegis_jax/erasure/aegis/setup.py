@@ -19,6 +19,7 @@ from aegis_jax.models import unet as unet_lib
 from aegis_jax.models.model import compute_dtype
 from aegis_jax.models.unet_config import native_size
 
+_embed = jax.jit(clip.embed, static_argnums=0)
 _SETUP = 2**32 - 1  # a step's keys are folds 0, 1, 2, ... of the seed; the largest fold is the setup's
 
 
@@ -37,11 +38,10 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None, *
     _check_grid(schedule.alphas_cumprod.shape[0], config.latents.steps)
     text_params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), text.params)
     in_float32 = dataclasses.replace(pipeline, text_encoder=dataclasses.replace(text, params=text_params))
-    embed = jax.jit(clip.embed, static_argnums=0)
 
     def templates(count):
         rows = np.concatenate([_template_ids(tokenizer, count, ids) for ids in tokens])
-        return embed(text.graph, text_params, rows)
+        return _embed(text.graph, text_params, rows)
 
     dtype = compute_dtype(config.compute_dtype)
     frozen = Frozen(
