@@ -2,7 +2,7 @@
 
 Two of different architecture and seed: `judge` (strided convolutions) measures; `second_judge` (residual) checks that
 its opinion is not an accident of its training. Each is the mean opinion of four networks that differ in their first
-weights, since even two trainings of one architecture differ about odd images (docs/decisions.md).
+weights, since even two trainings of one architecture differ about odd images (docs/world.md).
 """
 
 import dataclasses

@@ -52,7 +52,7 @@ def test_a_double_exposure_is_no_clean_object(name):
     b[:, 0] = (a[:, 0] + 1 + rng.integers(0, 7, 200)) % 8
     images = (renderer.render(rng, a).astype(float) + renderer.render(rng, b)) / 2
     assert (judge.load(name)(images.astype(np.uint8))["shape"] == NONE).mean() > 0.8
-    # Decoded, which is all that a UNet draws, they know fewer: docs/decisions.md.
+    # Decoded, which is all that a UNet draws, they know fewer: docs/world.md.
     passed = stages.through_vae(load_pipeline("world").vae.params, images.astype(np.uint8))
     assert (judge.load(name)(passed)["shape"] == NONE).mean() > 0.65
 

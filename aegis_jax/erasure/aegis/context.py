@@ -1,5 +1,5 @@
 """The concept among random words (`words.context`): which latents are erased so, towards what, and how hard. Not in
-the paper (docs/decisions.md).
+the paper (docs/method.md).
 
 For random words w and the same words with the concept among them, w + c, let d = eps0(w + c) - eps0(w) be what the
 concept adds for theta0. The goal of theta's prediction for w + c is
@@ -14,7 +14,7 @@ multiplier of a constraint, that nothing of d be left in theta's prediction, and
 
 over the latents i in context, each divided by its e_i = <d, d>_i + a floor: at noisy timesteps, where objects are
 decided, a concept may add a hundredth of what it adds later. In the first two thirds of a run kappa rests: what goes by
-itself takes that long, and what kappa pushes past 0 meanwhile more attacks bring back (docs/study.md, 15).
+itself takes that long, and what kappa pushes past 0 meanwhile more attacks bring back (docs/study_first_reading.md, 15).
 
 Shapes: B latents, G prompts of the batch, K concepts, L tokens, D text width.
 """
@@ -29,10 +29,10 @@ from aegis_jax.erasure.aegis.state import Goal
 from aegis_jax.erasure.aegis.words import Words
 from aegis_jax.erasure.programs import program
 
-# Settled on the embedded world (docs/study.md), and only there.
+# Settled on the embedded world (docs/study_first_reading.md), and only there.
 RATE = 0.5  # rise of kappa per step while all of the concept is left
 _MOST = 10.0  # kappa's limit: what cannot be erased is not to ruin the rest
-_FLOOR = 3e-5  # of e_i, a mean square: less the concept does not add in a prompt that shows it (docs/study.md, 15)
+_FLOOR = 3e-5  # of e_i, a mean square: less the concept does not add in a prompt that shows it (docs/study_first_reading.md, 15)
 
 
 @program(static_argnames="prompt_count")

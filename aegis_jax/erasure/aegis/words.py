@@ -30,7 +30,7 @@ LONGEST = 6  # words of a random prompt
 # Words that a run draws from, a random sample where the tokenizer has more: CLIP's has some 34,000, of which a run sees
 # a few thousand, and to encode them all takes minutes on a CPU.
 SAMPLE = 4096
-# Settled on the embedded world (docs/study.md), and only there.
+# Settled on the embedded world (docs/study_first_reading.md), and only there.
 EMPTY = 0.35  # share of the random prompts that have no word
 SIMILAR = 0.6  # a word with a larger cosine to the concept, of encodings less all words' mean, is taken for a synonym
 _AT_ONCE = 1024  # words encoded in one call
