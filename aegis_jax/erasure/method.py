@@ -24,6 +24,7 @@ class Method:
       drift: (pipeline, state, settings) -> {component: {leaf path: array}}: what is to be added, in float32, to which
         parameters of the pipeline. The inner mapping may make an array when it is asked for, since all at once are as
         large as the model; it must not hold the state.
+      described: (settings, number of concepts) -> what a run of these settings does, in a sentence or two for its card.
       tensors: (pipeline, settings) -> PyTorch keys of the changed tensors, in the order of "per_tensor".
     """
 
@@ -32,4 +33,5 @@ class Method:
     start: Callable
     step: Callable
     drift: Callable
+    described: Callable
     tensors: Callable

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 from aegis_jax import __version__
-from aegis_jax.erasure.aegis.config import latents_of_concepts
 from aegis_jax.erasure.presets import preset, switched
 from aegis_jax.run.config import flat
 
@@ -24,8 +23,8 @@ tokenizer and scheduler are those of the original, byte for byte.
 
 ## How
 
-Method: `{preset}` of aegis_jax {version} ({about}); {steps} steps of {batch} latent(s), Adam at
-{learning_rate:g}, trainable tensors: {trainable}. {each} The concept was given by name alone; no other data was used.
+Method: `{preset}` of aegis_jax {version} ({about}). {described}
+The concept was given by name alone; no other data was used.
 {changed}
 | setting | value |
 | --- | --- |
@@ -51,19 +50,14 @@ def text(run, metrics: list[dict], measured: str | None = None) -> str:
     quoted = " and ".join(f'"{concept}"' for concept in run.concepts)
     own = flat(dataclasses.asdict(switched(erase, erase.method)))
     differs = [f"`{key}={settings[key]}` (there {value})" for key, value in own.items() if settings[key] != value]
-    counts = latents_of_concepts(erase, len(run.concepts))
     return _TEXT.format(
         title=f"{Path(model).name} without {quoted}",
         model=model,
         concepts=quoted,
         version=__version__,
-        steps=erase.steps,
-        batch=erase.batch,
-        learning_rate=erase.learning_rate,
-        trainable=erase.trainable,
         preset=erase.method,
         about=preset(erase.method).about,
-        each=f"Latents of each concept: {min(counts)}" + (f" or {max(counts)}." if max(counts) > min(counts) else "."),
+        described=run.method.described(erase, len(run.concepts)),
         changed=f"\nIt differs from that preset in {', '.join(differs)}.\n" if differs else "",
         table="\n".join(f"| {key} | {value} |" for key, value in settings.items()),
         measured=f"```\n{measured}\n```" if measured else _unmeasured(metrics),

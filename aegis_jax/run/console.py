@@ -50,6 +50,7 @@ def erase(model, concepts, *, config, overrides, out, resume, overwrite) -> None
             progress.end()
     if result.measured:
         print(result.measured)
+    print(f"method   {result.run.erase.method}")
     print(f"run      {result.folder}")
     if (result.folder / "before_after.png").exists():
         print(f"picture  {result.folder / 'before_after.png'}")

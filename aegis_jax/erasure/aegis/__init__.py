@@ -1,7 +1,7 @@
 """AEGIS, and all that lies between it and ESD, as one method with settings (`method`). Read step.py first."""
 
 from aegis_jax.erasure import groups, trainable
-from aegis_jax.erasure.aegis.config import EraseConfig, check
+from aegis_jax.erasure.aegis.config import EraseConfig, check, latents_of_concepts
 from aegis_jax.erasure.aegis.setup import setup
 from aegis_jax.erasure.aegis.step import erase_step
 from aegis_jax.erasure.method import Method
@@ -13,9 +13,19 @@ def drift(pipeline, state, config: EraseConfig) -> dict:
     return {"unet": trainable.drift_by_path(pipeline.unet.params, state.drift, config.trainable)}
 
 
+def described(config: EraseConfig, concepts: int) -> str:
+    """Scale of a run, and how many latents each concept has had in it."""
+    counts = latents_of_concepts(config, concepts)
+    each = f"{min(counts)}" + (f" or {max(counts)}" if max(counts) > min(counts) else "")
+    return (
+        f"{config.steps} steps of {config.batch} latent(s), Adam at {config.learning_rate:g}, trainable tensors: "
+        f"{config.trainable}. Latents of each concept: {each}."
+    )
+
+
 def tensors(pipeline, config: EraseConfig) -> list[str]:
     """PyTorch keys of the trained tensors, in the order of a step's "per_tensor"."""
     return [torch_key(path) for path in groups.order(trainable.select(pipeline.unet.params, config.trainable))]
 
 
-method = Method(EraseConfig(), check, setup, erase_step, drift, tensors)
+method = Method(EraseConfig(), check, setup, erase_step, drift, described, tensors)

@@ -14,7 +14,7 @@ multiplier of a constraint, that nothing of d be left in theta's prediction, and
 
 over the latents i in context, each divided by its e_i = <d, d>_i + a floor: at noisy timesteps, where objects are
 decided, a concept may add a hundredth of what it adds later. In the first two thirds of a run kappa rests: what goes by
-itself takes that long, and what kappa pushes past 0 meanwhile more attacks bring back (docs/study_first_reading.md, 15).
+itself takes that long, and what kappa pushes past 0 meanwhile more attacks bring back (docs/study_first_reading.md).
 
 Shapes: B latents, G prompts of the batch, K concepts, L tokens, D text width.
 """
@@ -32,7 +32,7 @@ from aegis_jax.erasure.programs import program
 # Settled on the embedded world (docs/study_first_reading.md), and only there.
 RATE = 0.5  # rise of kappa per step while all of the concept is left
 _MOST = 10.0  # kappa's limit: what cannot be erased is not to ruin the rest
-_FLOOR = 3e-5  # of e_i, a mean square: less the concept does not add in a prompt that shows it (docs/study_first_reading.md, 15)
+_FLOOR = 3e-5  # of e_i, a mean square: less the concept does not add in a prompt that shows it
 
 
 @program(static_argnames="prompt_count")
