@@ -62,7 +62,7 @@ def test_a_pool_costs_its_first_fill_and_its_refreshes(refresh, concepts, trajec
 
 
 def test_beyond_the_largest_pool_every_draw_is_fresh():
-    settings = EraseConfig(latents=LatentsConfig(refresh_every=50, shared=True))
+    settings = EraseConfig(steps=10_000, latents=LatentsConfig(refresh_every=50, shared=True))
     assert cost.unet_evaluations(settings, 64).latents < 49 == cost.unet_evaluations(settings, 65).latents
 
 

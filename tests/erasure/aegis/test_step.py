@@ -195,7 +195,7 @@ def test_a_step_is_what_the_page_says(monkeypatch, pipeline, given, reference, n
 def test_esd_is_esd(monkeypatch, pipeline, given, reference):
     """L_e = mean square of eps(theta, c_e) - [e0 - (eps0(c_e) - e0)], e0 = eps0(c_0): the preset's own eta and rate."""
     config = dataclasses.replace(preset("esd").settings, trainable=SET, batch=2)
-    before, after, metrics, _ = one_step(monkeypatch, pipeline, config, given)
+    _, _, metrics, _ = one_step(monkeypatch, pipeline, config, given)
     at = given["latents"][0]
     with torch.no_grad():
         c_e, c_0 = reference.text(), reference.text(words=[])
@@ -203,7 +203,6 @@ def test_esd_is_esd(monkeypatch, pipeline, given, reference):
         eps = reference.noise(reference.current, at, c_e).numpy()
     np.testing.assert_allclose(metrics["L_e"], np.mean((eps - (2 * e0 - e_c)) ** 2), 1e-4)
     assert not {"L_aet", "L_adv", "L_p"} & metrics.keys()
-    assert before.p.tobytes() == after.p.tobytes() and before.v.tobytes() == after.v.tobytes()
 
 
 BOTH = ["c_e", "c'"]
