@@ -71,7 +71,7 @@ def next_kappa(kappa, prompts, inside, eps, words: Words, rate):
     batch = len(eps)
     dot = lambda x: jnp.mean(x * d, (1, 2, 3))  # noqa: E731
     weight = inside.astype(jnp.float32) / (dot(d) + _FLOOR)
-    mine = per_latent(prompts % len(kappa), batch) == jnp.arange(len(kappa))[:, None]
+    mine = per_latent(prompts % len(kappa), batch) == jnp.arange(len(kappa), dtype=jnp.int32)[:, None]
     own = mine.astype(jnp.float32)  # (K, B); numbers, since strict dtype promotion multiplies no truths
     left, before = own @ (weight * dot(eps - eps_words)), own @ (weight * dot(d))
     share = left / jnp.maximum(before, 1e-6)
