@@ -71,6 +71,7 @@ def _turn(step, prompts: int, concepts: int, batch: int) -> Turn:
 
 
 _rows = jax.jit(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree))
+_first = jax.jit(lambda tree, count: jax.tree.map(lambda x: x[:count], tree), static_argnums=1)
 _put = jax.jit(lambda all_rows, rows, new: all_rows.at[rows].set(new))
 _mean = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32)))
 _stack = jax.jit(lambda *arrays: jnp.stack(arrays))
@@ -236,7 +237,7 @@ def _draw(frozen: Frozen, theta, pools: dict, name: str, cond: Conditioning, tur
     if name not in pools:
         return *latents.fresh(frozen, theta, cond, key, steps=config.latents.steps, **how), pools
     # A concept's first prompt of the batch stands at the concept's own place in it.
-    cond = jax.tree.map(lambda x: x[: len(turn.own)], cond) if len(turn.own) < len(turn.prompts) else cond
+    cond = _first(cond, len(turn.own))
     how["refresh_every"] = config.latents.refresh_every
     at, i, pool = latents.pooled(frozen, theta, pools[name], cond, turn.own, turn.visits, key, **how)
     return at, i, pools | {name: pool}
