@@ -63,9 +63,8 @@ def _keys(seed, step) -> Keys:
 
 @partial(jax.jit, static_argnames=("prompts", "concepts", "batch"))
 def _turn(step, prompts: int, concepts: int, batch: int) -> Turn:
-    dealt = step * batch + jnp.arange(
-        min(prompts, batch), dtype=jnp.int32
-    )  # each one's first latent, counted over the run
+    # Each one's first latent, counted over the run.
+    dealt = step * batch + jnp.arange(min(prompts, batch), dtype=jnp.int32)
     first = step * batch + jnp.arange(min(concepts, batch), dtype=jnp.int32)
     return Turn(dealt % prompts, dealt % concepts, first % concepts, jnp.minimum(first // concepts, step))
 
