@@ -208,7 +208,8 @@ def test_an_erasure_over_eight_devices_is_that_of_one(pipeline, monkeypatch, met
     for ours, theirs in zip(many.metrics, one.metrics, strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
-            np.testing.assert_allclose(ours[name], value, 1e-5, 1e-8, err_msg=name)
+            least = 1e-5 if name == "mean_cosine" else 1e-8  # of a mean of cosines, the signs among them
+            np.testing.assert_allclose(ours[name], value, 1e-5, least, err_msg=name)
     for kind, rows in one.per_tensor.items():
         np.testing.assert_allclose(many.per_tensor[kind], rows, 1e-4, 1e-5, err_msg=kind)
     # Adam's first step is a sign, which may turn where the gradient is nearly 0.
