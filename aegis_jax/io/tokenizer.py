@@ -121,7 +121,7 @@ class Tokenizer:
         if not end or len(word) < 2:
             return False
         if not word.isascii():  # bytes that stand for other characters
-            word = self._clip.convert_tokens_to_string([piece]).strip()
+            word = self._clip.convert_tokens_to_string([word])
         return len(word) > 1 and word.isalpha()
 
     def tokens(self, text: str) -> list[int]:

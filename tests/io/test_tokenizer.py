@@ -1,5 +1,6 @@
 """Token ids against what a diffusers pipeline makes of the same prompts."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -175,3 +176,18 @@ def test_transformers_comes_late_and_says_nothing(tmp_path):
     loud = "\n".join(SILENT.splitlines()[:4]) + "\nfrom transformers import CLIPTokenizer"
     done = subprocess.run([sys.executable, "-c", loud], capture_output=True, text=True, env=env)
     assert "PyTorch was not found" in done.stderr
+
+
+def test_words_are_of_letters(tmp_path):
+    """Of what ends a word in a vocabulary: letters of any script, at least two; no digits, signs or emoji."""
+    folder = tiny_tokenizer(tmp_path / "tokenizer")
+    before = set(Tokenizer(folder).word_ids)
+    path = folder / "vocab.json"
+    vocab = json.loads(path.read_text("utf-8"))
+    # Printable bytes stand for themselves, the others in turn for the characters from 256 on.
+    rest = itertools.count(256)
+    symbols = [chr(b) if 33 <= b <= 126 or 161 <= b <= 172 or b >= 174 else chr(next(rest)) for b in range(256)]
+    ids = {text: len(vocab) + i for i, text in enumerate(("20", "..", "été", "🙂", "é", "ok"))}
+    pieces = {"".join(symbols[b] for b in text.encode()) + "</w>": i for text, i in ids.items()}
+    path.write_text(json.dumps(vocab | pieces, ensure_ascii=False), "utf-8")
+    assert set(Tokenizer(folder).word_ids) - before == {ids["été"], ids["ok"]}
