@@ -13,6 +13,7 @@ concept in the screening. Results go, a line a cell, to benchmarks/results/study
 """
 
 import dataclasses
+import hashlib
 import pathlib
 import statistics
 
@@ -34,12 +35,34 @@ FINAL = {"images": 128, "members": "strongest", "restarts": 4, "attack_steps": 1
 
 def screening(names, concepts=CONCEPTS, trainable=("xattn",)) -> list[dict]:
     axes = cells.grid(concept=concepts, preset=names, trainable=trainable, seed=(0,))
-    return [{"set": "screening", **cell, **SCREENING} for cell in axes]
+    return [{"set": "screening", **cell, **SCREENING, "of": measured(cell)} for cell in axes]
 
 
 def finals(names, concepts=CONCEPTS, trainable=("xattn",)) -> list[dict]:
     axes = cells.grid(concept=concepts, preset=names, trainable=trainable, seed=FINAL_SEEDS)
-    return [{"set": "final", **cell, "evaluation_seed": FINAL_EVALUATIONS[cell["seed"]], **FINAL} for cell in axes]
+    seeds = lambda cell: {"evaluation_seed": FINAL_EVALUATIONS[cell["seed"]]}  # noqa: E731
+    return [{"set": "final", **cell, **seeds(cell), **FINAL, "of": measured(cell)} for cell in axes]
+
+
+def settings(cell: dict):
+    """What a cell's erasure runs with."""
+    from aegis_jax.run import config
+
+    overrides = [("concepts", cell["concept"]), ("method", cell["preset"])]
+    return config.load("world", overrides + [(key, str(cell[key])) for key in ("trainable", "seed")])
+
+
+def measured(cell: dict) -> str:
+    """A hash of what the cell's names stand for: settings, the attack's family, the world's weights."""
+    from aegis_jax.attacks.family import FAMILY
+    from aegis_jax.world import WEIGHTS
+
+    erase = dataclasses.replace(settings(cell).erase, seed=0)  # a cell's seed stands in the cell
+    names = [repr(erase), repr(sorted(FAMILY.items()))]
+    digest = hashlib.sha256("".join(names).encode())
+    for path in sorted(WEIGHTS.rglob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def measure(cell: dict, found: list[dict]) -> dict:
@@ -50,8 +73,7 @@ def measure(cell: dict, found: list[dict]) -> dict:
     from aegis_jax.evaluation.attacked import attack_family
     from aegis_jax.evaluation.world import find, measure
 
-    overrides = [(key if key != "preset" else "method", str(cell[key])) for key in ("preset", "trainable", "seed")]
-    result = aegis_jax.erase("world", cell["concept"], config="world", overrides=overrides)
+    result = aegis_jax.erase("world", config=settings(cell))
     concept, seed = find(cell["concept"]), cell["evaluation_seed"]
     shown = measure(result.pipeline, concept, n=cell["images"], seed=seed)
     members = family() if cell["members"] == "all" else _strongest(cell, found)
@@ -75,7 +97,7 @@ def _strongest(cell: dict, found: list[dict]) -> dict:
     """The members of the attack that a final takes: those that were strongest in the screening of the same cell."""
     from aegis_jax.evaluation.attacked import strongest
 
-    same = ("concept", "preset", "trainable")
+    same = ("concept", "preset", "trainable", "of")
     for line in found:
         if line["cell"]["set"] == "screening" and all(line["cell"][key] == cell[key] for key in same):
             return strongest(line["figures"]["attack"])

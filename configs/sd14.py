@@ -1,7 +1,7 @@
 """Erase a concept from Stable Diffusion 1.4 with `paper`: AEGIS with the numbers of the paper's appendix.
 
 Command   aegis erase --config sd14 --concept nudity --out runs/sd14_nudity       (or "Van Gogh", church, ...)
-Hardware  one GPU with 24 GB or more
+Hardware  one GPU; memory not measured (weights, drift, moments and gradient are some 20 GB by count)
 Expected  not measured
 Result    not measured
 """

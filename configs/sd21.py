@@ -1,7 +1,7 @@
 """Erase a concept from Stable Diffusion 2.1 with `paper`: AEGIS with the numbers of the paper's appendix.
 
 Command   aegis erase --config sd21 --concept nudity --out runs/sd21_nudity
-Hardware  one GPU with 24 GB or more
+Hardware  one GPU; memory not measured (weights, drift, moments and gradient are some 20 GB by count)
 Expected  not measured
 Result    not measured
 """

@@ -37,7 +37,7 @@ def update(gradients: dict, state: optax.ScaleByAdamState):
 def drift_before(drift: dict, opt_state, learning_rate):
     """The drift that the last step started from, to float32 rounding: `drift` less that step's update.
 
-    The update is Adam's direction, which the moments of after that step still tell, so the hypergradient rule need
+    The update is Adam's direction, which the moments of after that step still tell, so the rule for omega need
     not keep a copy of the drift. Holds for a constant learning rate; with moments in bfloat16 the update comes out to
     their 8 bits.
     """

@@ -52,6 +52,8 @@ class Pool:
 def empty_pool(frozen, concepts: int, latents: int, steps: int) -> Pool:
     """A pool without trajectories yet; of a concept that has `latents` latents in the whole run no more than that."""
     trajectories = max(1, min(TRAJECTORIES, latents))
+    if frozen.placement is not None:
+        trajectories = frozen.placement.rounded(trajectories)
     z = jnp.zeros((concepts, steps, trajectories, *frozen.latent_shape), jnp.float32)
     return Pool(z, jnp.zeros(concepts, bool))
 

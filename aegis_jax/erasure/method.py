@@ -1,7 +1,8 @@
-"""What an erasure method is: three functions and the settings they share. A room of this folder offers one of these.
+"""What an erasure method is: how it starts, steps and changes a pipeline, and what of it `run` must know besides.
 
-`run` knows no method by name: it starts one, steps until the settings say enough, and exports what changed. A closed
-form is a method whose settings have `steps == 1`.
+A room of this folder offers one of these. `run` knows none by name: it starts one, steps until the settings say enough,
+and exports what changed. A closed form is a method whose settings have `steps == 1`. What a method needs beyond the
+pipeline and the concepts (retention prompts, pictures) is a setting of its own, which `check` and `start` look at.
 """
 
 import dataclasses
@@ -19,8 +20,8 @@ class Method:
       check: settings -> None; raises `AegisError` naming every value that is out of range.
       start: (pipeline, concepts, settings, placement) -> (state, frozen): the first state, a pytree that a checkpoint
         holds, and what the steps never change. Raises `AegisError` for a pipeline or a concept that does not fit.
-      step: (state, frozen, settings) -> (state, metrics): metrics are scalars, "L_e" among them, and may hold
-        "per_tensor", {name: (number of changed tensors,)}.
+      step: (state, frozen, settings) -> (state, metrics), which `jax.eval_shape` can follow; metrics are scalars, "L_e"
+        among them, and may hold "per_tensor", {name: (number of changed tensors,)}.
       drift: (pipeline, state, settings) -> {component: {leaf path: array}}: what is to be added, in float32, to which
         parameters of the pipeline. The inner mapping may make an array when it is asked for, since all at once are as
         large as the model; it must not hold the state.

@@ -99,6 +99,8 @@ def switched(settings, name: str):
     """The settings of the preset `name` at the scale (`SCALE`) of other settings."""
     new = preset(name).settings
     own = {key for key in SCALE if hasattr(settings, key) and hasattr(new, key)}
+    if new.steps == 1:  # a closed form, which has no other number of steps
+        own.discard("steps")
     new = dataclasses.replace(new, **{key: getattr(settings, key) for key in own})
     if hasattr(settings, "latents") and hasattr(new, "latents"):
         latents = {key: getattr(settings.latents, key) for key in SCALE_OF_LATENTS}

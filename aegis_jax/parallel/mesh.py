@@ -23,6 +23,10 @@ class Placement:
 
     mesh: Mesh
 
+    def rounded(self, count: int) -> int:
+        """The next multiple of the devices: as many take no longer, and every device has its share."""
+        return -(-count // self.mesh.size) * self.mesh.size
+
     def batch(self, x):
         """Splits the leading axis of a batch over as many devices as divide it, inside a compiled function."""
         spec = PartitionSpec()

@@ -18,13 +18,11 @@ tags:
 
 # {title}
 
-The Stable Diffusion pipeline `{model}` with {concepts} erased from its UNet. Text encoder, VAE,
-tokenizer and scheduler are those of the original, byte for byte.
+The Stable Diffusion pipeline `{model}` with {concepts} erased.
 
 ## How
 
 Method: `{preset}` of aegis_jax {version} ({about}). {described}
-The concept was given by name alone; no other data was used.
 {changed}
 | setting | value |
 | --- | --- |
@@ -66,7 +64,5 @@ def text(run, metrics: list[dict], measured: str | None = None) -> str:
 
 def _unmeasured(metrics: list[dict]) -> str:
     last = metrics[-1]
-    return (
-        "Not measured beyond training. At the last step the erasure loss was "
-        f"{last['L_e']:.3e} and the UNet's distance from the original {last['drift_norm']:.3e}."
-    )
+    norm = f" and the distance from the original {last['drift_norm']:.3e}" if "drift_norm" in last else ""
+    return f"Not measured beyond training. At the last step the erasure loss was {last['L_e']:.3e}{norm}."

@@ -96,7 +96,7 @@ def load(source=None, overrides: Iterable[tuple[str, str]] = ()) -> RunConfig:
     """
     entries = flat(_read_file(source)) if source is not None else {}
     where = f"{source}: " if source is not None else ""
-    return merge(RunConfig(), entries, overrides, where)
+    return merge(merge(RunConfig(), entries, where=where), {}, overrides)
 
 
 def merge(

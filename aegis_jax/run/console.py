@@ -64,7 +64,7 @@ def _world_table(progress, run, before, after) -> str | None:
     from aegis_jax.evaluation import world as evaluation
 
     progress.say("measuring before and after")
-    return "\n".join(
+    return f"method: {run.erase.method}\n" + "\n".join(
         evaluation.world_table(before, after, concept)
         if evaluation.find(concept)
         else f"{concept!r} is not one value of the world: its judge cannot measure it"

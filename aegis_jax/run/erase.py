@@ -194,7 +194,7 @@ def _in_memory(run, pipeline, progress) -> EraseResult:
     metrics, log = [], TensorLog(run.method.tensors(pipeline, run.erase))
 
     def record(step, values, per_tensor, seconds):
-        metrics.append({"step": step, **values})
+        metrics.append({"step": step, "method": run.erase.method, **values})
         log.append(per_tensor)
         progress.update(step, values["L_e"])
 
@@ -268,17 +268,22 @@ def _check_space(run, pipeline, state, folder, resume: bool):
     folder.check_space(needed, count)
 
 
+def _defaults(run) -> dict:
+    """What `_computed` gives for the method's own settings: a checkpoint older than one of them resumes with these."""
+    return _computed(dataclasses.replace(RunConfig(), erase=run.method.settings))
+
+
 def _train(run, pipeline, state, step_fn, folder, base, story, progress):
     """The loop with its checkpoints and metrics; returns the last state."""
     identity = {BASE: base, **_computed(run)}
-    with Checkpoints(folder.checkpoints, identity, run.checkpoint.keep, _computed(RunConfig())) as checkpoints:
+    with Checkpoints(folder.checkpoints, identity, run.checkpoint.keep, _defaults(run)) as checkpoints:
         done = checkpoints.latest or 0
         if done:
             state = checkpoints.restore(state)
             progress.say(f"going on after step {done}")
         write_json(folder.manifest, story)
         log = _tensor_log(run, pipeline, folder, done)
-        with MetricsFile(folder.metrics, done) as metrics:
+        with MetricsFile(folder.metrics, done, run.erase.method) as metrics:
 
             def record(step, values, per_tensor, seconds):
                 metrics.write(step, values, seconds)

@@ -154,7 +154,8 @@ class RunFolder:
 class MetricsFile:
     """metrics.jsonl, opened after the line of step `done`; later lines are computed again."""
 
-    def __init__(self, path: Path, done: int):
+    def __init__(self, path: Path, done: int, method: str):
+        self._method = method
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(True) if path.exists() else []
         if len(lines) < done:
             raise AegisError(f"{path} has {len(lines)} lines, its run has done {done} steps: start again")
@@ -171,7 +172,7 @@ class MetricsFile:
     def write(self, step: int, values: dict, seconds: float) -> None:
         """One line; JSON knows no NaN or infinity, so such values become null."""
         numbers = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        line = {"step": step, **numbers, "steps_per_s": round(1 / seconds, 3)}
+        line = {"step": step, "method": self._method, **numbers, "steps_per_s": round(1 / seconds, 3)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 

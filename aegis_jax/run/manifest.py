@@ -22,6 +22,7 @@ def describe(run, pipeline, base: str) -> dict:
     device = jax.devices()[0]
     return {
         "status": "running",
+        "method": run.erase.method,
         "concepts": list(run.concepts),
         "seed": run.erase.seed,
         "model": {"given": run.model, "fingerprint": base, "files": source_hashes(pipeline)},

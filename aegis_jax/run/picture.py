@@ -106,7 +106,7 @@ def before_after(before, after, path: Path, run, say=lambda text: None) -> None:
     prompts = [prompt for row in shown for prompt in row.prompts]
     how = {"seed": run.erase.seed, "steps": settings.steps, "guidance": settings.guidance}
     images = [sample(pipeline, prompts, **how) for pipeline in (before, after)]
-    grid(shown, *images, caption).save(path)
+    grid(shown, *images, f"{run.erase.method}{caption}").save(path)
 
 
 def grid(shown: list[Row], before: np.ndarray, after: np.ndarray, caption: str = "") -> Image.Image:
@@ -117,7 +117,7 @@ def grid(shown: list[Row], before: np.ndarray, after: np.ndarray, caption: str =
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     big, small = ImageFont.load_default(16), ImageFont.load_default(13)
-    draw.text((GAP, GAP), _wrap(caption.strip(" ()"), small), INK, small)
+    draw.text((GAP, GAP), _wrap(caption, small), INK, small)
     lefts = (LABEL, LABEL + block + 3 * GAP)
     for left, title in zip(lefts, ("before", "after"), strict=True):
         draw.text((left, GAP), title, INK, big)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 
@@ -39,3 +40,12 @@ def test_options_of_each(name, capsys, monkeypatch):
 def test_it_runs_from_a_shell():
     done = subprocess.run([sys.executable, "-m", "benchmarks"], cwd=trials.ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "step_vs_pytorch" in done.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md", "docs/study.md", "docs/world.md"])
+def test_commands_in_the_documents_exist(page):
+    """`python -m benchmarks NAME`, with a space: a module of its own would do nothing."""
+    text = (trials.ROOT / page).read_text("utf-8")
+    assert "python -m benchmarks." not in text
+    told = set(re.findall(r"python -m benchmarks (\w+)", text))
+    assert told <= set(NAMES), told - set(NAMES)

@@ -1,0 +1,60 @@
+"""The study's bookkeeping: what a cell stands for, whom a final meets, what the table says. No erasure runs here."""
+
+import dataclasses
+
+import pytest
+
+from aegis_jax.attacks import family
+from aegis_jax.erasure import presets
+from benchmarks import cells, study
+
+
+def figures(**more):
+    shown = dict.fromkeys((key for key, _ in study.COLUMNS), 0.5)
+    return shown | {"evaluations_per_step": 36.4, "attack": {"ranking": list(family.FAMILY)[:5]}} | more
+
+
+def line(cell, **more):
+    return {"cell": cell, "figures": figures(**more)}
+
+
+def test_a_changed_preset_or_attack_is_another_cell(monkeypatch):
+    def key():
+        return cells.key(study.screening(["esd"], ["star"])[0])
+
+    before = key()
+    assert key() == before
+    with monkeypatch.context() as patch:
+        changed = dataclasses.replace(presets.PRESETS["esd"].settings, eta=2.0)
+        patch.setitem(presets.PRESETS, "esd", dataclasses.replace(presets.PRESETS["esd"], settings=changed))
+        assert key() != before
+    with monkeypatch.context() as patch:
+        name, member = next(iter(family.FAMILY.items()))
+        patch.setitem(family.FAMILY, name, dataclasses.replace(member, steps=member.steps + 1))
+        assert key() != before
+    assert key() == before
+
+
+def test_seeds_of_finals_and_screenings_are_apart():
+    finals = study.finals(["esd"], ["star"])
+    assert len({cell["seed"] for cell in finals}) == len({cell["evaluation_seed"] for cell in finals}) == 3
+    assert study.SCREENING["evaluation_seed"] not in {cell["evaluation_seed"] for cell in finals}
+
+
+def test_a_final_meets_the_strongest_of_its_own_screening():
+    first, *_ = study.finals(["esd"], ["star"])
+    mine, other = study.screening(["esd"], ["star"])[0], study.screening(["aegis+"], ["star"])[0]
+    names = list(family.FAMILY)
+    found = [line(other, attack={"ranking": names[5:]}), line(mine, attack={"ranking": names[-3:]})]
+    chosen = study._strongest(first, found)
+    assert len(chosen) == 3 and set(chosen) <= {*names[-3:], family.ALWAYS} and family.ALWAYS in chosen
+    with pytest.raises(SystemExit, match="screen first: esd on star"):
+        study._strongest(first, found[:1])
+
+
+def test_table():
+    cell = study.screening(["esd"], ["star"])[0]
+    rows = study.table([line(cell, plain=0.25), line(cell | {"seed": 1}, plain=0.75)]).splitlines()
+    assert len(rows) == 3
+    preset, concept, seeds, plain, *_, cost = (part.strip() for part in rows[2].strip("|").split("|"))
+    assert (preset, concept, seeds, plain, cost) == ("esd", "star", "2", "50", "36")
