@@ -1,7 +1,7 @@
 """A training step as one compiled program against the step's own programs: seconds to compile, seconds a step.
 
-`python -m benchmarks one_program [--method paper]`: the embedded world at the scale of configs/world.py; the two sides in
-processes of their own, in the order A B A B.
+`python -m benchmarks one_program [--method paper]`: the embedded world at the scale of configs/world.py; the two sides
+in processes of their own, in the order A B A B.
 """
 
 import functools
