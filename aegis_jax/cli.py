@@ -51,7 +51,7 @@ def _run(argv) -> int:
             raise
         first = str(error).strip().splitlines()[0]
         advice = {
-            _erase: "lower --config.batch, set --config.remat=true or take --config.trainable=xattn",
+            _erase: "lower --config.batch, set --config.low_memory=true or take --config.trainable=xattn",
             _attack: "lower --batch",
             _sample: "lower --batch",
         }.get(args.command, "take a larger device")
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--config",
         metavar="FILE",
-        help="a config file, or the name of one of ours, e.g. sd14_nudity",
+        help="a config file, or the name of one of ours, e.g. sd14",
     )
     how = sub.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on with the run in --out")

@@ -136,7 +136,7 @@ def agree(args, scratch) -> dict:
 # --- the table --------------------------------------------------------------------------------------
 
 
-def summary(args, side: str, runs: list[dict], gate: dict, flops: dict) -> dict:
+def summary(args, runs: list[dict], gate: dict, flops: dict) -> dict:
     """One side's figures over all its runs."""
     from benchmarks.step.torch_step import step_flops
 
@@ -225,7 +225,7 @@ def main(argv) -> None:
     counted = next((gate["flops"] for gate in gates.values() if "flops" in gate), None)
     flops = SD14_FLOPS if args.model == "sd14" and args.size in (None, 64) else counted
     good = {side: r for side, r in runs.items() if r and "failed" not in gates[side]}
-    found = {side: summary(args, side, r, gates[side], flops) for side, r in good.items()}
+    found = {side: summary(args, r, gates[side], flops) for side, r in good.items()}
     if found:
         print(heading(args, found, gates) + "\n\n" + table(args, found))
     else:

@@ -189,10 +189,15 @@ def plan(pipeline, steps, guidance) -> tuple[np.ndarray, float]:
     return timesteps, _checked_guidance(guidance)
 
 
+def pixels_per_latent(pipeline) -> int:
+    """By how much the VAE enlarges either side."""
+    return 2 ** (len(pipeline.vae.config.get("block_out_channels", [64])) - 1)
+
+
 def latent_shape(pipeline, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
     """(h, w, C) for images of that many pixels; sizes that are None are those which the UNet's config.json states."""
     channels = _channels(pipeline.unet.config)
-    factor = 2 ** (len(pipeline.vae.config.get("block_out_channels", [64])) - 1)
+    factor = pixels_per_latent(pipeline)
     for name, pixels in (("height", height), ("width", width)):
         if pixels is not None and not (isinstance(pixels, int) and pixels > 0 and pixels % factor == 0):
             raise AegisError(f"{name} = {pixels!r}, wanted a multiple of {factor} pixels, what the VAE scales by")

@@ -55,13 +55,6 @@ def concept_prompts(concept: Concept, n: int, seed: int, *, held_out: bool = Fal
     return [_prompt(rng, concept.axis, rng.choice(words)) for _ in range(n)]
 
 
-def unsaid_prompts(attribute: str, n: int, seed: int) -> list[str]:
-    """n prompts that leave an attribute unsaid; the others are said with seen words, or left unsaid now and then."""
-    rng = np.random.default_rng([EVALUATION_SEED, seed, 5])
-    axis = list(concepts.ATTRIBUTES).index(attribute)
-    return [_prompt(rng, axis, "") for _ in range(n)]
-
-
 def other_prompts(concept: Concept, n: int, seed: int) -> tuple[list[str], np.ndarray]:
     """n fully stated prompts with the other values of the attribute, balanced, and their labels (n, 3)."""
     rng = np.random.default_rng([EVALUATION_SEED, seed, 3])

@@ -135,10 +135,11 @@ def _check_space(pipeline: Pipeline, destination: pathlib.Path) -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM arrived while a pipeline was written; nothing was kept of it."""
+    """SIGTERM arrived while a pipeline was written: nothing was kept of it, or if it stood in its place all of it."""
 
-    def __init__(self, signum: int, destination: pathlib.Path):
-        super().__init__(f"{signal.Signals(signum).name} while writing {destination}: nothing was kept of it")
+    def __init__(self, signum: int, destination: pathlib.Path, is_whole: bool):
+        kept = "it is whole and in its place" if is_whole else "nothing was kept of it"
+        super().__init__(f"{signal.Signals(signum).name} while writing {destination}: {kept}")
         self.signum = signum
 
 
@@ -153,15 +154,25 @@ def _stopped_by_sigterm(destination: pathlib.Path) -> Iterator[None]:
         yield
         return
 
+    before = _identity(destination)
+
     def stop(signum, frame):
         signal.signal(signum, signal.SIG_IGN)  # a second one must not interrupt the removal
-        raise Stopped(signum, destination)
+        raise Stopped(signum, destination, _identity(destination) not in (None, before))
 
     signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int] | None:
+    """What a folder keeps when it is renamed; None where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return None
 
 
 def _beside(destination: pathlib.Path, what: str) -> pathlib.Path:

@@ -106,12 +106,6 @@ def abstract(module_class, config: dict) -> Model:
     return dataclasses.replace(hollow, params=shapes)
 
 
-def initialise(module_class, config: dict, key: jax.Array) -> Model:
-    """The model with random float32 parameters drawn from `key`."""
-    # Not under jit: one program with a random generator per tensor takes minutes to compile.
-    return _split(module_class(config, rngs=nnx.Rngs(key)), config)
-
-
 def bind(graph: Graph, params: dict) -> nnx.Module:
     """The module with these parameters, to be called inside a traced function and then dropped."""
     return nnx.merge(graph.definition, nnx.State(params))

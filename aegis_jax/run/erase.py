@@ -39,7 +39,7 @@ class EraseResult:
       pipeline: the erased pipeline. With a run folder it is the exported one, read back: exactly
         what others will load.
       metrics: one dict per step; "step" counts from 1.
-      per_tensor: {name: (steps, trained tensors)}, see run.tensors.
+      per_tensor: {name: (steps, trained tensors)}, see run.tensors; NaN for steps whose rows are lost, {} if all are.
       tensors: PyTorch keys of the trained tensors, the columns of `per_tensor`.
       folder: the run folder, or None.
       run: the settings.
@@ -176,8 +176,9 @@ def _in_full(pipeline: Pipeline, name: str) -> Model:
     return dataclasses.replace(model, params=params)
 
 
-def _start(run, pipeline):
+def _start(run, pipeline, progress):
     """(state at step 0, step function)."""
+    progress.say("preparing: encoding words and prompts ...")  # of a large model on a CPU some half a minute
     placement = make_placement(run.mesh.data, run.mesh.fsdp)
     state, frozen = run.method.start(pipeline, list(run.concepts), run.erase, placement)
     return state, functools.partial(run.method.step, frozen=frozen, config=run.erase)
@@ -190,7 +191,7 @@ def _compile(step_fn, state) -> None:
 
 
 def _in_memory(run, pipeline, progress) -> EraseResult:
-    state, step_fn = _start(run, pipeline)
+    state, step_fn = _start(run, pipeline, progress)
     metrics, log = [], TensorLog(run.method.tensors(pipeline, run.erase))
 
     def record(step, values, per_tensor, seconds):
@@ -221,7 +222,7 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     check_complete(pipeline)
     if run.picture.images:
         picture.check(pipeline, run.picture)
-    state, step_fn = _start(run, pipeline)
+    state, step_fn = _start(run, pipeline, progress)
     remove_leftovers(folder.pipeline)
     _check_space(run, pipeline, state, folder, resume)
     if not resume:

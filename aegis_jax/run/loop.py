@@ -77,7 +77,7 @@ def train(
     save(step, state) is called every `every` steps, at the end and when a signal asks to stop, and
     only with a finite state whose metrics were recorded and finite. Raises `NonFiniteError` or `Interrupted`.
     """
-    late = _LateMetrics(record, done)
+    late = _LateMetrics(record)
     stop = StopRequest()
     with contextlib.ExitStack() as signals:
         for step in range(done + 1, steps + 1):
@@ -101,7 +101,7 @@ def train(
 class _LateMetrics:
     """Holds one step's metrics on the device until the next step has been dispatched."""
 
-    def __init__(self, record, done):
+    def __init__(self, record):
         self._record = record
         self._pending = None
         self._clock = time.perf_counter()

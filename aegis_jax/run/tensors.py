@@ -2,7 +2,8 @@
 
 Arrays (steps, tensors), float32: "cosine" of erasure gradient and drift, "kept" (the sign of <g_e, P_before>: -1 where
 conflict has flipped since the step before), "omega". The tensors' PyTorch keys stand in the file's metadata under
-"tensors", as JSON, in the order of the columns.
+"tensors", as JSON, in the order of the columns; under "first_step" that of the first row, which is 2 or more where the
+rows before it are lost. In memory those are NaN, so that row i is always that of step i + 1.
 """
 
 import json
@@ -21,6 +22,7 @@ class TensorLog:
 
     def __init__(self, names: list[str]):
         self.names = names
+        self._lost = 0  # steps before the first row
         self._rows: list[dict] = []
 
     def append(self, per_tensor: dict) -> None:
@@ -28,7 +30,11 @@ class TensorLog:
         self._rows.append({name: np.asarray(values, np.float32) for name, values in per_tensor.items()})
 
     def arrays(self) -> dict:
-        """{name: (steps, tensors)}."""
+        """{name: (steps, tensors)}, NaN for lost steps; {} where no step is known."""
+        lost = np.full((self._lost, len(self.names)), np.nan, np.float32)
+        return {name: np.concatenate([lost, rows]) for name, rows in self._known().items()}
+
+    def _known(self) -> dict:
         return {name: np.stack([row[name] for row in self._rows]) for name in (self._rows[0] if self._rows else ())}
 
     def write(self, path: Path) -> None:
@@ -36,21 +42,26 @@ class TensorLog:
         if not self._rows:
             return
         unfinished = path.with_name(f".{path.name}.unfinished")
-        save_file(self.arrays(), unfinished, {"tensors": json.dumps(self.names)})
+        save_file(self._known(), unfinished, {"tensors": json.dumps(self.names), "first_step": str(self._lost + 1)})
+        with open(unfinished, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
 
     def read(self, path: Path, steps: int) -> None:
-        """Takes over the first `steps` rows of a file of the same run. Raises `AegisError` for another's."""
+        """Takes over steps 1 to `steps` of a file of the same run; what it does not have of them, or all, is lost.
+
+        Raises `AegisError` for another run's file, and for one that ends before `steps`.
+        """
         if not steps or not path.exists():
+            self._lost = steps
             return
         try:
             with safe_open(path, "numpy") as file:
-                names, arrays = (
-                    json.loads(file.metadata()["tensors"]),
-                    {key: file.get_tensor(key) for key in file.keys()},
-                )
+                about, arrays = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+            names, lost = json.loads(about["tensors"]), int(about.get("first_step", 1)) - 1
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise AegisError(f"{path} cannot be read ({error}); delete it to go on without its rows") from error
-        if names != self.names or any(len(array) < steps for array in arrays.values()):
+        if names != self.names or lost < 0 or any(lost + len(array) < steps for array in arrays.values()):
             raise AegisError(f"{path} is not of this run's first {steps} steps; delete it to go on without its rows")
-        self._rows = [{key: array[i] for key, array in arrays.items()} for i in range(steps)]
+        self._lost = min(lost, steps)
+        self._rows = [{key: array[i] for key, array in arrays.items()} for i in range(steps - self._lost)]

@@ -127,7 +127,7 @@ def test_table():
     gate = {"first step, cold": 3.0, "evaluations": {"s": 10, "count": 47}}
     gates = {side: gate for side in ("jax", "p1")}
     flops = {"F": 1e9, "F+B_text": 2e9, "F+B": 3e9}
-    found = {side: step_vs_pytorch.summary(args, side, [run, run], gates[side], flops) for side in gates}
+    found = {side: step_vs_pytorch.summary(args, [run, run], gates[side], flops) for side in gates}
     assert found["jax"]["evaluations_per_step"] == 7 + 4 * 24.5
     assert np.isclose(found["jax"]["tflops"] * found["jax"]["mean_s"], (4 * 24.5 + 4 + 4 + 3) * 1e-3)
     assert "| p1 | 345.0 |" in step_vs_pytorch.table(args, found)

@@ -1,6 +1,7 @@
 """run/tensors.py: what is kept of every trained tensor, over an interruption too."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from aegis_jax.models.layout import torch_key
 from aegis_jax.models.model import flatten
 from aegis_jax.run.tensors import TensorLog
 from tests.run.runs import erase
+from tests.run.test_resume import interrupt
 
 NAMES = ["a.weight", "a.bias", "b.weight"]
 
@@ -62,6 +64,47 @@ def test_nothing_to_write_and_nothing_to_read(tmp_path):
     assert log.arrays() == {} and not list(tmp_path.iterdir())
 
 
+def test_rows_that_are_lost_shift_no_others(tmp_path):
+    path, log = tmp_path / "t.safetensors", TensorLog(NAMES)
+    log.read(path, 4)
+    for row in rows(3, start=4):
+        log.append(row)
+    log.write(path)
+    for steps, known in ((7, [4, 5, 6]), (5, [4])):  # the second: a resumed run's newest checkpoint
+        again = TensorLog(NAMES)
+        again.read(path, steps)
+        array = again.arrays()["cosine"]
+        assert array.shape == (steps, 3) and np.isnan(array[:4]).all()
+        np.testing.assert_array_equal(array[4:], [[i, -i, i / 2] for i in known])
+    early = TensorLog(NAMES)
+    early.read(path, 2)  # before all that is known
+    for row in rows(1, start=2):
+        early.append(row)
+    np.testing.assert_array_equal(early.arrays()["omega"], [[np.nan] * 3, [np.nan] * 3, [11, 7, 10]])
+
+
+def test_a_file_that_is_on_its_way_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("sync"), sync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), replace(*names)))
+    log_of(2).write(tmp_path / "t.safetensors")
+    assert calls == ["sync", "replace"]
+
+
+def test_a_run_whose_file_is_deleted_goes_on_ends_and_can_be_opened(
+    cheap_step, folder, tmp_path, monkeypatch, finished
+):
+    out = tmp_path / "run"
+    interrupt(folder, out, monkeypatch, 4)
+    (out / "per_tensor.safetensors").unlink()
+    whole = aegis_jax.erase(out=finished, resume=True).per_tensor["cosine"]
+    for result in (aegis_jax.erase(out=out, resume=True), aegis_jax.erase(out=out, resume=True)):
+        assert result.per_tensor["cosine"].shape == whole.shape and np.isnan(result.per_tensor["cosine"][:5]).all()
+        np.testing.assert_array_equal(result.per_tensor["cosine"][5:], whole[5:])
+    (out / "per_tensor.safetensors").unlink()
+    assert aegis_jax.erase(out=out, resume=True).per_tensor == {}
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "t.safetensors"
     log_of(2).write(path)
@@ -82,6 +125,9 @@ BROKEN = {
     "names that are no JSON": lambda path: save_file({"cosine": np.zeros((9, 3), np.float32)}, path, {"tensors": "["}),
     "other tensors": lambda path: save_file(
         {"cosine": np.zeros((9, 1), np.float32)}, path, {"tensors": json.dumps(["c.weight"])}
+    ),
+    "a first step of none": lambda path: save_file(
+        {"cosine": np.zeros((9, 3), np.float32)}, path, {"tensors": json.dumps(NAMES), "first_step": "0"}
     ),
     "too few steps": lambda path: log_of(2).write(path),
     "a part cut off": lambda path: (log_of(9).write(path), path.write_bytes(path.read_bytes()[:-20])),
