@@ -212,7 +212,6 @@ REFUSED = [
     {"attention_head_dim": [1, 2, 3]},
     {"attention_head_dim": 4096},
     {"block_out_channels": [16]},
-    {"an_option_of_the_future": 3},
 ]
 
 

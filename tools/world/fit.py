@@ -74,7 +74,7 @@ class _Progress:
         self.name, self.steps, self.log = name, steps, log
         self.last = None  # (step, when)
 
-    def __call__(self, step: int, metrics: dict, seconds: float) -> None:
+    def __call__(self, step: int, metrics: dict, per_tensor: dict, seconds: float) -> None:
         now = time.perf_counter()
         if self.last is None:
             self.last = step, now

@@ -123,7 +123,7 @@ def test_a_pool_for_every_latent_that_a_step_draws(pipeline, soft, shared, pools
 
 def test_pools_are_bounded_whatever_the_number_of_concepts():
     """At 64x64 latents, of 1 to 1,000 concepts: two pools of 64 concepts at the most, and none beyond."""
-    of_sd14 = types.SimpleNamespace(latent_shape=(64, 64, 4))
+    of_sd14 = types.SimpleNamespace(latent_shape=(64, 64, 4), placement=None)
     config = EraseConfig(batch=4, latents=LatentsConfig(refresh_every=50))
     each = 50 * 8 * 64 * 64 * 4 * 4  # bytes of a concept: 50 grid positions, 8 trajectories, float32
     for concepts in (1, 2, 63, 64, 65, 500, 1000):
