@@ -178,7 +178,8 @@ def _in_full(pipeline: Pipeline, name: str) -> Model:
 
 def _start(run, pipeline, progress):
     """(state at step 0, step function)."""
-    progress.say("preparing: encoding words and prompts ...")  # of a large model on a CPU some half a minute
+    if len(pipeline.tokenizer.word_ids) > 1000:  # to encode a sample of them takes a large model on a CPU half a minute
+        progress.say("preparing: encoding words and prompts ...")
     placement = make_placement(run.mesh.data, run.mesh.fsdp)
     state, frozen = run.method.start(pipeline, list(run.concepts), run.erase, placement)
     return state, functools.partial(run.method.step, frozen=frozen, config=run.erase)
