@@ -2,8 +2,8 @@
 
 Arrays (steps, tensors), float32: "cosine" of erasure gradient and drift, "kept" (the sign of <g_e, P_before>: -1 where
 conflict has flipped since the step before), "omega". The tensors' PyTorch keys stand in the file's metadata under
-"tensors", as JSON, in the order of the columns; under "first_step" that of the first row, which is 2 or more where the
-rows before it are lost. In memory those are NaN, so that row i is always that of step i + 1.
+"tensors", as JSON, in the order of the columns; under "first_step", where the rows of earlier steps are lost,
+that of the first row. In memory those are NaN, so that row i is always that of step i + 1.
 """
 
 import json
@@ -42,7 +42,10 @@ class TensorLog:
         if not self._rows:
             return
         unfinished = path.with_name(f".{path.name}.unfinished")
-        save_file(self._known(), unfinished, {"tensors": json.dumps(self.names), "first_step": str(self._lost + 1)})
+        about = {"tensors": json.dumps(self.names)}
+        if self._lost:  # the order of several entries is not fixed, and a whole run's file is to be the same each time
+            about["first_step"] = str(self._lost + 1)
+        save_file(self._known(), unfinished, about)
         with open(unfinished, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
