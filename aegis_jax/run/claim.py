@@ -20,8 +20,10 @@ LOCK = "run.lock"
 def claimed(folder: Path):
     """Makes `folder` and holds it for this process while entered; what it made goes again if nothing came into it.
 
-    The lock of a process of this host that no longer lives is taken over. Raises `AegisError` naming host and process
-    where one lives, or may: of another host that cannot be told.
+    The lock file is locked (flock) all the while, so one that is not is of a process that is gone, whichever host or
+    container it ran in, and is taken over. Where the file system has no such locks, so is that of a process of this
+    host that no longer lives. Raises `AegisError` naming host and process where one lives, or may: of another host
+    that cannot be told there.
     """
     new = []
     for path in (folder, *folder.parents):
@@ -32,30 +34,83 @@ def claimed(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with _one_at_a_time(folder):
-            _take(folder / LOCK)
-        try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
+            file = _take(folder / LOCK)
+        with file:
+            try:
+                yield
+            finally:
+                (folder / LOCK).unlink(missing_ok=True)  # still locked: who waits for it sees that it is gone
     finally:
         with contextlib.suppress(OSError):  # not empty
             for path in new:
                 path.rmdir()
 
 
-def _take(lock: Path) -> None:
+def _take(lock: Path):
+    """The lock file, with this process in it; locked until it is closed."""
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
+    while True:
+        file, new = _opened(lock)
+        try:
+            if not _locked(file, lock) and not new:
+                _check_stale(lock, mine["host"])
+            if not _is_at(file, lock):  # its holder has removed it since it was opened
+                file.close()
+                continue
+            _write(file, mine, lock)
+            return file
+        except BaseException:
+            file.close()
+            raise
+
+
+def _opened(lock: Path):
+    """(the file, whether it is new); what it says stays."""
     try:
-        file = open(lock, "x", encoding="utf-8")
+        return open(lock, "x", encoding="utf-8"), True
     except FileExistsError:
-        _check_stale(lock, mine["host"])
-        file = open(lock, "w", encoding="utf-8")
+        return open(lock, "a", encoding="utf-8"), False
+
+
+def _locked(file, lock: Path) -> bool:
+    """Locks the file; False where there are no such locks. Raises `AegisError` if another has it locked."""
+    if fcntl is None:
+        return False
     try:
-        with file:
-            json.dump(mine, file)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise AegisError(f"{lock.parent} is in use by {_told(lock)}: wait for it, or name another") from None
+    except OSError:
+        return False
+    return True
+
+
+def _told(lock: Path) -> str:
+    try:
+        holder = json.loads(lock.read_text(encoding="utf-8"))
+        host, here = holder["host"], socket.gethostname()
+        return f"process {holder['pid']} on " + (f"this host, {here}" if host == here else f"host {host}")
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _is_at(file, lock: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), lock.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _write(file, mine: dict, lock: Path) -> None:
+    try:
+        file.truncate(0)
+        json.dump(mine, file)
+        file.flush()
     except OSError:  # a full disk
         lock.unlink()
         raise
+    if fcntl is None:
+        file.close()  # Windows removes no open file
 
 
 def _check_stale(lock: Path, host: str) -> None:

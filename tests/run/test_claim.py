@@ -1,5 +1,6 @@
 """run/claim.py and RunFolder.claimed: one process in a run folder at a time."""
 
+import errno
 import json
 import os
 import shutil
@@ -29,6 +30,43 @@ def gone():
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
+    """A file system without such locks."""
+
+    def refuse(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(claim.fcntl, "flock", refuse)
+
+
+HOLD = "import sys, time; from pathlib import Path; from aegis_jax.run import claim\n"
+HOLD += "claim.socket.gethostname = lambda: 'node-17'\n"
+HOLD += "with claim.claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+def test_a_live_holder_is_told_by_its_lock_not_its_number(tmp_path):
+    """In a container a process has a number of its own; on another node a host of its own; killed, it holds nothing."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        assert json.loads((tmp_path / LOCK).read_text())["host"] == "node-17"
+        with pytest.raises(AegisError, match=f"in use by process {process.pid} on host node-17: wait"):
+            with claimed(tmp_path):
+                pass
+        write_lock(tmp_path, pid=2**22 + 1)  # as it looks from another container of this host name
+        with pytest.raises(AegisError, match=f"in use by process {2**22 + 1} on this host"):
+            with claimed(tmp_path):
+                pass
+        write_lock(tmp_path, host="node-17")
+    finally:
+        process.kill()
+        process.communicate()
+    assert (tmp_path / LOCK).exists()
+    with claimed(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["host"] == socket.gethostname()
 
 
 def test_a_folder_is_held_and_given_back(tmp_path):
@@ -72,7 +110,7 @@ def test_of_many_at_once_one_gets_it(tmp_path, stale):
     assert (len(won), len(lost)) == (1, 7)
 
 
-def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, gone):
+def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, gone, no_flock):
     write_lock(tmp_path, pid=gone)
     with claimed(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
@@ -80,14 +118,14 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, gone):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="where a process's age can be told")
-def test_a_number_given_anew_is_another_process(tmp_path):
+def test_a_number_given_anew_is_another_process(tmp_path, no_flock):
     write_lock(tmp_path, born="1")
     with claimed(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "here"}', '{"host": 1, "pid": "x", "born": null}'])
-def test_a_lock_that_says_nothing_is_refused(tmp_path, text):
+def test_a_lock_that_says_nothing_is_refused(tmp_path, text, no_flock):
     (tmp_path / LOCK).write_text(text)
     with pytest.raises(AegisError, match=f"cannot be told.*remove .*{LOCK}"):
         with claimed(tmp_path):
@@ -95,7 +133,7 @@ def test_a_lock_that_says_nothing_is_refused(tmp_path, text):
     assert (tmp_path / LOCK).read_text() == text
 
 
-def test_another_hosts_lock_is_refused_with_a_remedy(cheap_step, finished, folder, gone):
+def test_another_hosts_lock_is_refused_with_a_remedy(cheap_step, finished, folder, gone, no_flock):
     write_lock(finished, host="node-17", pid=gone)
     before = files(finished)
     for how in ({"resume": True}, {"overwrite": True}, {}):
