@@ -12,7 +12,7 @@ from PIL import Image
 
 from aegis_jax.attacks import SoftPromptConfig
 from aegis_jax.attacks import attack as attack_concept
-from aegis_jax.diffusion.sample import latent_shape, plan
+from aegis_jax.diffusion.sample import latent_shape, pixels_per_latent, plan
 from aegis_jax.diffusion.sample import sample as sample_images
 from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand
@@ -188,8 +188,8 @@ def attack(
         raise AegisError(f"{out} exists: choose another --out")
     height, width, _ = latent_shape(pipeline)  # what cannot be sampled afterwards is refused before the attack
     plan(pipeline, image_steps, guidance)
-    shrink = 2 ** (len(pipeline.vae.config.get("block_out_channels", [0] * 4)) - 1)
-    pictures = read_pictures(expand(images), (width * shrink, height * shrink))
+    factor = pixels_per_latent(pipeline)
+    pictures = read_pictures(expand(images), (width * factor, height * factor))
     progress.start(0, config.steps)
     with _made(out):
         found = attack_concept(pipeline, concept, images=pictures, original=original, progress=show, **settings)
