@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import re
 import shutil
 import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -17,7 +19,7 @@ import aegis_jax.run.console
 import aegis_jax.run.erase
 from aegis_jax.cli import main
 from aegis_jax.diffusion.conditioning import Conditioning
-from aegis_jax.run import console
+from aegis_jax.run import config, console
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -217,6 +219,13 @@ def test_a_run_folder_is_told_from_a_pipeline(capsys, cheap_step, folder, tmp_pa
     shutil.rmtree(tmp_path / "run" / "pipeline")
     found = refused(capsys, "sample", "--model", tmp_path / "run", "--prompt", "a", "--out", tmp_path / "s")
     assert "no result yet" in found
+
+
+def test_settings_that_messages_advise_are_there():
+    package = Path(aegis_jax.__file__).parent
+    files = [package / "cli.py", *package.glob("run/*.py")]
+    advised = {key for path in files for key in re.findall(r"--config\.([a-z_.]+)=", path.read_text(encoding="utf-8"))}
+    assert advised >= {"low_memory", "trainable"} and advised - {"key"} <= config.keys().keys()
 
 
 def picture(path):
