@@ -20,10 +20,10 @@ LOCK = "run.lock"
 def claimed(folder: Path):
     """Makes `folder` and holds it for this process while entered; what it made goes again if nothing came into it.
 
-    The lock file is locked (flock) all the while, so one that is not is of a process that is gone, whichever host or
-    container it ran in, and is taken over. Where the file system has no such locks, so is that of a process of this
-    host that no longer lives. Raises `AegisError` naming host and process where one lives, or may: of another host
-    that cannot be told there.
+    The lock file is locked (flock) all the while, so one of this host that is not is of a process that is gone,
+    whichever container it ran in, and is taken over. Where the file system has no such locks, so is that of a process
+    of this host that no longer lives. Raises `AegisError` naming host and process where one lives, or may: of another
+    host that cannot be told, since network file systems may keep such locks on each by itself.
     """
     new = []
     for path in (folder, *folder.parents):
@@ -52,7 +52,8 @@ def _take(lock: Path):
     while True:
         file, new = _opened(lock)
         try:
-            if not _locked(file, lock) and not new:
+            locked = _locked(file, lock)
+            if not new and not (locked and _host(lock) in (None, mine["host"])):
                 _check_stale(lock, mine["host"])
             if not _is_at(file, lock):  # its holder has removed it since it was opened
                 file.close()
@@ -92,6 +93,14 @@ def _told(lock: Path) -> str:
         return f"process {holder['pid']} on " + (f"this host, {here}" if host == here else f"host {host}")
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def _host(lock: Path) -> str | None:
+    """That of the lock's holder; None where it does not say."""
+    try:
+        return json.loads(lock.read_text(encoding="utf-8"))["host"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _is_at(file, lock: Path) -> bool:

@@ -133,7 +133,10 @@ def test_a_lock_that_says_nothing_is_refused(tmp_path, text, no_flock):
     assert (tmp_path / LOCK).read_text() == text
 
 
-def test_another_hosts_lock_is_refused_with_a_remedy(cheap_step, finished, folder, gone, no_flock):
+@pytest.mark.parametrize("locks", [True, False])
+def test_another_hosts_lock_is_refused_with_a_remedy(cheap_step, finished, folder, gone, locks, request):
+    if not locks:
+        request.getfixturevalue("no_flock")
     write_lock(finished, host="node-17", pid=gone)
     before = files(finished)
     for how in ({"resume": True}, {"overwrite": True}, {}):
