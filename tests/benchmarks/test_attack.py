@@ -1,12 +1,14 @@
 """The attack benchmark on an untrained model: batched and single restarts give the same."""
 
 import numpy as np
+import pytest
 
 from aegis_jax.attacks.soft_prompt import SoftPromptConfig
 from aegis_jax.io.pipeline import load_pipeline
 from benchmarks import attack
 
 
+@pytest.mark.slow
 def test_same_results_batched_and_one_by_one(tiny):
     pipeline = load_pipeline(tiny())
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)

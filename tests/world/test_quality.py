@@ -28,6 +28,7 @@ def test_generations_of_every_combination_are_judged_right(pipeline):
     json.dumps(result)
 
 
+@pytest.mark.slow
 def test_the_picture(pipeline, tmp_path):
     image = pytest.importorskip("PIL.Image")
     quality.grid(pipeline, tmp_path / "grid.png")

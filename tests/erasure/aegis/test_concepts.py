@@ -73,7 +73,7 @@ def given(pipeline):
     }
 
 
-@pytest.mark.parametrize(("step", "dealt"), [(0, (0, 1)), (1, (2, 0))])
+@pytest.mark.parametrize(("step", "dealt"), [pytest.param(0, (0, 1), marks=pytest.mark.slow), (1, (2, 0))])
 def test_a_mixed_batch_is_the_mean_of_its_concepts(monkeypatch, pipeline, given, step, dealt):
     """From the same z_t and t: gradient and loss are the means of one-concept steps, the sign steps those steps'."""
     start, _ = setup(pipeline, CONCEPTS, CONFIG)
@@ -100,7 +100,7 @@ def test_a_mixed_batch_is_the_mean_of_its_concepts(monkeypatch, pipeline, given,
         assert after[idle].tobytes() == before[idle].tobytes()
 
 
-@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_prefixes_are_as_the_concept_named_again(monkeypatch, pipeline, given, step):
     """From the same z_t and t, two concepts with two prefixes each make the step of four concepts."""
     twice = [*CONCEPTS[:2], *CONCEPTS[:2]]

@@ -97,7 +97,10 @@ def evaluations(monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("name", RUNS)
+_ALWAYS = ("two latents", "pool, offset", "push")
+
+
+@pytest.mark.parametrize("name", [n if n in _ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in RUNS])
 def test_against_the_run_itself(pipeline, monkeypatch, evaluations, name):
     """Every forward pass of a run is counted; backward passes are left out of both sides."""
     for backward in ("BACKWARD_TO_TEXT", "BACKWARD_TO_ALL"):
