@@ -3,7 +3,7 @@
 The grid is ESD's: `steps` DDIM steps at tau_i = 1 + stride (steps - 1 - i), e.g. 981, 961, ..., 1. A latent that has
 come to tau is trained at t drawn from the stride-wide interval tau - 1 .. tau + stride - 2. The released sampler
 (`offset`) leaves the first grid step out and starts at 961: its latents lie 39 to 58 timesteps below the t that they
-are trained at.
+are trained at, 19 to 38 at the last grid position.
 
 `frozen` is whatever an erasure never changes; used of it are unet_graph, schedule, empty_emb, latent_shape, placement.
 Shapes: B latents, G rows of conditioning dealt to them in turn, h w latent size, C channels.

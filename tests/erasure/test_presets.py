@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import pathlib
 
 import pytest
 
@@ -115,3 +116,9 @@ def test_an_unknown_method_in_a_config_is_refused():
 
 def test_the_default_is_the_paper():
     assert run_config.RunConfig().erase == EraseConfig() == preset("paper").settings
+
+
+def test_the_page_lists_every_preset_as_it_is():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "method.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert rows == [f"| `{name}` | {found.about} |" for name, found in PRESETS.items()]

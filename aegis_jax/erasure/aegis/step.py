@@ -89,7 +89,7 @@ _halves = jax.jit(lambda x: jnp.split(x, 2))
 
 @jax.jit
 def _towards(eta, eps_empty, eps_target):
-    """The target e0 - eta (eps0(c') - e0) as e0 and what is added to it."""
+    """What the target e0 - eta (eps0(c') - e0) adds to e0."""
     return -eta * (eps_target - eps_empty)
 
 
