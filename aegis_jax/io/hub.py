@@ -76,6 +76,19 @@ def expand(path) -> pathlib.Path:
     return path
 
 
+def place(source) -> str:
+    """A model as records name it: "world", an absolute folder, or the hub id."""
+    path = expand(source)
+    if str(source) == "world" or path.resolve() == WORLD.resolve():
+        return "world"
+    return str(path.resolve()) if path.is_dir() else str(source)
+
+
+def commit(source, folder: pathlib.Path) -> str:
+    """The revision that gives a hub id's `folder` (of `locate`) again, whatever its branch has by then; else ""."""
+    return folder.name if not expand(source).exists() and folder.parent.name == "snapshots" else ""
+
+
 def refuse_file(path: pathlib.Path) -> None:
     """Raises the `AegisError` for a single file where a diffusers folder is wanted."""
     advice = _CONVERT.format(load="from_single_file", source=str(path))

@@ -33,7 +33,7 @@ def claimed(folder: Path):
         new.append(path)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _one_at_a_time(folder):
+        with one_at_a_time(folder):  # of two that find a stale lock one takes it over
             file = _take(folder / LOCK)
         with file:
             try:
@@ -163,8 +163,11 @@ def _born(pid: int) -> str | None:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(folder: Path):
-    """Between the processes of a host, so that of two which find a stale lock one takes it over."""
+def one_at_a_time(folder: Path):
+    """Waits until no other process of this host is in here for the same folder, which exists: for moments, not work.
+
+    Where the system or the file system has no such locks, and between hosts, nobody waits.
+    """
     if fcntl is None:
         yield
         return

@@ -15,10 +15,11 @@ from aegis_jax.attacks import attack as attack_concept
 from aegis_jax.diffusion.sample import latent_shape, pixels_per_latent, plan
 from aegis_jax.diffusion.sample import sample as sample_images
 from aegis_jax.errors import AegisError
-from aegis_jax.io.hub import expand
+from aegis_jax.io.hub import commit, expand, place
 from aegis_jax.io.pictures import read_pictures
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.run import loop
+from aegis_jax.run.claim import one_at_a_time
 from aegis_jax.run.erase import erase as erase_concepts
 from aegis_jax.run.progress import Progress
 from aegis_jax.run.prompts import COLUMNS, Prompt, check_index, write_index
@@ -127,30 +128,41 @@ def sample(
     taken = [path for path in files if path.exists()]
     if taken and not overwrite:
         raise AegisError(f"{taken[0]} exists: choose another --out or allow --overwrite")
-    index = check_index(out)
+    check_index(out)
     pipeline = load_pipeline(model, revision=revision, variant=variant)
     plan(pipeline, settings["steps"], settings["guidance"])
-    latent_shape(pipeline, height, width)
+    shape = latent_shape(pipeline, height, width)
+    height, width = (latents * pixels_per_latent(pipeline) for latents in shape[:2])
     pipeline.tokenizer.ids(texts)  # says at once, and once, which are too long
     for note in notes:
         progress.say(f"aegis: note: {note}")
+    revision = commit(model, pipeline.source.folder.path)
+    shared = {"height": height, "width": width, "model": place(model), "revision": revision, "variant": variant or ""}
+    shared |= settings
     with _made(out):
         for rows in np.array_split(np.arange(len(texts)), -(-len(texts) // IMAGES_AT_ONCE)):
             progress.say(f"sampling images {rows[0] + 1} to {rows[-1] + 1} of {len(texts)} ...")
             some = [texts[k] for k in rows], [seeds[k] for k in rows]
             pictures = sample_images(pipeline, some[0], seed=some[1], height=height, width=width, **settings)
-            for k, picture in zip(rows, pictures, strict=True):
-                _save(picture, files[k], overwrite)
-                row = {"file": files[k].name, "prompt": texts[k], "seed": seeds[k], **settings}
-                index[files[k].name] = {name: row[name] for name in COLUMNS}
-            write_index(out, index)
+            index = [{"file": files[k].name, "prompt": texts[k], "seed": seeds[k], **shared} for k in rows]
+            _write(out, pictures, index, overwrite)
     print(f"wrote {len(files)} images to {out}")
 
 
-def _save(picture: np.ndarray, path: Path, overwrite: bool) -> None:
-    """A PNG; not over one that another process has written since it was looked for."""
-    with open(path, "wb" if overwrite else "xb") as file:
-        Image.fromarray(picture).save(file, "PNG")
+def _write(out: Path, pictures: np.ndarray, rows: list[dict], overwrite: bool) -> None:
+    """PNGs and their rows of the index, together: another process may write into the same folder, even the same names.
+
+    Without `overwrite` none is written over one that has come there since it was looked for.
+    """
+    with one_at_a_time(out):
+        index = check_index(out)
+        try:
+            for picture, row in zip(pictures, rows, strict=True):
+                with open(out / row["file"], "wb" if overwrite else "xb") as file:
+                    Image.fromarray(picture).save(file, "PNG")
+                index[row["file"]] = {name: row[name] for name in COLUMNS}
+        finally:
+            write_index(out, index)
 
 
 def attack(

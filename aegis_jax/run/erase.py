@@ -15,7 +15,7 @@ from aegis_jax.erasure.programs import compile_ahead
 from aegis_jax.errors import AegisError
 from aegis_jax.io import convert
 from aegis_jax.io.export import check_complete, remove_leftovers, save_pipeline, written_bytes
-from aegis_jax.io.hub import expand
+from aegis_jax.io.hub import place
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
 from aegis_jax.models.model import Model, compute_dtype, flatten, unflatten
 from aegis_jax.parallel.mesh import make_placement
@@ -26,7 +26,6 @@ from aegis_jax.run.config import RunConfig
 from aegis_jax.run.folder import MetricsFile, RunFolder, disk_errors, write_json, write_text
 from aegis_jax.run.progress import Progress, Silent
 from aegis_jax.run.tensors import TensorLog
-from aegis_jax.world import WEIGHTS
 
 BASE = "base model"  # the key of its fingerprint where runs are compared
 
@@ -109,9 +108,9 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
     """The settings that the arguments of `erase` ask for; saved: those of the run to go on with."""
     given, overrides = {}, list(overrides)
     if isinstance(pipeline, Pipeline):
-        given["model"] = _place(pipeline.source.folder.path) if pipeline.source else ""
+        given["model"] = place(pipeline.source.folder.path) if pipeline.source else ""
     elif pipeline is not None:
-        given["model"] = _place(pipeline)
+        given["model"] = place(pipeline)
     if concepts is not None:
         given["concepts"] = [concepts] if isinstance(concepts, str) else list(concepts)
     if saved:  # a config file names the model it was written for, which the run need not have had
@@ -143,14 +142,6 @@ def _on_this_device(run: RunConfig) -> RunConfig:
         return run
     name = compute_dtype(run.erase.compute_dtype).name
     return dataclasses.replace(run, erase=dataclasses.replace(run.erase, compute_dtype=name))
-
-
-def _place(source) -> str:
-    """A model as the settings name it: "world", an absolute folder, or the hub id."""
-    path = expand(source)
-    if str(source) == "world" or path.resolve() == WEIGHTS.resolve():
-        return "world"
-    return str(path.resolve()) if path.is_dir() else str(source)
 
 
 def _computed(run: RunConfig) -> dict:

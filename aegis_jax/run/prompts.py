@@ -11,7 +11,10 @@ from aegis_jax.run.folder import write_text
 SEEDS = ("evaluation_seed", "sd_seed", "seed")  # columns that the field's files have; the first there counts
 GUIDANCES = ("evaluation_guidance", "sd_guidance_scale")
 INDEX = "prompts.csv"
-COLUMNS = ("file", "prompt", "seed", "guidance", "steps", "negative_prompt")
+# All that an image depends on; height and width in pixels.
+COLUMNS = (
+    "file", "prompt", "seed", "guidance", "steps", "negative_prompt", "height", "width", "model", "revision", "variant",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import struct
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ import aegis_jax.run.erase
 from aegis_jax.cli import main
 from aegis_jax.diffusion.conditioning import Conditioning
 from aegis_jax.run import config, console
+from aegis_jax.run.prompts import COLUMNS, check_index
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -248,7 +250,17 @@ def test_sample(capsys, folder, tmp_path):
     with open(tmp_path / "s" / "prompts.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["file"], row["prompt"], row["seed"]) for row in rows] == list(zip(names, prompts, "5656", strict=True))
-    assert all((row["guidance"], row["steps"]) == ("7.5", "2") for row in rows)
+    # A row alone says how to make its image again.
+    same = {key: {row[key] for row in rows} for key in rows[0]}
+    assert (same["height"], same["width"], same["model"]) == ({"16"}, {"16"}, {str(folder)})
+    assert same["revision"] == same["variant"] == {""}
+    again = [
+        "sample", "--model", rows[1]["model"], "--prompt", rows[1]["prompt"], "--seed", rows[1]["seed"],
+        "--steps", rows[1]["steps"], "--guidance", rows[1]["guidance"], "--out", str(tmp_path / "again"),
+        "--height", rows[1]["height"], "--width", rows[1]["width"], "--negative-prompt", rows[1]["negative_prompt"],
+    ]  # fmt: skip
+    assert main(again) == 0
+    np.testing.assert_allclose(picture(tmp_path / "again" / names[0]), picture(tmp_path / "s" / names[1]), atol=1)
     capsys.readouterr()
     assert "exists" in refused(capsys, *argv)
     assert main([*argv, "--overwrite"]) == 0
@@ -292,6 +304,44 @@ def test_sample_writes_over_nothing_that_appeared_meanwhile(capsys, folder, tmp_
     monkeypatch.setattr(aegis_jax.run.console, "sample_images", late)
     assert main(["sample", "--model", str(folder), "--prompt", "a", "--out", str(tmp_path)]) == 2
     assert (tmp_path / "000-a.png").read_text() == "another's"
+
+
+def test_two_processes_that_sample_into_a_folder_keep_each_others_rows(folder, tmp_path, monkeypatch):
+    """The other begins when this one has looked into the folder, and writes while this one samples."""
+
+    def drawn(pipeline, prompts, **more):
+        if prompts == ["a"]:
+            assert main(["sample", "--model", str(folder), "--prompt", "b", "--out", str(tmp_path)]) == 0
+        return np.zeros((len(prompts), 16, 16, 3), np.uint8)
+
+    monkeypatch.setattr(aegis_jax.run.console, "sample_images", drawn)
+    assert main(["sample", "--model", str(folder), "--prompt", "a", "--out", str(tmp_path)]) == 0
+    assert check_index(tmp_path).keys() == {"000-a.png", "000-b.png"}
+
+
+def test_an_image_and_its_row_are_written_together(tmp_path):
+    """Of many at once that replace the same image each, its row is that of the last."""
+    tall = [{"seed": k, "file": "a.png", **dict.fromkeys(set(COLUMNS) - {"seed", "file"}, "")} for k in range(8)]
+    ready = threading.Barrier(len(tall))
+
+    def work(row):
+        ready.wait()
+        console._write(tmp_path, np.full((1, 8, 8, 3), row["seed"], np.uint8), [row], overwrite=True)
+
+    threads = [threading.Thread(target=work, args=[row]) for row in tall]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert picture(tmp_path / "a.png")[0, 0, 0] == int(check_index(tmp_path)["a.png"]["seed"])
+
+
+def test_what_was_written_before_a_failure_has_its_rows(tmp_path):
+    (tmp_path / "1.png").write_text("another's")
+    rows = [dict.fromkeys(COLUMNS, "") | {"file": f"{k}.png"} for k in range(3)]
+    with pytest.raises(FileExistsError):
+        console._write(tmp_path, np.zeros((3, 8, 8, 3), np.uint8), rows, overwrite=False)
+    assert check_index(tmp_path).keys() == {"0.png"}
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,16 @@ def test_revisions(cache, offline):
         hub.locate("no/such")
 
 
+def test_what_records_name_gives_the_same_again(cache, offline):
+    """A branch moves, a commit does not."""
+    for given, wanted in COMMITS.items():
+        folder = hub.locate("org/tiny", revision=given)
+        assert (hub.place("org/tiny"), hub.commit("org/tiny", folder)) == ("org/tiny", wanted)
+        assert hub.locate("org/tiny", revision=wanted) == folder
+        assert (hub.place(folder), hub.commit(folder, folder)) == (str(folder), "")
+    assert (hub.place("world"), hub.commit("world", hub.locate("world"))) == ("world", "")
+
+
 def test_not_a_pipeline_on_the_hub(cache, offline):
     (cache / "hub/models--org--tiny/snapshots" / COMMITS["main"] / "model_index.json").unlink()
     with pytest.raises(AegisError, match="org/tiny on the hub has no model_index.json"):

@@ -71,8 +71,8 @@ def test_other_bad_files(tmp_path):
 
 
 def test_the_index_is_a_prompts_file_too(tmp_path):
-    row = {"seed": 3, "guidance": 7.5, "steps": 2, "negative_prompt": ""}
-    rows = {f"{k}.png": {"file": f"{k}.png", "prompt": text, **row} for k, text in enumerate(['a "red", star', "梵高"])}
+    row = dict.fromkeys(lib.COLUMNS, "") | {"seed": 3, "guidance": 7.5, "steps": 2, "height": 8, "width": 8}
+    rows = {f"{k}.png": row | {"file": f"{k}.png", "prompt": text} for k, text in enumerate(['a "red", star', "梵高"])}
     lib.write_index(tmp_path, rows)
     assert lib.read(tmp_path / "prompts.csv", 7.5) == ([Prompt('a "red", star', 3), Prompt("梵高", 3)], [])
     found = lib.check_index(tmp_path)
