@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(sub, required=True)
     sub.add_argument("--concept", metavar="TEXT", required=True, help="what was erased")
     sub.add_argument("--images", metavar="DIR", help="pictures of the concept")
-    sub.add_argument("--out", metavar="DIR", help="where the images that come out are written")
+    sub.add_argument("--out", metavar="DIR", help="with --images: where those that come out are written (attack)")
     sub.add_argument("--tokens", type=int, default=4, help="learnt tokens in the prompt")
     places = "of them: before or behind the concept, alone, or before a neutral word"
     sub.add_argument("--place", default="before", help=places)
@@ -143,8 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", type=int, default=8, help="images per restart and step")
     sub.add_argument("--steps", type=int, default=200)
     sub.add_argument("--learning-rate", type=float, default=1e-2)
-    sub.add_argument("--guidance", type=float, help="of the images that come out (7.5; of the world 3)")
-    sub.add_argument("--image-steps", type=int, help="DDIM steps of the images that come out (50; of the world 25)")
+    sub.add_argument("--guidance", type=float, help="with --images: of the images that come out (7.5; of the world 3)")
+    sub.add_argument("--image-steps", type=int, help="likewise, their DDIM steps (50; of the world 25)")
     sub.add_argument("--seed", type=int, default=0)
 
     world = command("world", None, "The embedded world: look at it.")

@@ -171,7 +171,7 @@ def attack(
     """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes.
 
     original: the model before erasure, or None (of the world it is known); guidance and image_steps: of the pictures
-    that come out, None for those of the model's kind.
+    that come out, None for those of the model's kind; refused, as `out` is, where the judge is asked instead.
     """
     from aegis_jax.evaluation import world
     from aegis_jax.world import quality
@@ -188,8 +188,9 @@ def attack(
         value = world.find(concept)
         if not value or not is_world:
             raise AegisError("no --images given: an attack needs pictures of the concept")
-        if out is not None:
-            raise AegisError("--out goes with --images: on the world the judge counts, and no image is written")
+        of_pictures = {"out": out, "guidance": guidance, "image-steps": image_steps}
+        for name in (name for name, given in of_pictures.items() if given is not None):
+            raise AegisError(f"--{name} goes with --images: on the world the judge counts, and no image is written")
         progress.start(0, config.steps)
         _attack_judged(original, pipeline, value, text=concept, config=config, progress=show)
         return

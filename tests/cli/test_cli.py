@@ -412,9 +412,9 @@ def test_attack_needs_pictures(capsys, folder, tmp_path):
     for broken in (b"no picture", whole[:20], whole[:16] + b"\xff" * 8 + whole[24:]):
         (tmp_path / "empty" / "a.png").write_bytes(broken)
         assert "a.png" in refused(capsys, *attack, "--images", tmp_path / "empty")
-    assert "--out goes with --images" in refused(
-        capsys, "attack", "--model", "world", "--concept", "star", "--out", tmp_path / "out"
-    )
+    for option, value in (("--out", tmp_path / "out"), ("--guidance", 3), ("--image-steps", 25)):
+        judged = refused(capsys, "attack", "--model", "world", "--concept", "star", option, value)
+        assert f"{option} goes with --images" in judged
     assert main(["attack", "--model", "world", "--concept", "star", "--seed", "-1"]) == 2
     assert "seed=-1" in capsys.readouterr().err.splitlines()[-1]
     argv = (*attack, "--images", picture_of(tmp_path), "--tokens", "99")
