@@ -135,8 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", metavar="DIR", help="pictures of the concept")
     sub.add_argument("--out", metavar="DIR", help="with --images: where those that come out are written (attack)")
     sub.add_argument("--tokens", type=int, default=4, help="learnt tokens in the prompt")
-    places = "of them: before or behind the concept, alone, or before a neutral word"
+    places = "of them: before or behind the concept, alone, or before a neutral word instead of it (neutral)"
     sub.add_argument("--place", default="before", help=places)
+    sub.add_argument("--neutral", metavar="WORD", help="with --place neutral: that word, a common noun (thing)")
     sub.add_argument("--goal", default="denoising", help="denoising, or prediction: that of the --original")
     sub.add_argument("--original", metavar="M", help="the model before erasure, as --model; by default the world's")
     sub.add_argument("--restarts", type=int, default=5, help="attacks from different starts")
@@ -199,8 +200,8 @@ def _attack(args):
     console.attack(
         args.model, args.concept, revision=args.revision, variant=args.variant, images=args.images, out=args.out,
         original=args.original, guidance=args.guidance, image_steps=args.image_steps, tokens=args.tokens,
-        place=args.place, goal=args.goal, restarts=args.restarts, batch=args.batch, steps=args.steps,
-        learning_rate=args.learning_rate, seed=args.seed,
+        place=args.place, neutral=args.neutral, goal=args.goal, restarts=args.restarts, batch=args.batch,
+        steps=args.steps, learning_rate=args.learning_rate, seed=args.seed,
     )  # fmt: skip
 
 

@@ -166,16 +166,32 @@ def _write(out: Path, pictures: np.ndarray, rows: list[dict], overwrite: bool) -
 
 
 def attack(
-    model, concept, *, images, out, original, guidance, image_steps, revision=None, variant=None, **settings
+    model,
+    concept,
+    *,
+    images,
+    out,
+    original,
+    guidance,
+    image_steps,
+    neutral=None,
+    revision=None,
+    variant=None,
+    **settings,
 ) -> None:
     """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes.
 
     original: the model before erasure, or None (of the world it is known); guidance and image_steps: of the pictures
     that come out, None for those of the model's kind; refused, as `out` is, where the judge is asked instead.
+    neutral: the word of place "neutral", None for the default; refused at other places, which have none.
     """
     from aegis_jax.evaluation import world
     from aegis_jax.world import quality
 
+    if neutral is not None:
+        if settings["place"] != "neutral":
+            raise AegisError(f"--neutral goes with --place neutral: at place {settings['place']!r} no such word stands")
+        settings["neutral"] = neutral
     pipeline, base = load_pipeline(model, revision=revision, variant=variant), load_pipeline("world")
     is_world = pipeline.unet.config == base.unet.config
     original = load_pipeline(original) if original is not None else base if is_world else None
@@ -196,17 +212,23 @@ def attack(
         return
     kind = (quality.GUIDANCE, quality.STEPS) if is_world else (GUIDANCE, STEPS)
     guidance, image_steps = (d if given is None else given for given, d in zip((guidance, image_steps), kind))
-    out = expand(out or "attack")
+    run = partial(attack_concept, pipeline, concept, original=original, progress=show, **settings)
+    _attack_shown(run, pipeline, images, out or "attack", config, progress, guidance=guidance, steps=image_steps)
+
+
+def _attack_shown(run, pipeline, images, out, config, progress, *, guidance: float, steps: int) -> None:
+    """Attacks by the pictures in the folder `images` (run(images=...)) and writes what comes out, by restart."""
+    out = expand(out)
     if out.exists():
         raise AegisError(f"{out} exists: choose another --out")
     height, width, _ = latent_shape(pipeline)  # what cannot be sampled afterwards is refused before the attack
-    plan(pipeline, image_steps, guidance)
+    plan(pipeline, steps, guidance)
     factor = pixels_per_latent(pipeline)
     pictures = read_pictures(expand(images), (width * factor, height * factor))
     progress.start(0, config.steps)
     with _made(out):
-        found = attack_concept(pipeline, concept, images=pictures, original=original, progress=show, **settings)
-        _show_attack(pipeline, found, config.goal, out, guidance=guidance, steps=image_steps)
+        found = run(images=pictures)
+        _show_attack(pipeline, found, config.goal, out, guidance=guidance, steps=steps)
     print(f"wrote {PICTURES * len(found.soft_tokens)} images to {out}")
 
 

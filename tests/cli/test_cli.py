@@ -456,6 +456,20 @@ def test_an_attacks_pictures_are_sampled_as_its_model_is(monkeypatch, folder, tm
     assert seen == [((3, side, side, 3), model == "world", "behind"), wanted]  # the world's original is known
 
 
+def test_the_neutral_word_of_an_attack(capsys, monkeypatch, folder, tmp_path):
+    attack = ("attack", "--model", folder, "--concept", "star", "--images", picture_of(tmp_path))
+    assert "--neutral goes with --place neutral" in refused(capsys, *attack, "--neutral", "dog")
+    # "thing" is none of this vocabulary's words.
+    for given, part in (([], "neutral='thing' is not one"), (["--neutral", "xyz"], "neutral='xyz' is not one")):
+        assert main([*map(str, attack), "--place", "neutral", *given, "--out", str(tmp_path / "out")]) == 2
+        assert part in capsys.readouterr().err.splitlines()[-1]
+    seen = []
+    monkeypatch.setattr(aegis_jax.run.console, "attack_concept", lambda *args, **more: seen.append(more))
+    with pytest.raises(AttributeError):  # the stand-in finds nothing
+        main([*map(str, attack), "--place", "neutral", "--neutral", "dog", "--out", str(tmp_path / "out")])
+    assert (seen[0]["place"], seen[0]["neutral"]) == ("neutral", "dog")
+
+
 def picture_of(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir(exist_ok=True)
