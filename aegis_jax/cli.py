@@ -90,8 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Any setting can be changed with --config.key=value, e.g. --config.steps=500.",
     )  # fmt: skip
     _add_model(sub)
-    sub.add_argument("--concept", metavar="TEXT", action="append", help="what to erase; may be repeated")
-    sub.add_argument("--out", metavar="DIR", help="run folder (default: runs/CONCEPT, the next free)")
+    sub.add_argument(
+        "--concept", metavar="TEXT", action="append", help="what to erase; may be repeated (default: the config's)"
+    )
+    sub.add_argument("--out", metavar="DIR", help="run folder (default: runs/CONCEPTS, the next free)")
     sub.add_argument(
         "--config",
         metavar="FILE",

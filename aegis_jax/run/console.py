@@ -21,6 +21,7 @@ from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.run import loop
 from aegis_jax.run.claim import one_at_a_time
 from aegis_jax.run.erase import erase as erase_concepts
+from aegis_jax.run.erase import settings as erase_settings
 from aegis_jax.run.progress import Progress
 from aegis_jax.run.prompts import COLUMNS, Prompt, check_index, write_index
 from aegis_jax.run.prompts import read as read_prompts
@@ -35,9 +36,12 @@ def erase(model, concepts, *, config, overrides, out, resume, overwrite) -> None
     """`aegis erase`: a run with progress, then the table and where everything is."""
     if out is None and (resume or overwrite):
         raise AegisError("--resume and --overwrite need --out: the run folder")
-    names = concepts or [Path(config).stem if config else "run"]
+    if out is None:  # what is erased may be said by the config alone
+        named = free_folder(erase_settings(model, concepts, config, overrides).concepts)
+    else:
+        named = contextlib.nullcontext(Path(out))
     progress = Progress()
-    with contextlib.nullcontext(Path(out)) if out is not None else free_folder(names) as folder:
+    with named as folder:
         try:
             result = erase_concepts(
                 model, concepts, config=config, overrides=overrides,

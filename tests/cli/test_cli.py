@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import struct
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +20,6 @@ import aegis_jax.run.erase
 from aegis_jax.cli import main
 from aegis_jax.diffusion.conditioning import Conditioning
 from aegis_jax.run import config, console
-from aegis_jax.run.prompts import COLUMNS, check_index
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -306,44 +304,6 @@ def test_sample_writes_over_nothing_that_appeared_meanwhile(capsys, folder, tmp_
     assert (tmp_path / "000-a.png").read_text() == "another's"
 
 
-def test_two_processes_that_sample_into_a_folder_keep_each_others_rows(folder, tmp_path, monkeypatch):
-    """The other begins when this one has looked into the folder, and writes while this one samples."""
-
-    def drawn(pipeline, prompts, **more):
-        if prompts == ["a"]:
-            assert main(["sample", "--model", str(folder), "--prompt", "b", "--out", str(tmp_path)]) == 0
-        return np.zeros((len(prompts), 16, 16, 3), np.uint8)
-
-    monkeypatch.setattr(aegis_jax.run.console, "sample_images", drawn)
-    assert main(["sample", "--model", str(folder), "--prompt", "a", "--out", str(tmp_path)]) == 0
-    assert check_index(tmp_path).keys() == {"000-a.png", "000-b.png"}
-
-
-def test_an_image_and_its_row_are_written_together(tmp_path):
-    """Of many at once that replace the same image each, its row is that of the last."""
-    tall = [{"seed": k, "file": "a.png", **dict.fromkeys(set(COLUMNS) - {"seed", "file"}, "")} for k in range(8)]
-    ready = threading.Barrier(len(tall))
-
-    def work(row):
-        ready.wait()
-        console._write(tmp_path, np.full((1, 8, 8, 3), row["seed"], np.uint8), [row], overwrite=True)
-
-    threads = [threading.Thread(target=work, args=[row]) for row in tall]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert picture(tmp_path / "a.png")[0, 0, 0] == int(check_index(tmp_path)["a.png"]["seed"])
-
-
-def test_what_was_written_before_a_failure_has_its_rows(tmp_path):
-    (tmp_path / "1.png").write_text("another's")
-    rows = [dict.fromkeys(COLUMNS, "") | {"file": f"{k}.png"} for k in range(3)]
-    with pytest.raises(FileExistsError):
-        console._write(tmp_path, np.zeros((3, 8, 8, 3), np.uint8), rows, overwrite=False)
-    assert check_index(tmp_path).keys() == {"0.png"}
-
-
 @pytest.mark.parametrize(
     ("concepts", "wanted"),
     [(["J.M.W. Turner"], "j-m-w-turner"), (["梵高"], "梵高"), (["Dr. Seuss", "a/b.c"], "dr-seuss-a-b-c")],
@@ -454,20 +414,6 @@ def test_an_attacks_pictures_are_sampled_as_its_model_is(monkeypatch, folder, tm
     assert main([str(a) for a in argv]) == 0
     side = 16 if model == "tiny" else 32
     assert seen == [((3, side, side, 3), model == "world", "behind"), wanted]  # the world's original is known
-
-
-def test_the_neutral_word_of_an_attack(capsys, monkeypatch, folder, tmp_path):
-    attack = ("attack", "--model", folder, "--concept", "star", "--images", picture_of(tmp_path))
-    assert "--neutral goes with --place neutral" in refused(capsys, *attack, "--neutral", "dog")
-    # "thing" is none of this vocabulary's words.
-    for given, part in (([], "neutral='thing' is not one"), (["--neutral", "xyz"], "neutral='xyz' is not one")):
-        assert main([*map(str, attack), "--place", "neutral", *given, "--out", str(tmp_path / "out")]) == 2
-        assert part in capsys.readouterr().err.splitlines()[-1]
-    seen = []
-    monkeypatch.setattr(aegis_jax.run.console, "attack_concept", lambda *args, **more: seen.append(more))
-    with pytest.raises(AttributeError):  # the stand-in finds nothing
-        main([*map(str, attack), "--place", "neutral", "--neutral", "dog", "--out", str(tmp_path / "out")])
-    assert (seen[0]["place"], seen[0]["neutral"]) == ("neutral", "dog")
 
 
 def picture_of(tmp_path):

@@ -1,0 +1,87 @@
+"""run/console.py: what the commands write, where, and what they pass on."""
+
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aegis_jax.cli import main
+from aegis_jax.errors import AegisError
+from aegis_jax.run import console
+from aegis_jax.run.prompts import COLUMNS, check_index
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["--model", "world"], "star"),  # of configs/world.py
+        (["--model", "world", "--concept", "red"], "red"),
+        (["--model", "world", "--config.concepts=heart,red"], "heart-red"),
+        (["--config", "mine.py"], "dr-seuss"),
+    ],
+)
+def test_run_folders_are_named_after_the_configs_concepts(tmp_path, monkeypatch, given, wanted):
+    monkeypatch.chdir(tmp_path)
+    keys = {"model": "world", "concepts": ["Dr. Seuss"]}
+    (tmp_path / "mine.py").write_text(f"import ml_collections as m\nget_config = lambda: m.ConfigDict({keys})\n")
+    seen = []
+    monkeypatch.setattr(console, "erase_concepts", lambda *args, out, **more: seen.append(out.as_posix()))
+    with pytest.raises(AttributeError):  # the stand-in has no result
+        main(["erase", *given])
+    assert seen == [f"runs/{wanted}"]
+
+
+def test_two_processes_that_sample_into_a_folder_keep_each_others_rows(folder, tmp_path, monkeypatch):
+    """The other begins when this one has looked into the folder, and writes while this one samples."""
+
+    def drawn(pipeline, prompts, **more):
+        if prompts == ["a"]:
+            assert main(["sample", "--model", str(folder), "--prompt", "b", "--out", str(tmp_path)]) == 0
+        return np.zeros((len(prompts), 16, 16, 3), np.uint8)
+
+    monkeypatch.setattr(console, "sample_images", drawn)
+    assert main(["sample", "--model", str(folder), "--prompt", "a", "--out", str(tmp_path)]) == 0
+    assert check_index(tmp_path).keys() == {"000-a.png", "000-b.png"}
+
+
+def test_an_image_and_its_row_are_written_together(tmp_path):
+    """Of many at once that replace the same image each, its row is that of the last."""
+    tall = [{"seed": k, "file": "a.png", **dict.fromkeys(set(COLUMNS) - {"seed", "file"}, "")} for k in range(8)]
+    ready = threading.Barrier(len(tall))
+
+    def work(row):
+        ready.wait()
+        console._write(tmp_path, np.full((1, 8, 8, 3), row["seed"], np.uint8), [row], overwrite=True)
+
+    threads = [threading.Thread(target=work, args=[row]) for row in tall]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert np.asarray(Image.open(tmp_path / "a.png"))[0, 0, 0] == int(check_index(tmp_path)["a.png"]["seed"])
+
+
+def test_what_was_written_before_a_failure_has_its_rows(tmp_path):
+    (tmp_path / "1.png").write_text("another's")
+    rows = [dict.fromkeys(COLUMNS, "") | {"file": f"{k}.png"} for k in range(3)]
+    with pytest.raises(FileExistsError):
+        console._write(tmp_path, np.zeros((3, 8, 8, 3), np.uint8), rows, overwrite=False)
+    assert check_index(tmp_path).keys() == {"0.png"}
+
+
+def test_the_neutral_word_of_an_attack(monkeypatch, folder, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
+    how = dict.fromkeys(["out", "original", "guidance", "image_steps"]) | {"images": tmp_path, "out": tmp_path / "out"}
+    with pytest.raises(AegisError, match="--neutral goes with --place neutral: at place 'before'"):
+        console.attack(folder, "star", **how, place="before", neutral="dog")
+    # "thing" is none of this vocabulary's words, "dog" is.
+    for given, said in ((None, "thing"), ("xyz", "xyz")):
+        with pytest.raises(AegisError, match=f"neutral='{said}' is not one whole word"):
+            console.attack(folder, "star", **how, place="neutral", neutral=given)
+    seen = []
+    monkeypatch.setattr(console, "attack_concept", lambda *args, **more: seen.append((more["place"], more["neutral"])))
+    argv = ["attack", "--model", folder, "--concept", "star", "--images", tmp_path, "--out", tmp_path / "out"]
+    with pytest.raises(AttributeError):  # the stand-in finds nothing
+        main([*map(str, argv), "--place", "neutral", "--neutral", "dog"])
+    assert seen == [("neutral", "dog")]
