@@ -21,7 +21,7 @@ from aegis_jax.run.config import RunConfig
 from tests.run.runs import KEYS, erase, files, metrics
 
 
-def interrupt(folder, out, monkeypatch, step):
+def interrupt(folder, out, monkeypatch, step, **more):
     """A run that gets SIGTERM while its step `step` + 1 is being computed."""
     method = RunConfig().method
 
@@ -33,7 +33,7 @@ def interrupt(folder, out, monkeypatch, step):
     with monkeypatch.context() as patch:
         patch.setattr(RunConfig, "method", dataclasses.replace(method, step=stopping))
         with pytest.raises(loop.Interrupted):
-            erase(folder, out)
+            erase(folder, out, **more)
 
 
 def test_resumed_is_as_uninterrupted(cheap_step, folder, tmp_path, monkeypatch, finished):
