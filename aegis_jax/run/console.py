@@ -23,7 +23,7 @@ from aegis_jax.run.claim import one_at_a_time
 from aegis_jax.run.erase import erase as erase_concepts
 from aegis_jax.run.erase import settings as erase_settings
 from aegis_jax.run.progress import Progress
-from aegis_jax.run.prompts import COLUMNS, Prompt, check_index, write_index
+from aegis_jax.run.prompts import COLUMNS, Prompt, check_index, unused, write_index
 from aegis_jax.run.prompts import read as read_prompts
 from aegis_jax.run.slug import slug
 
@@ -125,7 +125,7 @@ def sample(
         if count is not None and count < 1:
             raise AegisError(f"--{name} {count}: wanted 1 or more")
     out, progress = expand(out), Progress()
-    found, notes = read_prompts(expand(file), settings["guidance"]) if file else (list(map(Prompt, given)), [])
+    found, said = read_prompts(expand(file)) if file else (list(map(Prompt, given)), {})
     texts = [prompt.text for prompt in found for _ in range(images)]
     seeds = [(seed if prompt.seed is None else prompt.seed) + k for prompt in found for k in range(images)]
     files = [out / f"{k:03d}-{slug(text) or 'empty'}.png" for k, text in enumerate(texts)]
@@ -138,11 +138,11 @@ def sample(
     shape = latent_shape(pipeline, height, width)
     height, width = (latents * pixels_per_latent(pipeline) for latents in shape[:2])
     pipeline.tokenizer.ids(texts)  # says at once, and once, which are too long
-    for note in notes:
-        progress.say(f"aegis: note: {note}")
     revision = commit(model, pipeline.source.folder.path)
     shared = {"height": height, "width": width, "model": place(model), "revision": revision, "variant": variant or ""}
     shared |= settings
+    for note in unused(file, said, shared):
+        progress.say(f"aegis: note: {note}")
     with _made(out):
         for rows in np.array_split(np.arange(len(texts)), -(-len(texts) // IMAGES_AT_ONCE)):
             progress.say(f"sampling images {rows[0] + 1} to {rows[-1] + 1} of {len(texts)} ...")

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 from aegis_jax.errors import AegisError
@@ -15,6 +16,8 @@ INDEX = "prompts.csv"
 COLUMNS = (
     "file", "prompt", "seed", "guidance", "steps", "negative_prompt", "height", "width", "model", "revision", "variant",
 )  # fmt: skip
+# Columns of prompt files that speak of what is one for all images of a call.
+_SETTINGS = {name: name for name in COLUMNS[3:]} | dict.fromkeys(GUIDANCES, "guidance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,46 +26,61 @@ class Prompt:
     seed: int | None = None  # of its noise; None: whatever holds for all
 
 
-def read(path: Path, guidance: float) -> tuple[list[Prompt], list[str]]:
-    """The prompts of a file, and notes on what of it is not used.
+def read(path: Path) -> tuple[list[Prompt], dict[str, set[str]]]:
+    """The prompts of a file, and what its columns say of other settings that an image depends on: {setting: texts}.
 
     A .csv has a column prompt and may have one of `SEEDS`; any other file is text with one prompt a line, empty lines
-    left out. guidance: what all rows are sampled with, whatever columns there are for it.
+    left out.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise AegisError(f"{path} is not UTF-8 ({error}): save it as that") from None
-    notes: list[str] = []
+    said: dict[str, set[str]] = {}
     if path.suffix.lower() == ".csv":
-        prompts = _rows(path, text, guidance, notes)
+        prompts = _rows(path, text, said)
     else:
         prompts = [Prompt(line.strip()) for line in text.splitlines() if line.strip()]
     if not prompts:
         raise AegisError(f"{path} has no prompts")
-    return prompts, notes
+    return prompts, said
 
 
-def _rows(path: Path, text: str, guidance: float, notes: list[str]) -> list[Prompt]:
+def unused(path: Path, said: dict[str, set[str]], settings: Mapping) -> list[str]:
+    """Notes on what `read` found said of settings, where it is not what all prompts are sampled with."""
+    return [
+        f"{path}: its own {name} is not used, {name} is {settings[name]!r} for all prompts"
+        for name, texts in said.items()
+        if not all(_says(text, settings[name]) for text in texts)
+    ]
+
+
+def _says(text: str, value) -> bool:
+    try:
+        return float(text) == float(value)
+    except ValueError:
+        return text == str(value)
+
+
+def _rows(path: Path, text: str, said: dict[str, set[str]]) -> list[Prompt]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    prompts, others = [], set()
+    prompts = []
     try:
         names = {name.strip().lower(): name for name in reader.fieldnames or ()}
         if "prompt" not in names:
             raise AegisError(f"{path} has no column prompt (its columns: {', '.join(names) or 'none'})")
         seed_column = next((names[name] for name in SEEDS if name in names), None)
-        guidance_column = next((names[name] for name in GUIDANCES if name in names), None)
+        columns = [(_SETTINGS[name], column) for name, column in names.items() if name in _SETTINGS]
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if row[names["prompt"]] is None:
                 raise AegisError(f"{where}: no prompt")
             seed = None if seed_column is None else _seed(row[seed_column], seed_column, where)
             prompts.append(Prompt(row[names["prompt"]], seed))
-            others |= {row[guidance_column]} if guidance_column else set()
+            for name, column in columns:
+                said.setdefault(name, set()).add(row[column] or "")
     except csv.Error as error:
         raise AegisError(f"{path}, after line {reader.line_num}: {error}") from error
-    if others - {str(guidance), f"{guidance:g}"}:
-        notes.append(f"{path}: the column {guidance_column} is not used, guidance is {guidance:g} for all prompts")
     return prompts
 
 

@@ -33,14 +33,16 @@ def write(tmp_path, text, name="prompts.csv", encoding="utf-8"):
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_csv(tmp_path, text, wanted, noted, encoding):
-    found, notes = lib.read(write(tmp_path, text, encoding=encoding), 7.5)
+    path = write(tmp_path, text, encoding=encoding)
+    found, said = lib.read(path)
     assert found == wanted
+    notes = lib.unused(path, said, {"guidance": 7.5})
     assert len(notes) == noted and all("not used, guidance is 7.5" in note for note in notes)
 
 
 def test_text(tmp_path):
     path = write(tmp_path, "a red star\n\n  a dog, a cat \r\n梵高\n", "prompts.txt")
-    assert lib.read(path, 7.5) == ([Prompt("a red star"), Prompt("a dog, a cat"), Prompt("梵高")], [])
+    assert lib.read(path) == ([Prompt("a red star"), Prompt("a dog, a cat"), Prompt("梵高")], {})
 
 
 @pytest.mark.parametrize(
@@ -59,22 +61,28 @@ def test_text(tmp_path):
 )
 def test_bad_csv(tmp_path, text, part):
     with pytest.raises(AegisError, match=part) as error:
-        lib.read(write(tmp_path, text), 7.5)
+        lib.read(write(tmp_path, text))
     assert "prompts.csv" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_other_bad_files(tmp_path):
     with pytest.raises(AegisError, match="has no prompts"):
-        lib.read(write(tmp_path, "\n \n", "a.txt"), 7.5)
+        lib.read(write(tmp_path, "\n \n", "a.txt"))
     with pytest.raises(AegisError, match="not UTF-8"):
-        lib.read(write(tmp_path, "é", encoding="latin-1"), 7.5)
+        lib.read(write(tmp_path, "é", encoding="latin-1"))
 
 
 def test_the_index_is_a_prompts_file_too(tmp_path):
     row = dict.fromkeys(lib.COLUMNS, "") | {"seed": 3, "guidance": 7.5, "steps": 2, "height": 8, "width": 8}
     rows = {f"{k}.png": row | {"file": f"{k}.png", "prompt": text} for k, text in enumerate(['a "red", star', "梵高"])}
     lib.write_index(tmp_path, rows)
-    assert lib.read(tmp_path / "prompts.csv", 7.5) == ([Prompt('a "red", star', 3), Prompt("梵高", 3)], [])
+    found, said = lib.read(tmp_path / "prompts.csv")
+    assert found == [Prompt('a "red", star', 3), Prompt("梵高", 3)]
+    # Drawn otherwise than it says, it is told of; as it says, not.
+    assert lib.unused("p", said, row) == []
+    for name, value in {"guidance": 3.0, "steps": 50, "height": 16, "model": "world", "negative_prompt": "a"}.items():
+        (note,) = lib.unused("p", said, row | {name: value})
+        assert note == f"p: its own {name} is not used, {name} is {value!r} for all prompts"
     found = lib.check_index(tmp_path)
     assert found == {name: {key: str(value) for key, value in row.items()} for name, row in rows.items()}
     with open(tmp_path / "prompts.csv", encoding="utf-8", newline="") as file:
