@@ -45,21 +45,31 @@ def test_two_processes_that_sample_into_a_folder_keep_each_others_rows(folder, t
     assert check_index(tmp_path).keys() == {"000-a.png", "000-b.png"}
 
 
-def test_an_image_and_its_row_are_written_together(tmp_path):
-    """Of many at once that replace the same image each, its row is that of the last."""
-    tall = [{"seed": k, "file": "a.png", **dict.fromkeys(set(COLUMNS) - {"seed", "file"}, "")} for k in range(8)]
-    ready = threading.Barrier(len(tall))
+def test_an_image_and_its_row_are_written_together(tmp_path, monkeypatch):
+    """Of two that replace the same image the second waits until the first has written its row as well."""
+    saved, written, honest = threading.Event(), threading.Event(), console.write_index
 
-    def work(row):
-        ready.wait()
-        console._write(tmp_path, np.full((1, 8, 8, 3), row["seed"], np.uint8), [row], overwrite=True)
+    def late(folder, rows):
+        if threading.current_thread() is not second:
+            saved.set()
+            written.wait(0.3)
+        honest(folder, rows)
 
-    threads = [threading.Thread(target=work, args=[row]) for row in tall]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert np.asarray(Image.open(tmp_path / "a.png"))[0, 0, 0] == int(check_index(tmp_path)["a.png"]["seed"])
+    def write(seed):
+        rows = [dict.fromkeys(COLUMNS, "") | {"file": "a.png", "seed": seed}]
+        console._write(tmp_path, np.full((1, 8, 8, 3), seed, np.uint8), rows, overwrite=True)
+
+    def write_second():
+        saved.wait()
+        write(2)
+        written.set()
+
+    monkeypatch.setattr(console, "write_index", late)
+    second = threading.Thread(target=write_second)
+    second.start()
+    write(1)
+    second.join()
+    assert check_index(tmp_path)["a.png"]["seed"] == "2" and np.all(np.asarray(Image.open(tmp_path / "a.png")) == 2)
 
 
 def test_what_was_written_before_a_failure_has_its_rows(tmp_path):
