@@ -15,13 +15,14 @@ from tests.run.test_resume import interrupt
 # The pools of trajectories, soft tokens and Adam's moments all have to survive.
 KEYS = {
     "steps": 60, "checkpoint.every": 4, "picture.images": 0, "latents.steps": 5, "trainable": "kv",
-    "latents.refresh_every": 2, "learning_rate": 1e-3, "soft.life": "run", "words.context": "push",
-    "words.preserve": 1.0,
+    "latents.refresh_every": 2, "soft.life": "run", "words.context": "push", "words.preserve": 1.0,
 }  # fmt: skip
 
 # Of six steps the fifth and sixth move kappa, and one of two latents is in context; trajectories are drawn in the first
-# and the fifth. So the sixth hangs on a kappa and on a pool that are as the fifth left them.
-SHORT = KEYS | {"steps": 6, "batch": 2, "latents.steps": 3, "latents.refresh_every": 4}
+# and the fifth. So the sixth hangs on a kappa and on a pool that are as the fifth left them. ESD compiles fastest.
+SHORT = {
+    "method": "esd+", "steps": 6, "batch": 2, "checkpoint.every": 6, "latents.steps": 3, "latents.refresh_every": 4
+}  # fmt: skip
 
 
 def test_interrupted_and_resumed_is_as_uninterrupted(folder, tmp_path, monkeypatch):
@@ -58,5 +59,4 @@ def test_killed_and_resumed_is_as_uninterrupted(folder, tmp_path):
     assert files(out / "pipeline") == files(whole / "pipeline")
     assert (out / "per_tensor.safetensors").read_bytes() == (whole / "per_tensor.safetensors").read_bytes()
     assert metrics(out) == metrics(whole) and len(metrics(out)) == 60
-    moved = metrics(out)[-1]["drift_norm"]
-    assert moved > 0
+    assert metrics(out)[-1]["drift_norm"] > 0 and metrics(out)[-1]["kappa"] > 0
