@@ -68,12 +68,12 @@ SCHEDULER = {
 }
 
 
-def write(folder, seed=0):
-    """Writes the pipeline as a diffusers folder and returns its path."""
-    rng = np.random.default_rng(seed)
+def write(folder, seed=0, **unet):
+    """Writes the pipeline as a diffusers folder and returns its path; unet: entries of its config that differ."""
+    rng, configs = np.random.default_rng(seed), CONFIGS | {"unet": CONFIGS["unet"] | unet}
     models = {}
     for name, module_class in MODELS.items():
-        abstract = model.abstract(module_class, CONFIGS[name])
+        abstract = model.abstract(module_class, configs[name])
         params = jax.tree.map(lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32), abstract.params)
         models[name] = model.Model(abstract.config, abstract.graph, params)
     tokenizer = tiny_tokenizer(folder.parent / f"{folder.name}-tokenizer", max_length=16)
