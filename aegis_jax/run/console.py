@@ -170,19 +170,9 @@ def _write(out: Path, pictures: np.ndarray, rows: list[dict], overwrite: bool) -
 
 
 def attack(
-    model,
-    concept,
-    *,
-    images,
-    out,
-    original,
-    guidance,
-    image_steps,
-    neutral=None,
-    revision=None,
-    variant=None,
-    **settings,
-) -> None:
+    model, concept, *, images, out, original, guidance, image_steps, neutral=None,
+    revision=None, variant=None, **settings,
+) -> None:  # fmt: skip
     """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes.
 
     original: the model before erasure, or None (of the world it is known); guidance and image_steps: of the pictures
@@ -216,12 +206,15 @@ def attack(
         return
     kind = (quality.GUIDANCE, quality.STEPS) if is_world else (GUIDANCE, STEPS)
     guidance, image_steps = (d if given is None else given for given, d in zip((guidance, image_steps), kind))
-    run = partial(attack_concept, pipeline, concept, original=original, progress=show, **settings)
+
+    def run(pictures):
+        return attack_concept(pipeline, concept, images=pictures, original=original, progress=show, **settings)
+
     _attack_shown(run, pipeline, images, out or "attack", config, progress, guidance=guidance, steps=image_steps)
 
 
 def _attack_shown(run, pipeline, images, out, config, progress, *, guidance: float, steps: int) -> None:
-    """Attacks by the pictures in the folder `images` (run(images=...)) and writes what comes out, by restart."""
+    """Attacks by the pictures in the folder `images`, as `run` does, and writes what comes out, by restart."""
     out = expand(out)
     if out.exists():
         raise AegisError(f"{out} exists: choose another --out")
@@ -231,7 +224,7 @@ def _attack_shown(run, pipeline, images, out, config, progress, *, guidance: flo
     pictures = read_pictures(expand(images), (width * factor, height * factor))
     progress.start(0, config.steps)
     with _made(out):
-        found = run(images=pictures)
+        found = run(pictures)
         _show_attack(pipeline, found, config.goal, out, guidance=guidance, steps=steps)
     print(f"wrote {PICTURES * len(found.soft_tokens)} images to {out}")
 
