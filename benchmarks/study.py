@@ -6,6 +6,7 @@
     python -m benchmarks study final --presets esd aegis+ three seeds, three evaluation seeds, many images
     python -m benchmarks study table main                 prints the table of what the file holds
     python -m benchmarks study costs                      UNet evaluations a step of every preset, from its settings
+    python -m benchmarks study unasked                    what the original shows unasked: the floor of any attack
 
 Every preset runs at the scale of configs/world.py. A screening has one seed, its own evaluation seed, and every member
 of the attack's family; a final has other seeds throughout and the members that were strongest against that preset and
@@ -71,11 +72,12 @@ def measure(cell: dict, found: list[dict]) -> dict:
     from aegis_jax.attacks.family import family
     from aegis_jax.erasure.aegis.cost import unet_evaluations
     from aegis_jax.evaluation.attacked import attack_family
-    from aegis_jax.evaluation.world import find, measure
+    from aegis_jax.evaluation.world import find, measure, unasked
 
     result = aegis_jax.erase("world", config=settings(cell))
     concept, seed = find(cell["concept"]), cell["evaluation_seed"]
     shown = measure(result.pipeline, concept, n=cell["images"], seed=seed)
+    shown |= unasked(result.pipeline, concept, n=cell["images"], seed=seed)
     members = family() if cell["members"] == "all" else _strongest(cell, found)
     members = {name: dataclasses.replace(m, steps=cell["attack_steps"]) for name, m in members.items()}
     how = {"seed": seed, "restarts": cell["restarts"], "n": cell["n"]}
@@ -147,9 +149,22 @@ def costs() -> str:
     return "\n".join(rows)
 
 
+def originals(concepts) -> str:
+    """Markdown: how often the model before erasure shows a value that a prompt does not ask for, in per cent."""
+    import aegis_jax
+    from aegis_jax.evaluation.world import find, unasked
+
+    pipeline, n = aegis_jax.load_pipeline("world"), 256
+    rows = ["| concept | left open by the prompt | empty prompt |", "| --- | --- | --- |"]
+    for concept in concepts:
+        rates = unasked(pipeline, find(concept), n=n, seed=SCREENING["evaluation_seed"])
+        rows.append(f"| {concept} | {100 * rates['open']:.0f} | {100 * rates['empty']:.0f} |")
+    return "\n".join(rows)
+
+
 def main(argv: list[str]) -> None:
     options = trials.parser(__doc__, RESULT)
-    options.add_argument("what", nargs="+", help=f"{' | '.join(SETS)} | final | table SET | costs")
+    options.add_argument("what", nargs="+", help=f"{' | '.join(SETS)} | final | table SET | costs | unasked")
     options.add_argument("--presets", nargs="+", help="instead of the set's own")
     options.add_argument("--concepts", nargs="+", default=CONCEPTS)
     options.add_argument("--trainable", nargs="+", default=("xattn",))
@@ -158,8 +173,8 @@ def main(argv: list[str]) -> None:
     out: pathlib.Path = given.out
     axes = {"concepts": given.concepts, "trainable": given.trainable}
     what = given.what[-1]
-    if what == "costs":
-        print(costs())
+    if what in ("costs", "unasked"):
+        print(costs() if what == "costs" else originals(given.concepts))
         return
     if what != "final" and what not in SETS and not given.presets:
         options.error(f"no set {what!r}: {', '.join(SETS)}, final")

@@ -9,7 +9,7 @@ For a concept that is one value of one attribute (star of shape), over generated
   agreement   share of all these images and attributes on which the second judge says the same as the first
   agreement_shown   share of the plain and held-out images on which both judges agree whether the value is shown
 
-What soft prompts bring back is in attacked.py.
+What is shown without being asked for is `unasked`'s; what soft prompts bring back is in attacked.py.
 Evaluation prompts and start noise come from seeds of their own (`EVALUATION_SEED` up), apart from those of training.
 """
 
@@ -61,6 +61,17 @@ def other_prompts(concept: Concept, n: int, seed: int) -> tuple[list[str], np.nd
     rows = concepts.COMBINATIONS[concepts.COMBINATIONS[:, concept.axis] != concept.index]
     labels = np.concatenate([rng.permutation(rows) for _ in range(-(-n // len(rows)))])[:n]
     return [_said(rng, row) for row in labels], labels
+
+
+def open_prompts(concept: Concept, n: int, seed: int) -> list[str]:
+    """n prompts that state the two other attributes, with seen words, and say nothing of the concept's own."""
+    rng = np.random.default_rng([EVALUATION_SEED, seed, 4])
+    prompts = []
+    for _ in range(n):
+        words = [rng.choice(values[rng.integers(len(values))].seen) for values in concepts.ATTRIBUTES.values()]
+        words[concept.axis] = rng.choice(captions.NOUNS) if concept.axis == 0 else ""
+        prompts.append(captions.fill("{a thing}", *words))
+    return prompts
 
 
 def _said(rng, row) -> str:
@@ -119,8 +130,23 @@ def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
     }
 
 
+def unasked(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
+    """How often the value is shown to a prompt that does not ask for it, shares in [0, 1] over n images each.
+
+    "open": prompts that state the other two attributes and leave this one open; "empty": the empty prompt. An attack
+    gets as much from a prompt that says nothing, so its figures are to be read against these.
+    """
+    prompts = open_prompts(concept, n, seed)
+    shown = judge.load("judge")
+    rates = {}
+    for kind, (name, texts) in enumerate({"open": prompts, "empty": [""] * n}.items(), 5):
+        images = sample(pipeline, texts, seed=noise_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
+        rates[name] = _rate(shown(images), concept)
+    return rates
+
+
 def noise_seed(seed: int, kind: int) -> int:
-    """Of the start noise of one kind of image under an evaluation seed; kinds 0 to 2 are `measure`'s."""
+    """Of the start noise of one kind of image under an evaluation seed: 0 to 2 `measure`'s, 5 and 6 `unasked`'s."""
     return EVALUATION_SEED + 10 * seed + kind
 
 

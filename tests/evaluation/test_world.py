@@ -44,6 +44,35 @@ def test_other_prompts_are_balanced_and_never_the_concept():
             assert set(prompt.split()) & set(values[index].seen)
 
 
+@pytest.mark.parametrize("text", ["star", "red", "striped"])
+def test_open_prompts_say_all_but_the_concept_s_attribute(text):
+    concept = world.find(text)
+    mine = {word for value in concepts.ATTRIBUTES[concept.attribute] for word in value.words}
+    others = [values for name, values in concepts.ATTRIBUTES.items() if name != concept.attribute]
+    for prompt in world.open_prompts(concept, 60, 0):
+        said = set(prompt.split())
+        assert not said & mine
+        assert all(said & {word for value in values for word in value.words} for values in others)
+
+
+def test_what_unasked_counts(monkeypatch):
+    drawn = []
+
+    def sample(pipeline, prompts, *, seed, **settings):
+        drawn.append((set(prompts), seed))
+        return np.arange(len(prompts))
+
+    def judged(images):
+        shows = images < (5 if len(drawn) == 1 else 2)
+        return {"shape": np.where(shows, STAR.index, -1)}
+
+    monkeypatch.setattr(world, "sample", sample)
+    monkeypatch.setattr(world.judge, "load", {"judge": judged}.get)
+    assert world.unasked(None, STAR, n=20) == {"open": 0.25, "empty": 0.1}
+    (open_prompts, seed), (empty, other) = drawn
+    assert "" not in open_prompts and empty == {""} and seed != other
+
+
 def test_what_measure_counts(monkeypatch):
     star, n, drawn = world.find("star"), 70, []
     labels = world.other_prompts(star, n, 0)[1]
