@@ -24,7 +24,12 @@ _SETUP = 2**32 - 1  # a step's keys are folds 0, 1, 2, ... of the seed; the larg
 
 
 def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None, *, slots=None) -> Frozen:
-    """The frozen side of an erasure of `concepts` from a pipeline.
+    """`freeze_each` of a single run."""
+    return freeze_each(pipeline, [concepts], config, placement, slots=slots)[0]
+
+
+def freeze_each(pipeline, runs: list[list[str]], config: EraseConfig, placement=None, *, slots=None) -> list[Frozen]:
+    """The frozen side of an erasure from a pipeline for each run's concepts; what is not theirs is one array in all.
 
     slots: soft tokens of the target and of the adversarial prompt, by default config.soft.tokens for both.
     Raises `AegisError` for an empty concept, one that does not fit the tokenizer, or an inpainting-like UNet.
@@ -33,36 +38,46 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None, *
     shape = _latent_shape(unet.config)
     _check_text_width(unet.config, text.params)
     slots = slots or (config.soft.tokens, config.soft.tokens)
-    tokens = [_concept_tokens(tokenizer, concept, max(slots)) for concept in concepts]
+    tokens = [[_concept_tokens(tokenizer, concept, max(slots)) for concept in concepts] for concepts in runs]
     schedule = make_schedule(pipeline.scheduler)
     _check_grid(schedule.alphas_cumprod.shape[0], config.latents.steps)
     text_params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), text.params)
     in_float32 = dataclasses.replace(pipeline, text_encoder=dataclasses.replace(text, params=text_params))
 
-    def templates(count):
+    def templates(count, tokens):
         rows = np.concatenate([_template_ids(tokenizer, count, ids) for ids in tokens])
         return _embed(text.graph, text_params, rows)
 
+    vocabularies = [None] * len(runs)
+    if config.draws_words:
+        vocabularies = words.vocabularies(tokenizer, text.graph, text_params, runs, config.seed)
+
+    def own(concepts, tokens, vocabulary) -> dict:
+        return {
+            "concept_emb": encode(in_float32, concepts),
+            "target_template": templates(slots[0], tokens),
+            "prompt_template": templates(slots[1], tokens),
+            "vocabulary": vocabulary,
+        }
+
     dtype = compute_dtype(config.compute_dtype)
+    place = (lambda tree: tree) if placement is None else placement.place
+    first, *others = [own(*run) for run in zip(runs, tokens, vocabularies)]
     frozen = Frozen(
         unet=jax.tree.map(lambda x: jnp.asarray(x, dtype), unet.params),
         precise=trainable.precise(unet.params, config.trainable, dtype),
         text=text_params,
         schedule=schedule,
-        concept_emb=encode(in_float32, concepts),
+        **first,
         empty_emb=encode(in_float32, ""),
-        target_template=templates(slots[0]),
-        prompt_template=templates(slots[1]),
         word_ids=jnp.asarray(tokenizer.word_ids, jnp.int32),
-        vocabulary=words.vocabulary(tokenizer, text.graph, text_params, concepts, config.seed)
-        if config.draws_words
-        else None,
         unet_graph=unet.graph if placement is None else unet_lib.without_flash(unet.graph, unet.params),
         text_graph=text.graph,
         latent_shape=shape,
         placement=placement,
     )
-    return frozen if placement is None else placement.place(frozen)
+    frozen = place(frozen)
+    return [frozen, *(dataclasses.replace(frozen, **place(each)) for each in others)]
 
 
 def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=None) -> tuple[State, Frozen]:
@@ -71,20 +86,41 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
     `placement` (parallel.mesh.Placement) spreads both over a mesh; None keeps them on the default device.
     Raises `AegisError` as `freeze`, `config.check` and `config.check_concepts` do.
     """
-    concepts = [concepts] if isinstance(concepts, str) else list(concepts)
-    if not concepts:
+    return setup_each(pipeline, [concepts], config, placement)[0]
+
+
+def setup_each(pipeline, runs: list, config: EraseConfig, placement=None) -> list[tuple[State, Frozen]]:
+    """The same for several runs, of as many concepts each; what is not the concepts' own is one array in all of them.
+
+    That holds for the first state too, which no concept has had a part in: it serves one run, or their copies
+    (`erasure.lanes.stack`).
+    """
+    runs = [[concepts] if isinstance(concepts, str) else list(concepts) for concepts in runs]
+    if not runs or not all(runs):
         raise AegisError("no concept given; name at least one, such as 'star'")
+    count = len(runs[0])
+    if any(len(concepts) != count for concepts in runs):
+        raise AegisError(
+            f"runs of {', '.join(sorted({str(len(c)) for c in runs}))} concepts cannot be set up together; give each "
+            "as many"
+        )
     check(config)
-    check_concepts(config, len(concepts))
+    check_concepts(config, count)
     if placement is not None:
         placement.check_batch(config.batch)
-    frozen = freeze(pipeline, concepts, config, placement)
+    frozen = freeze_each(pipeline, runs, config, placement)
+    state = _first_state(frozen[0], count, config)
+    return [(state, each) for each in frozen]
+
+
+def _first_state(frozen: Frozen, concepts: int, config: EraseConfig) -> State:
+    placement = frozen.placement
     zeros = partial(_zeros, placement)
     drift = zeros(jax.eval_shape(lambda unet: trainable.zero_drift(unet, config.trainable), frozen.unet))
     if not drift:
         raise AegisError(f"trainable={config.trainable!r} selects no tensor of this UNet; choose full")
     key_v, key_p = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), _SETUP))
-    shape = len(concepts) * config.soft.prefixes, config.soft.tokens
+    shape = concepts * config.soft.prefixes, config.soft.tokens
     moments = jnp.bfloat16 if config.low_memory else jnp.float32
     state = State(
         step=jnp.int32(0),
@@ -94,10 +130,10 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
         p=soft.drawn(frozen, key_p, shape),
         omega=rectify.per_tensor(drift, config.grp.omega),
         conflict=rectify.per_tensor(drift, 0.0),
-        kappa=jnp.zeros(len(concepts), jnp.float32) if config.moves_kappa else None,
-        latents={name: zeros(pool) for name, pool in _pools(frozen, len(concepts), config).items()},
+        kappa=jnp.zeros(concepts, jnp.float32) if config.moves_kappa else None,
+        latents={name: zeros(pool) for name, pool in _pools(frozen, concepts, config).items()},
     )
-    return (state if placement is None else placement.place(state)), frozen
+    return state if placement is None else placement.place(state)
 
 
 def uses_pool(config: EraseConfig, concepts: int) -> bool:

@@ -12,7 +12,7 @@ paper (docs/method.md).
 
 The words are the tokenizer's, without those that mean the concept, which the text encoder tells.
 
-Shapes: B latents, G concepts of the batch, L tokens, D text width, W words, K concepts, m tokens of the longest.
+Shapes: B latents, G concepts of the batch, L tokens, D text width, W words, K concepts.
 """
 
 import dataclasses
@@ -38,20 +38,22 @@ _AT_ONCE = 1024  # words encoded in one call
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["words", "concepts", "lengths"],
+    data_fields=["words", "size", "concepts", "lengths"],
     meta_fields=["bos", "eos", "pad", "length"],
 )
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What random prompts are made of.
+    """What random prompts are made of. Its shapes are the tokenizer's, whatever the concepts are: runs of different
+    concepts share their programs, and may be lanes of one batch (erasure.lanes).
 
     Attributes:
-      words: token ids of whole words, (W,) int32.
-      concepts: the concepts' token ids, (K, m) int32, of which the first `lengths` (K,) count.
+      words: token ids of whole words, (W,) int32, of which the first `size`, an int32 scalar, count.
+      concepts: the concepts' token ids, (K, L - 2) int32, of which the first `lengths` (K,) count.
       bos, eos, pad, length: special ids of the tokenizer, and the tokens of a prompt.
     """
 
     words: jax.Array
+    size: jax.Array
     concepts: jax.Array
     lengths: jax.Array
     bos: int
@@ -77,7 +79,13 @@ class Words:
 
 
 def vocabulary(tokenizer, text_graph, text_params, concepts: list[str], seed: int) -> Vocabulary:
-    """Whole words of the tokenizer (tokens that end a word), at most `SAMPLE` by `seed`, but those of the concepts.
+    """`vocabularies` of a single run."""
+    return vocabularies(tokenizer, text_graph, text_params, [concepts], seed)[0]
+
+
+def vocabularies(tokenizer, text_graph, text_params, runs: list[list[str]], seed: int) -> list[Vocabulary]:
+    """For each run's concepts whole words of the tokenizer (tokens that end a word), at most `SAMPLE` by `seed`, but
+    those of the concepts.
 
     A word belongs to a concept if it is one of its tokens, or if the cosine of the two's encodings at the
     end-of-text token, less the mean of all words', is more than `SIMILAR`.
@@ -87,30 +95,37 @@ def vocabulary(tokenizer, text_graph, text_params, concepts: list[str], seed: in
     ids = np.asarray(tokenizer.word_ids, np.int32)
     if len(ids) > SAMPLE:
         ids = np.sort(np.random.default_rng(seed).choice(ids, SAMPLE, replace=False))
-    named = [tokenizer.tokens(concept) for concept in concepts]
-    states = partial(_states, tokenizer, text_graph, text_params)
     if len(ids) < 2:
         raise AegisError(
             f"the tokenizer has {len(ids)} whole words, too few for random prompts; set words.preserve=0 and "
             "words.context=none"
         )
-    word_states, concept_states = states([[i] for i in ids]), states(named)
+    states = partial(_states, tokenizer, text_graph, text_params)
+    word_states = states([[i] for i in ids])
     centre = word_states.mean(0)
-    nearest = (_unit(word_states - centre) @ _unit(concept_states - centre).T).max(1)
-    kept = ids[(nearest <= SIMILAR) & ~np.isin(ids, [i for tokens in named for i in tokens])]
+    found = []
+    for concepts in runs:
+        named = [tokenizer.tokens(concept) for concept in concepts]
+        nearest = (_unit(word_states - centre) @ _unit(states(named) - centre).T).max(1)
+        kept = ids[(nearest <= SIMILAR) & ~np.isin(ids, [i for tokens in named for i in tokens])]
+        found.append(_vocabulary(tokenizer, kept, named, len(ids)))
+    return found
+
+
+def _vocabulary(tokenizer, kept: np.ndarray, named: list[list[int]], most: int) -> Vocabulary:
     if not len(kept):
         raise AegisError(
             "every word of the tokenizer is too like the concepts for random prompts; set words.preserve=0 and "
             "words.context=none"
         )
-    lengths = np.array([len(tokens) for tokens in named], np.int32)
-    padded = np.zeros((len(named), lengths.max()), np.int32)
+    padded = np.zeros((len(named), tokenizer.model_max_length - 2), np.int32)
     for row, tokens in zip(padded, named):
         row[: len(tokens)] = tokens
     return Vocabulary(
-        jnp.asarray(kept),
+        jnp.asarray(np.resize(kept, most)),
+        jnp.int32(len(kept)),
         jnp.asarray(padded),
-        jnp.asarray(lengths),
+        jnp.asarray([len(tokens) for tokens in named], jnp.int32),
         tokenizer.bos_token_id,
         tokenizer.eos_token_id,
         tokenizer.pad_token_id,
@@ -148,11 +163,11 @@ def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concept
     key_words, key_length, key_place, key_empty = jax.random.split(key, 4)
     place = jnp.arange(vocabulary.length, dtype=jnp.int32)
     # At least 1: setup refuses concepts that leave no room for soft tokens, of which there is one or more.
-    room = vocabulary.length - 2 - (0 if concepts is None else vocabulary.concepts.shape[1])
-    count = jax.random.randint(key_length, (batch, 1), 1, min(LONGEST, room) + 1, jnp.int32)
+    room = vocabulary.length - 2 - (0 if concepts is None else jnp.max(vocabulary.lengths))
+    count = jax.random.randint(key_length, (batch, 1), 1, jnp.minimum(LONGEST, room) + 1, jnp.int32)
     count = jnp.where(jax.random.bernoulli(key_empty, jnp.float32(EMPTY), (batch, 1)), 0, count)
     # Not jax.random.choice: with JAX_ENABLE_X64 that draws other words, by integers of 64 bits.
-    which = jax.random.randint(key_words, (batch, vocabulary.length), 0, len(vocabulary.words), jnp.int32)
+    which = jax.random.randint(key_words, (batch, vocabulary.length), 0, vocabulary.size, jnp.int32)
     drawn = vocabulary.words[which]  # at 1..count
     ids = _closed(vocabulary, drawn, count)
     if concepts is not None:

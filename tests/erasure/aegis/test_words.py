@@ -48,7 +48,7 @@ def vocabulary(pipeline, chosen: list[str], concepts=("star",)) -> words.Vocabul
     whole = words.vocabulary(tokenizer, text.graph, text.params, list(concepts), 0)
     ids = [i for word in chosen for i in tokenizer.tokens(word)]
     assert len(ids) == len(chosen)
-    return dataclasses.replace(whole, words=jnp.array(ids, jnp.int32))
+    return dataclasses.replace(whole, words=jnp.array(ids, jnp.int32), size=jnp.int32(len(ids)))
 
 
 @pytest.mark.parametrize("v_prediction", [False, True])  # padding with EOS, and with "!"
@@ -140,6 +140,26 @@ def test_the_concept_s_own_tokens_are_left_out(monkeypatch, pipeline):
     found = words.vocabulary(tokenizer, text.graph, text.params, ["a red star", "dog"], 0)
     left = set(np.asarray(found.words).tolist())
     assert left == set(map(int, tokenizer.word_ids)) - set(tokenizer.tokens("a red star dog"))
+
+
+def test_shapes_are_the_tokenizer_s(pipeline):
+    """Whatever the concept, so that runs share programs; what fills the arrays up has no part in the draws."""
+    text, tokenizer = pipeline.text_encoder, pipeline.tokenizer
+    names = ["star"], ["a red star"]
+    several = words.vocabularies(tokenizer, text.graph, text.params, names, 0)
+    assert len({jax.tree.structure(known) for known in several}) == 1
+    assert len({tuple(x.shape for x in jax.tree.leaves(known)) for known in several}) == 1
+    assert int(several[0].size) != int(several[1].size)
+    for known, name in zip(several, names):
+        alone = words.vocabulary(tokenizer, text.graph, text.params, name, 0)
+        jax.tree.map(np.testing.assert_array_equal, known, alone)
+        cut = dataclasses.replace(
+            known, words=known.words[: int(known.size)], concepts=known.concepts[:, : int(known.lengths[0])]
+        )
+        draw = lambda known: words.random_prompts(  # noqa: E731
+            text.graph, text.params, known, jax.random.key(3), jnp.array([0]), batch=8
+        )
+        np.testing.assert_array_equal(draw(known).embedding, draw(cut).embedding)
 
 
 def test_of_a_large_vocabulary_a_sample_is_taken(monkeypatch, pipeline):
