@@ -139,6 +139,19 @@ def tiny_models(*, v_prediction=False, linear_projection=False, seed=0, unet=Non
     return tuple(model.eval() for model in models)
 
 
+def responsive(pipeline):
+    """An untrained pipeline of ours whose predictions differ visibly from prompt to prompt.
+
+    As drawn they do by a thousandth, so that a loss, a difference of two, keeps three digits fewer than float32 has.
+    """
+    import dataclasses
+
+    from aegis_jax.models.model import flatten, unflatten
+
+    params = {path: 30 * x if ".attn2.to_v." in path else x for path, x in flatten(pipeline.unet.params).items()}
+    return dataclasses.replace(pipeline, unet=dataclasses.replace(pipeline.unet, params=unflatten(params)))
+
+
 def tiny_pipeline(
     folder,
     *,

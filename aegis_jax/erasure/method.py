@@ -11,6 +11,21 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
+class Lanes:
+    """How runs of a method go through one batch, each with concepts of its own (lanes.py).
+
+    Attributes:
+      start: (pipeline, the concepts of each run, settings) -> [(state, frozen), ...]: as `Method.start` gives each, but
+        what is not the concepts' own is one array in all runs. States may share arrays too, counts and flags among them
+        have the same values, and all shapes are equal.
+      refused: settings -> why these would gain nothing by it, or None.
+    """
+
+    start: Callable
+    refused: Callable
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
     """An erasure method.
 
@@ -27,6 +42,7 @@ class Method:
         large as the model; it must not hold the state.
       described: (settings, number of concepts) -> what a run of these settings does, in a sentence or two for its card.
       tensors: (pipeline, settings) -> PyTorch keys of the changed tensors, in the order of "per_tensor".
+      lanes: how runs share a batch, or None for a method whose runs do not.
     """
 
     settings: Any
@@ -36,3 +52,4 @@ class Method:
     drift: Callable
     described: Callable
     tensors: Callable
+    lanes: Lanes | None = None

@@ -76,3 +76,12 @@ def make_placement(data: int = 1, fsdp: int = 1) -> Placement | None:
         return None
     grid = np.asarray(devices[:count]).reshape(data, fsdp)
     return Placement(Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto)))
+
+
+def lanes_mesh(devices=None) -> Mesh | None:
+    """This host's devices (or those given) as an axis `concept`, over which lanes are dealt; None for a single one.
+
+    Lanes say nothing to each other, so a mesh of several hosts would only make them share their fate.
+    """
+    devices = jax.local_devices() if devices is None else list(devices)
+    return Mesh(np.asarray(devices), ("concept",), axis_types=(AxisType.Auto,)) if len(devices) > 1 else None

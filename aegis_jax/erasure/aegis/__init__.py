@@ -2,9 +2,9 @@
 
 from aegis_jax.erasure import groups, trainable
 from aegis_jax.erasure.aegis.config import EraseConfig, check, latents_of_concepts
-from aegis_jax.erasure.aegis.setup import setup
+from aegis_jax.erasure.aegis.setup import setup, setup_each
 from aegis_jax.erasure.aegis.step import erase_step
-from aegis_jax.erasure.method import Method
+from aegis_jax.erasure.method import Lanes, Method
 from aegis_jax.models.layout import torch_key
 
 
@@ -30,4 +30,12 @@ def tensors(pipeline, config: EraseConfig) -> list[str]:
     return [torch_key(path) for path in groups.order(trainable.select(pipeline.unet.params, config.trainable))]
 
 
-method = Method(EraseConfig(), check, setup, erase_step, drift, described, tensors)
+def without_lanes(config: EraseConfig) -> str | None:
+    """Why runs of these settings cannot share their convolutions, or None."""
+    if config.trainable in ("xattn", "kv"):
+        return None
+    return f"trainable={config.trainable}: each run has convolutions of its own, only xattn and kv share theirs"
+
+
+lanes = Lanes(setup_each, without_lanes)
+method = Method(EraseConfig(), check, setup, erase_step, drift, described, tensors, lanes)
