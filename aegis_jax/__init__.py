@@ -17,6 +17,7 @@ _HOME = {
     "decode": "aegis_jax.diffusion.sample",
     "sample": "aegis_jax.diffusion.sample",
     "erase": "aegis_jax.run.erase",
+    "erase_each": "aegis_jax.run.lanes",
     "attack": "aegis_jax.attacks",
     "EraseConfig": "aegis_jax.erasure.aegis.config",
 }

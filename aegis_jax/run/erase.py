@@ -94,7 +94,7 @@ def erase(
         run = settings(pipeline, concepts, config, overrides, folder.reopen() if resume else None)
         if not isinstance(pipeline, Pipeline):
             pipeline = load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None)
-            pipeline = _off_device(pipeline)
+            pipeline = off_device(pipeline)
         if folder is None:
             result = _in_memory(run, pipeline, progress)
             measured = measure(run, pipeline, result.pipeline) if measure else None
@@ -182,7 +182,11 @@ def _compile(step_fn, state) -> None:
         compile_ahead(step_fn, state)
 
 
-def _in_memory(run, pipeline, progress) -> EraseResult:
+def trained(run, pipeline, progress) -> tuple[dict, list[dict], TensorLog]:
+    """(what is to be added to the pipeline's parameters, metrics, per-tensor rows) of a run without a folder.
+
+    Raises `AegisError` and `loop.NonFiniteError` as `erase` does.
+    """
     state, step_fn = _start(run, pipeline, progress)
     metrics, log = [], TensorLog(run.method.tensors(pipeline, run.erase))
 
@@ -194,11 +198,14 @@ def _in_memory(run, pipeline, progress) -> EraseResult:
     progress.start(0, run.erase.steps)
     _compile(step_fn, state)
     state = loop.train(step_fn, state, done=0, steps=run.erase.steps, record=record)
-    drift = run.method.drift(pipeline, state, run.erase)
-    del state, step_fn
-    erased = _erased(pipeline, drift)
+    return run.method.drift(pipeline, state, run.erase), metrics, log
+
+
+def _in_memory(run, pipeline, progress) -> EraseResult:
+    drift, metrics, log = trained(run, pipeline, progress)
+    erased = with_drift(pipeline, drift)
     del drift
-    return EraseResult(_on_device(erased), metrics, log.arrays(), log.names, None, run, _on_device(pipeline))
+    return EraseResult(on_device(erased), metrics, log.arrays(), log.names, None, run, on_device(pipeline))
 
 
 def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
@@ -230,7 +237,7 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     _export(run, pipeline, drift, folder, card.text(run, metrics))
     folder.drop_previous()
     del drift
-    pipeline, erased = _on_device(pipeline), load_pipeline(folder.pipeline)
+    pipeline, erased = on_device(pipeline), load_pipeline(folder.pipeline)
     if run.picture.images:
         picture.before_after(pipeline, erased, folder.picture, run, progress.say)
     measured = None
@@ -304,14 +311,14 @@ def _train(run, pipeline, state, step_fn, folder, base, story, progress):
                 raise
 
 
-def _off_device(pipeline: Pipeline) -> Pipeline:
+def off_device(pipeline: Pipeline) -> Pipeline:
     """UNet and VAE in the host's memory: training has copies of its own, and a chip has no room for both."""
     if jax.default_backend() == "cpu":
         return pipeline
     return _with_params(pipeline, jax.device_get)
 
 
-def _on_device(pipeline: Pipeline) -> Pipeline:
+def on_device(pipeline: Pipeline) -> Pipeline:
     return _with_params(pipeline, jax.device_put)
 
 
@@ -321,7 +328,7 @@ def _with_params(pipeline: Pipeline, put) -> Pipeline:
     return dataclasses.replace(pipeline, **moved)
 
 
-def _erased(pipeline, drift) -> Pipeline:
+def with_drift(pipeline, drift) -> Pipeline:
     """The pipeline with the drift {component: {path: array}} added to its parameters, in float32."""
     models = {}
     for name, moves in drift.items():
@@ -333,7 +340,7 @@ def _erased(pipeline, drift) -> Pipeline:
 
 
 def _export(run, pipeline, drift, folder, text: str) -> None:
-    """Writes what `_erased` gives, tensor by tensor: beside pipeline and drift it is never in memory as a whole."""
+    """Writes what `with_drift` gives, tensor by tensor: beside pipeline and drift it is never in memory as a whole."""
     try:
         save_pipeline(pipeline, folder.pipeline, overwrite=True, card=text, drift=drift)
     except KeyboardInterrupt as stopped:  # nothing is lost: the newest checkpoint is of the last step

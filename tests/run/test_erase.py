@@ -99,7 +99,7 @@ def test_same_seed_same_result_and_other_seed_another(cheap_step, folder, tmp_pa
 
 def test_off_the_device_makes_no_difference(cheap_step, folder, tmp_path, monkeypatch, finished):
     """As on an accelerator, where UNet and VAE wait in the host's memory."""
-    monkeypatch.setattr(run_erase, "_off_device", lambda pipeline: run_erase._with_params(pipeline, jax.device_get))
+    monkeypatch.setattr(run_erase, "off_device", lambda pipeline: run_erase._with_params(pipeline, jax.device_get))
     result = erase(folder, tmp_path / "run")
     assert files(tmp_path / "run" / "pipeline") == files(finished / "pipeline")
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(result.original.unet.params))

@@ -1,0 +1,188 @@
+"""Many erasures of one pipeline, K at a time: as lanes of one batch where the settings allow it, else one by one.
+
+    aegis_jax.erase_each("world", ["star", "heart", "red"], config="world", lanes=8)
+
+Nothing is written, and a group of lanes that is interrupted is to be begun again.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from aegis_jax.erasure import lanes as lanes_lib
+from aegis_jax.errors import AegisError
+from aegis_jax.io.pipeline import Pipeline, load_pipeline
+from aegis_jax.parallel.mesh import lanes_mesh
+from aegis_jax.run.config import RunConfig
+from aegis_jax.run.erase import EraseResult, off_device, on_device, settings, trained, with_drift
+from aegis_jax.run.loop import NonFiniteError
+from aegis_jax.run.progress import Progress, Silent
+from aegis_jax.run.tensors import TensorLog
+
+LANES = 8  # on each device
+
+
+@dataclasses.dataclass(frozen=True)
+class Erased:
+    """What an erasure has come to.
+
+    Attributes:
+      drift: {component: {leaf path: array}} in the host's memory, what is to be added to the pipeline's parameters.
+      metrics, per_tensor, tensors: as those of `EraseResult`.
+    """
+
+    drift: dict
+    metrics: list[dict]
+    per_tensor: dict
+    tensors: list[str]
+
+
+def erase_each(
+    pipeline=None, concepts=None, *, config=None, overrides=(), lanes: int = LANES, progress: Progress | None = None
+) -> list[EraseResult | NonFiniteError]:
+    """Each of the concepts erased on its own, from the same pipeline and with the same settings: a list in their order.
+
+    The arguments are those of `aegis_jax.erase`; concepts: a list with, for each run, a text or a list of texts.
+    lanes: how many runs share a batch on each device. The results are those of separate runs with the same seed, up to
+    the order of sums. A run that stops being finite leaves its `NonFiniteError` in the place of its result, and the
+    others go on. The erased pipelines share every tensor that was not trained.
+
+    Raises `AegisError` for bad input, a concept that no run can be started with among it, before anything is computed.
+    """
+    progress, runs = progress or Silent(), _runs(concepts)
+    run = settings(pipeline, runs[0], config, overrides)
+    if not isinstance(pipeline, Pipeline):
+        pipeline = off_device(load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None))
+    original, results = on_device(pipeline), []
+    for texts, found in zip(runs, erase_lanes(pipeline, runs, run, lanes=lanes, progress=progress), strict=True):
+        if isinstance(found, Erased):
+            erased, mine = on_device(with_drift(pipeline, found.drift)), dataclasses.replace(run, concepts=texts)
+            found = EraseResult(erased, found.metrics, found.per_tensor, found.tensors, None, mine, original)
+        results.append(found)
+    return results
+
+
+def _runs(concepts) -> list[tuple[str, ...]]:
+    if isinstance(concepts, str) or not concepts:
+        raise AegisError(f"concepts={concepts!r}; give a list with a text, or a list of texts, for each erasure")
+    return [(run,) if isinstance(run, str) else tuple(run) for run in concepts]
+
+
+def erase_lanes(
+    pipeline: Pipeline, concepts: list, run: RunConfig, *, lanes: int = LANES, progress: Progress | None = None
+) -> Iterator[Erased | NonFiniteError]:
+    """For each run's concepts, in their order, what its erasure has come to, or why it stopped being finite and when.
+
+    run: the settings of all; its own concepts do not matter. lanes: how many at once on each device of this host. The
+    last group is filled up with its last run, so that all groups have one shape. Where the settings allow no lanes the
+    runs go one by one, and `progress` says why.
+
+    Raises `AegisError` for concepts or settings that no run can be started with; of lanes before any is computed.
+    """
+    progress, runs = progress or Silent(), _runs(concepts)
+    if lanes < 1:
+        raise AegisError(f"lanes={lanes}, wanted 1 or more")
+    refused = _refused(run, runs)
+    if min(lanes, len(runs)) == 1 or refused:
+        if min(lanes, len(runs)) > 1:
+            progress.say(f"one erasure after another, not as lanes: {refused}")
+        for texts in runs:
+            yield _alone(pipeline, dataclasses.replace(run, concepts=texts), progress)
+        return
+    mesh = lanes_mesh()
+    devices = 1 if mesh is None else mesh.size
+    width = devices * min(lanes, math.ceil(len(runs) / devices))
+    filled = [*runs, *runs[-1:] * (-len(runs) % width)]
+    started = lanes_lib.spread(run.method.lanes.start(pipeline, filled, run.erase), mesh)
+    step = None
+    for first in range(0, len(started), width):
+        state, frozen, own = lanes_lib.stack(started[first : first + width], mesh)
+        names = [" + ".join(texts) for texts in runs[first : first + width]]
+        progress.say(f"erasing {len(names)} at once: {', '.join(names)}")
+        progress.start(0, run.erase.steps)
+        if step is None:
+            single = functools.partial(run.method.step, config=run.erase)
+            step = lanes_lib.compiled_step(single, state, frozen, own, mesh)
+        state, books = _train(step, state, frozen, pipeline, run, progress, width)
+        for k in range(len(names)):
+            yield _result(pipeline, state, k, books[k], run)
+
+
+def _refused(run: RunConfig, runs: list) -> str | None:
+    """Why the runs cannot be lanes, or None."""
+    if run.method.lanes is None:
+        return f"method={run.erase.method} has none"
+    if run.mesh.data * run.mesh.fsdp > 1:
+        return f"mesh.data={run.mesh.data} x mesh.fsdp={run.mesh.fsdp} spreads each over devices"
+    if len(set(map(len, runs))) > 1:
+        return "they erase different numbers of concepts"
+    return run.method.lanes.refused(run.erase)
+
+
+def _alone(pipeline, run: RunConfig, progress) -> Erased | NonFiniteError:
+    try:
+        drift, metrics, log = trained(run, pipeline, progress)
+    except NonFiniteError as stopped:
+        return stopped
+    return Erased(_on_host(drift), metrics, log.arrays(), log.names)
+
+
+def _on_host(drift: dict) -> dict:
+    return {name: {path: np.asarray(move) for path, move in moves.items()} for name, moves in drift.items()}
+
+
+@dataclasses.dataclass
+class _Book:
+    """What is written down of one lane; nothing after the step at which it stopped being finite."""
+
+    log: TensorLog
+    metrics: list[dict] = dataclasses.field(default_factory=list)
+    stopped: NonFiniteError | None = None
+
+    def record(self, step: int, method: str, values: dict, per_tensor: dict) -> None:
+        if self.stopped is not None:
+            return
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            self.stopped = NonFiniteError(step, ", ".join(bad))
+        self.metrics.append({"step": step, "method": method, **values})
+        self.log.append(per_tensor)
+
+
+def _train(step, state, frozen, pipeline, run: RunConfig, progress, width: int):
+    """(the last state of a group of lanes, their books). Ends early only if none is finite any more."""
+    names = run.method.tensors(pipeline, run.erase)
+    books, pending = [_Book(TensorLog(names)) for _ in range(width)], None
+
+    def record(number, metrics):
+        host = jax.device_get(metrics)
+        per_tensor = host.pop("per_tensor", {})
+        for k, book in enumerate(books):
+            values = {name: float(value[k]) for name, value in host.items()}
+            book.record(number, run.erase.method, values, {name: rows[k] for name, rows in per_tensor.items()})
+        finite = [loss for loss in host["L_e"] if math.isfinite(loss)]
+        progress.update(number, float(np.mean(finite)) if finite else math.nan)
+
+    for number in range(1, run.erase.steps + 1):
+        state, metrics = step(state, frozen)
+        if pending is not None:  # only now, so that the device never waits for the host
+            record(*pending)
+        pending = number, metrics
+        if all(book.stopped for book in books):
+            break
+    record(*pending)
+    for book, finite in zip(books, np.asarray(lanes_lib.finite(state))):
+        if not finite and book.stopped is None:
+            book.stopped = NonFiniteError(number, "the state")
+    return state, books
+
+
+def _result(pipeline, state, k: int, book: _Book, run: RunConfig) -> Erased | NonFiniteError:
+    if book.stopped is not None:
+        return book.stopped
+    drift = run.method.drift(pipeline, lanes_lib.lane(state, k), run.erase)
+    return Erased(_on_host(drift), book.metrics, book.log.arrays(), book.log.names)
