@@ -12,6 +12,8 @@ _HOME = {
     "AegisError": "aegis_jax.errors",
     "load_pipeline": "aegis_jax.io.pipeline",
     "save_pipeline": "aegis_jax.io.export",
+    "write_delta": "aegis_jax.io.delta",
+    "apply_delta": "aegis_jax.io.delta",
     "encode_text": "aegis_jax.diffusion.sample",
     "predict_noise": "aegis_jax.diffusion.sample",
     "decode": "aegis_jax.diffusion.sample",

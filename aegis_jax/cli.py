@@ -103,6 +103,19 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--resume", action="store_true", help="go on with the run in --out")
     how.add_argument("--overwrite", action="store_true", help="replace the run in --out")
 
+    sub = command("delta", _delta, "Write what an erasure changed as one small file.")
+    sub.add_argument("pipeline", metavar="PIPELINE", help="a diffusers folder whose UNet was changed, or a run folder")
+    sub.add_argument("--base", metavar="M", required=True, help=f"the model that it was made of: {MODEL}")
+    _add_weights(sub)
+    sub.add_argument("--out", metavar="FILE", required=True, help="e.g. erased.safetensors")
+    sub.add_argument("--overwrite", action="store_true", help="replace a delta file")
+
+    sub = command("apply", _apply, "Make a pipeline of a delta file and its base model.")
+    sub.add_argument("delta", metavar="DELTA", help="a file of aegis delta")
+    _add_model(sub, required=True)
+    sub.add_argument("--out", metavar="DIR", required=True, help="the new diffusers folder")
+    sub.add_argument("--overwrite", action="store_true", help="replace a diffusers folder")
+
     sub = command("sample", _sample, "Generate images.")
     _add_model(sub, required=True)
     prompts = sub.add_mutually_exclusive_group(required=True)
@@ -160,6 +173,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(sub, required: bool = False) -> None:
     sub.add_argument("--model", metavar="M", required=required, help=MODEL)
+    _add_weights(sub)
+
+
+def _add_weights(sub) -> None:
     sub.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
     sub.add_argument("--variant", metavar="V", help="which weights, e.g. fp16 for model.fp16.safetensors")
 
@@ -173,6 +190,23 @@ def _erase(args):
         args.model, args.concept, config=args.config, overrides=weights + args.overrides,
         out=args.out, resume=args.resume, overwrite=args.overwrite,
     )  # fmt: skip
+
+
+def _delta(args):
+    from aegis_jax.run import delta
+
+    delta.write(
+        args.pipeline, args.base, args.out, revision=args.revision, variant=args.variant, overwrite=args.overwrite
+    )
+
+
+def _apply(args):
+    from aegis_jax.io import delta
+
+    delta.write_applied(
+        args.delta, args.model, args.out, revision=args.revision, variant=args.variant, overwrite=args.overwrite
+    )
+    print(f"model    {args.out}")
 
 
 def _sample(args):

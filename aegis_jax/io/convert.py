@@ -194,3 +194,14 @@ def _old_shape(key: str, wanted: tuple[int, ...]) -> tuple[int, ...]:
 
 def _is_constant(component: str, key: str) -> bool:
     return component == "text_encoder" and key.removeprefix("text_model.") == "embeddings.position_ids"
+
+
+def name_today(component: str, key: str) -> str | None:
+    """The name that PyTorch has today for a tensor of a file; None for what is a constant and no parameter."""
+    if _is_constant(component, key):
+        return None
+    if component == "text_encoder" and not key.startswith("text_model."):
+        return f"text_model.{key}"
+    for new, old in _OLD_VAE_NAMES.items() if component == "vae" and ".attentions." in key else ():
+        key = key.replace(f".{old}.", f".{new}.")
+    return key

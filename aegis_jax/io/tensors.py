@@ -98,7 +98,7 @@ def write_like(
     with safetensors.open_unchanged(header) as file:
         here = dict(zip(here, parts.on_all_cores(lambda key: _in_full(file, header, key, here[key]), here)))
         # The header comes first and has to know which tensors change type.
-        same = parts.on_all_cores(lambda key: _is_same(file, header, key, here[key]), here)
+        same = parts.on_all_cores(lambda key: is_same(file, header, key, here[key]), here)
         changed = {key for key, unchanged in zip(here, same) if not unchanged}
         entries = [
             dataclasses.replace(entry, dtype=dtype) if dtype and entry.key in changed else entry
@@ -138,12 +138,12 @@ def _in_full(file, header: safetensors.Header, key: str, leaf: Leaf) -> Leaf:
     """
     if leaf.drift is None or leaf.dtype == leaf.array.dtype:
         return leaf
-    if not _is_same(file, header, key, dataclasses.replace(leaf, drift=None)):
+    if not is_same(file, header, key, dataclasses.replace(leaf, drift=None)):
         return leaf
     return dataclasses.replace(leaf, source=lambda rows: safetensors.read_tensor(file, header, key, rows=rows))
 
 
-def _is_same(file, header: safetensors.Header, key: str, leaf: Leaf) -> bool:
+def is_same(file, header: safetensors.Header, key: str, leaf: Leaf) -> bool:
     """Whether a leaf has the bits that loading its source tensor in the leaf's dtype gives."""
     entry, bits = header.entries[key], f"u{leaf.dtype.itemsize}"
     drift = None if leaf.drift is None else np.asarray(leaf.drift())

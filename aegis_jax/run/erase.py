@@ -14,7 +14,8 @@ import numpy as np
 from aegis_jax.erasure.programs import compile_ahead
 from aegis_jax.errors import AegisError
 from aegis_jax.io import convert
-from aegis_jax.io.export import check_complete, remove_leftovers, save_pipeline, written_bytes
+from aegis_jax.io.destination import remove_leftovers
+from aegis_jax.io.export import check_complete, save_pipeline, written_bytes
 from aegis_jax.io.hub import place
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
 from aegis_jax.models.model import Model, compute_dtype, flatten, unflatten

@@ -1,0 +1,301 @@
+"""Delta files: the tensors in which an erased UNet differs from its base, instead of a whole pipeline.
+
+A safetensors file under the base file's own UNet keys and in its dtype, so that `load_state_dict(tensors,
+strict=False)` takes it. The tensors are the changed ones themselves, not differences: what is applied is equal to the
+full export to the last bit. Its metadata tell what it replaces:
+
+  format, aegis_delta   pt, and the version of this format
+  base                  the name of the base model
+  base_sha256           of the base's tensors that are replaced (see `digest`)
+  unet_sha256           of all tensors of the base's UNet
+  text_sha256           of all tensors of its text encoder
+  result_sha256         of all tensors of the erased UNet
+  card, and any more    the erased pipeline's README.md, and what the caller says
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import BinaryIO
+
+import jax
+import numpy as np
+
+from aegis_jax.errors import AegisError
+from aegis_jax.io import agree, convert, export, folder, hub, parts, pipeline, safetensors, tensors
+from aegis_jax.io.destination import new_folder
+from aegis_jax.models import layout
+from aegis_jax.models.model import flatten, unflatten
+
+VERSION = "1"
+_HASHES = ("base_sha256", "unet_sha256", "text_sha256", "result_sha256")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of an open file, read part by part."""
+
+    file: BinaryIO
+    header: safetensors.Header
+    entry: safetensors.Entry
+
+    def read(self, rows=...) -> np.ndarray:
+        return safetensors.read_tensor(self.file, self.header, self.entry.key, rows=rows)
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """Its bytes, in parts."""
+        for rows in parts.split(self.entry.shape, self.entry.numpy_dtype.itemsize):
+            yield self.read(rows).reshape(-1).view(np.uint8)
+
+
+@contextlib.contextmanager
+def opened(component: str, headers: Iterable[safetensors.Header]) -> Iterator[dict[str, Tensor]]:
+    """{name that PyTorch has today: tensor} of a component's weight files, in the order of the names."""
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for header in headers:
+            file = stack.enter_context(safetensors.open_unchanged(header))
+            for key, entry in header.entries.items():
+                found[convert.name_today(component, key)] = Tensor(file, header, entry)
+        found.pop(None, None)
+        yield dict(sorted(found.items()))
+
+
+def digest(named: Mapping[str, Tensor]) -> str:
+    """sha256 over key, PyTorch dtype, shape and bytes of the tensors, sorted by key.
+
+    Keys, shapes and dtypes as PyTorch prints them: "conv_in.weight torch.float16 [320, 4, 3, 3]".
+    """
+    result = hashlib.sha256()
+    for key in sorted(named):
+        entry = named[key].entry
+        result.update(f"{key} torch.{entry.numpy_dtype.name} {list(entry.shape)}".encode())
+        for part in named[key].parts():
+            result.update(part)
+    return result.hexdigest()
+
+
+def write_delta(
+    erased, base, path: str | os.PathLike, *, revision: str | None = None, variant: str | None = None,
+    about: Mapping[str, str] | None = None, overwrite: bool = False,
+) -> int:  # fmt: skip
+    """Writes the delta file that makes the pipeline `erased` of `base`; returns how many tensors it holds.
+
+    erased: a diffusers folder whose UNet was changed, by aegis_jax or another tool. base: the model that it was made
+    of, as for `load_pipeline`; revision and variant are the base's. about: more metadata, e.g. the concepts. Only
+    safetensors are read, part by part.
+
+    Raises `AegisError` if anything but values of the UNet differs, if nothing does, or if `path` exists (with
+    `overwrite`: is no delta file).
+    """
+    path = _checked_path(path, overwrite)
+    original = folder.examine(hub.locate(base, revision=revision, variant=variant), variant)
+    result = _examined(erased, variant)
+    agree.check_configs(result, original)
+    for name in result.components:
+        if name != "unet":
+            _check_equal(name, result, original)
+    left = [name for name in folder.NEED_WEIGHTS if name in original.components.keys() - result.components.keys()]
+    if left:
+        warnings.warn(
+            f"{result.path} has no {left[0]}, but its base {original.path} does, and so has what a delta makes of it",
+            stacklevel=2,
+        )
+    with (
+        opened("unet", original.components["unet"].weights.headers) as before,
+        opened("unet", result.components["unet"].weights.headers) as after,
+        opened("text_encoder", original.components["text_encoder"].weights.headers) as text,
+    ):
+        agree.check_entries("unet", after, before, result.path, original.path)
+        changed = [key for key in before if not _is_equal(before[key], after[key])]
+        if not changed:
+            raise AegisError(f"the UNet of {result.path} is that of {original.path}: there is nothing to write")
+        metadata = {"format": "pt", "aegis_delta": VERSION, "base": _name(base)}
+        metadata |= {"base_sha256": digest({key: before[key] for key in changed}), "unet_sha256": digest(before)}
+        metadata |= {"text_sha256": digest(text), "result_sha256": digest(after)}
+        card = result.path / "README.md"
+        if card.is_file():
+            metadata["card"] = card.read_bytes().decode(errors="replace")
+        entries = [dataclasses.replace(before[key].entry, start=0, stop=0) for key in changed]
+        with safetensors.writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.write(
+            path, entries, lambda key, rows: after[key].read(rows), metadata=metadata | dict(about or {})
+        )  # fmt: skip
+    return len(changed)
+
+
+def apply_delta(model, path: str | os.PathLike) -> pipeline.Pipeline:
+    """The pipeline `model` with the changed tensors of a delta file in its UNet.
+
+    model: a pipeline as loaded, or what `load_pipeline` takes. Exporting the result gives the folder that
+    `write_applied` writes, and its parameters are those that loading this folder gives.
+
+    Raises `AegisError` if the file is no whole delta, was made for another base model, or replaces a tensor that was
+    changed since the pipeline was loaded.
+    """
+    loaded = model if isinstance(model, pipeline.Pipeline) else pipeline.load_pipeline(model)
+    if loaded.source is None:
+        raise AegisError("the pipeline was built in memory, a delta file needs the base model: load it from its files")
+    headers = loaded.source.folder.components["unet"].weights.headers
+    keys = {origin.key: leaf for leaf, origin in loaded.source.origins["unet"].items()}
+    with _checked(path, loaded.source.folder) as new, opened("unet", headers) as before:
+        leaves = dict(flatten(loaded.unet.params))
+        for key in new.keys() & keys.keys():  # the others are read past by PyTorch too
+            leaf, old = keys[key], before[key]
+            if not tensors.is_same(old.file, old.header, key, tensors.Leaf(leaf, leaves[leaf])):
+                raise AegisError(f"{key!r} was changed since the pipeline was loaded: apply {path} to the base model")
+            leaves[leaf] = _leaf(leaf, leaves[leaf], new[key].read())
+    unet = dataclasses.replace(loaded.unet, params=unflatten(leaves))
+    return dataclasses.replace(loaded, unet=unet)
+
+
+def write_applied(
+    path: str | os.PathLike, base, destination: str | os.PathLike, *, revision: str | None = None,
+    variant: str | None = None, overwrite: bool = False,
+) -> None:  # fmt: skip
+    """Writes the pipeline that a delta file makes of its base, as the full export would have been written.
+
+    base, revision, variant: the base model as for `load_pipeline`. Files are copied part by part, no model is loaded.
+    Raises `AegisError` as `apply_delta` and `save_pipeline` do.
+    """
+    original = folder.examine(hub.locate(base, revision=revision, variant=variant), variant)
+    export.check_whole(original)
+    with _checked(path, original) as new:
+        with new_folder(destination, overwrite=overwrite, needed=export.weight_bytes(original)) as (root, _):
+            export.copy_root(original, root)
+            for name, component in original.components.items():
+                target = root / name
+                target.mkdir()
+                for file in component.files:
+                    export.copy_file(file, target)
+                if component.weights:
+                    _write_weights(component.weights, target, new if name == "unet" else {})
+            card = next(iter(new.values())).header.metadata.get("card")
+            if card is not None:
+                export.write_bytes(root / "README.md", card.encode(errors="replace"))
+
+
+def _write_weights(weights: folder.Weights, target: pathlib.Path, new: Mapping[str, Tensor]) -> None:
+    """Writes a component's weight files with the tensors of `new` in the place of theirs."""
+
+    def write(index, path):
+        header = weights.headers[index]
+        with safetensors.open_unchanged(header) as file:
+            here = {key: new.get(key) or Tensor(file, header, entry) for key, entry in header.entries.items()}
+            entries = list(header.entries.values())
+            safetensors.write(path, entries, lambda key, rows: here[key].read(rows), raw_header=header.raw)
+        return len(header.entries.keys() & new.keys()), entries
+
+    export.write_weights(weights, target, write)
+
+
+def read_delta(path: str | os.PathLike) -> safetensors.Header:
+    """The header of a delta file; `AegisError` if it is none, or of a later version."""
+    path = hub.expand(path)
+    if path.suffix in hub.PICKLES:
+        raise AegisError(f"{path} is a pickle, which can run code when it is read: delta files are safetensors")
+    header = safetensors.read_header(path)
+    said = header.metadata or {}
+    if "aegis_delta" not in said:
+        raise AegisError(f"{path} is no delta file: its metadata lack aegis_delta; make one with `aegis delta`")
+    if said["aegis_delta"] != VERSION:
+        found = said["aegis_delta"][:20]
+        raise AegisError(f"{path} is a delta file of version {found!r}, known is {VERSION}: install a newer aegis_jax")
+    missing = [name for name in _HASHES if not re.fullmatch("[0-9a-f]{64}", said.get(name, ""))]
+    if missing or not header.entries:
+        what = f"{missing[0]} in its metadata" if missing else "tensors"
+        raise AegisError(f"{path} is a delta file without {what}: make or download it again")
+    return header
+
+
+@contextlib.contextmanager
+def _checked(path: str | os.PathLike, base: folder.Folder) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a delta file that was made for `base` and is whole, while the file is open."""
+    header = read_delta(path)
+    said, wrong = header.metadata, f"{header.path} was made for another base model than {base.path}"
+    if said.get("base"):
+        wrong += f" (for {said['base'][:200]})"
+    with (
+        opened("unet", [header]) as new,
+        opened("unet", base.components["unet"].weights.headers) as old,
+        opened("text_encoder", base.components["text_encoder"].weights.headers) as text,
+    ):
+        agree.check_entries("unet", new, {key: old.get(key) for key in new}, header.path, base.path)
+        if digest({key: old[key] for key in new}) != said["base_sha256"]:
+            raise AegisError(f"{wrong}: the tensors that it replaces differ; give the base model that it was made of")
+        if digest(old) != said["unet_sha256"]:
+            raise AegisError(f"{wrong}: other tensors of the UNet differ; give the base model that it was made of")
+        if digest(text) != said["text_sha256"]:
+            raise AegisError(f"{wrong}: its text encoder is another; give the base model that it was made of")
+        if digest(old | new) != said["result_sha256"]:
+            raise AegisError(f"{header.path} is damaged, its tensors are not those it was written with: copy it again")
+        yield new
+
+
+def _leaf(path: str, leaf: jax.Array, tensor: np.ndarray) -> jax.Array:
+    """A tensor as the leaf that it replaces: laid out, cast and placed alike."""
+    array = np.empty(leaf.shape, leaf.dtype)
+    with np.errstate(over="ignore"):
+        target = layout.to_torch(path, array)
+        target[...] = tensor.reshape(target.shape)
+    return jax.device_put(array, leaf.sharding)
+
+
+def _checked_path(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
+    path = hub.expand(path)
+    if path.is_dir():
+        raise AegisError(f"{path} is a folder: name a file, e.g. {path / 'erased.safetensors'}")
+    if path.exists():
+        if not overwrite:
+            raise AegisError(f"{path} exists: choose another file or allow overwriting it")
+        try:
+            read_delta(path)
+        except AegisError:  # an unlucky argument must not cost a model
+            raise AegisError(f"{path} is no delta file, so it is not overwritten: choose another") from None
+    return path
+
+
+def _examined(erased, variant: str | None) -> folder.Folder:
+    """The folder of an erased pipeline: of the base's variant where it has that, otherwise without."""
+    path = hub.locate(erased)
+    if (path / "pipeline" / "model_index.json").is_file() and not (path / "model_index.json").exists():
+        path = path / "pipeline"  # of a run folder
+    if variant is not None:
+        with contextlib.suppress(AegisError):
+            return folder.examine(path, variant)
+    return folder.examine(path)
+
+
+def _check_equal(name: str, result: folder.Folder, original: folder.Folder) -> None:
+    """Refuses a component whose weights are not the base's: a delta cannot carry them."""
+    if name not in original.components:
+        raise AegisError(
+            f"{result.path} has a {name}, its base {original.path} has none: a delta carries the UNet only"
+        )
+    ours, theirs = result.components[name].weights, original.components[name].weights
+    with opened(name, ours.headers if ours else ()) as after, opened(name, theirs.headers if theirs else ()) as before:
+        agree.check_entries(name, after, before, result.path, original.path)
+        for key in before:
+            if not _is_equal(before[key], after[key]):
+                raise AegisError(
+                    f"the {name} of {result.path} differs from that of {original.path}, first in {key!r}: a delta "
+                    "carries the UNet only, so keep the whole folder"
+                )
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of the same size have the same bytes."""
+    if parts.split(one.entry.shape, 1) == parts.split(other.entry.shape, 1):
+        return all(np.array_equal(a, b) for a, b in zip(one.parts(), other.parts(), strict=True))
+    return np.array_equal(one.read().reshape(-1).view(np.uint8), other.read().reshape(-1).view(np.uint8))
+
+
+def _name(base) -> str:
+    """A hub id whole; of a folder its name, since where it lay on somebody's disk is nobody's business."""
+    return hub.expand(base).resolve().name if hub.expand(base).exists() else str(base)
