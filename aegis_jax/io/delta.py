@@ -96,16 +96,7 @@ def write_delta(
     path = _checked_path(path, overwrite)
     original = folder.examine(hub.locate(base, revision=revision, variant=variant), variant)
     result = _examined(erased, variant)
-    agree.check_configs(result, original)
-    for name in result.components:
-        if name != "unet":
-            _check_equal(name, result, original)
-    left = [name for name in folder.NEED_WEIGHTS if name in original.components.keys() - result.components.keys()]
-    if left:
-        warnings.warn(
-            f"{result.path} has no {left[0]}, but its base {original.path} does, and so has what a delta makes of it",
-            stacklevel=2,
-        )
+    _check_others(result, original)
     with (
         opened("unet", original.components["unet"].weights.headers) as before,
         opened("unet", result.components["unet"].weights.headers) as after,
@@ -115,18 +106,17 @@ def write_delta(
         changed = [key for key in before if not _is_equal(before[key], after[key])]
         if not changed:
             raise AegisError(f"the UNet of {result.path} is that of {original.path}: there is nothing to write")
-        metadata = {"format": "pt", "aegis_delta": VERSION, "base": _name(base)}
-        metadata |= {"base_sha256": digest({key: before[key] for key in changed}), "unet_sha256": digest(before)}
-        metadata |= {"text_sha256": digest(text), "result_sha256": digest(after)}
+        replaced = {key: before[key] for key in changed}
+        hashed = (replaced, before, text, after)
+        metadata = dict(about or {}) | {"format": "pt", "aegis_delta": VERSION, "base": _name(base)}
+        metadata |= {name: digest(named) for name, named in zip(_HASHES, hashed, strict=True)}
         card = result.path / "README.md"
         if card.is_file():
             metadata["card"] = card.read_bytes().decode(errors="replace")
-        entries = [dataclasses.replace(before[key].entry, start=0, stop=0) for key in changed]
         with safetensors.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.write(
-            path, entries, lambda key, rows: after[key].read(rows), metadata=metadata | dict(about or {})
-        )  # fmt: skip
+        entries = [tensor.entry for tensor in replaced.values()]
+        safetensors.write(path, entries, lambda key, rows: after[key].read(rows), metadata=metadata)
     return len(changed)
 
 
@@ -270,6 +260,20 @@ def _examined(erased, variant: str | None) -> folder.Folder:
         with contextlib.suppress(AegisError):
             return folder.examine(path, variant)
     return folder.examine(path)
+
+
+def _check_others(result: folder.Folder, original: folder.Folder) -> None:
+    """Refuses a pipeline of which anything but values of the UNet differs from its base."""
+    agree.check_configs(result, original)
+    for name in result.components:
+        if name != "unet":
+            _check_equal(name, result, original)
+    left = [name for name in folder.NEED_WEIGHTS if name in original.components.keys() - result.components.keys()]
+    if left:
+        warnings.warn(
+            f"{result.path} has no {left[0]}, but its base {original.path} does, and so has what a delta makes of it",
+            stacklevel=3,
+        )
 
 
 def _check_equal(name: str, result: folder.Folder, original: folder.Folder) -> None:
