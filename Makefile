@@ -23,7 +23,7 @@ erase: .venv/core.stamp
 	@$(BIN)/aegis erase --model "$(MODEL)" --concept "$(CONCEPT)" $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/test.stamp
 	$(BIN)/python -m pytest -m slow

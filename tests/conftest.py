@@ -16,6 +16,8 @@ _QUICK = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jax").startswith("0.10."):  # XLA ends a process that names a flag it no longer knows
     _QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _QUICK)
+# PyTorch's threads wait for each other in loops: with a process of tests on every core that takes forty times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module", autouse=True)
