@@ -43,8 +43,10 @@ def stack(runs: list, mesh: Mesh | None = None) -> tuple:
     says which, a tree of truths like `frozen`. mesh: over whose axis the lanes are dealt (parallel.mesh.lanes_mesh);
     K is a multiple of its devices.
 
-    Raises `ValueError` if the runs are not at the same step.
+    Raises `ValueError` if the runs are not at the same step, or K is no multiple.
     """
+    if mesh is not None and len(runs) % mesh.size:
+        raise ValueError(f"{len(runs)} lanes cannot be dealt to {mesh.size} devices; give a multiple")
     states, frozens = zip(*runs)
     for first, *others in zip(*map(jax.tree.leaves, states)):
         if not _varies(first) and not all(other is first or np.array_equal(other, first) for other in others):
@@ -75,7 +77,7 @@ def compiled_step(step: Callable, state, frozen, own, mesh: Mesh | None = None) 
     """`step(state, frozen) -> (state, metrics)` of a single run as that of all lanes, compiled.
 
     state, frozen, own, mesh: of `stack`. Each metric gets the axis, (K, ...). The state's buffers are donated where
-    the single step donates them.
+    the single step donates them. Raises `TypeError` where a count or flag of the state would differ between lanes.
     """
 
     def wanted(shapes):

@@ -146,7 +146,8 @@ def unasked(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
 
 
 def noise_seed(seed: int, kind: int) -> int:
-    """Of the start noise of one kind of image under an evaluation seed: 0 to 2 `measure`'s, 5 and 6 `unasked`'s."""
+    """Of the start noise of one kind of image under an evaluation seed: `measure` has 0 to 2, attacked.py 3 and 4,
+    `unasked` 5 and 6."""
     return EVALUATION_SEED + 10 * seed + kind
 
 

@@ -13,6 +13,9 @@ from aegis_jax.errors import AegisError
 from aegis_jax.io.folder import Folder, read_json
 from aegis_jax.models import unet_config
 
+# What diffusers and transformers take where a config does not say it, of what changes images and not shapes.
+_DEFAULTS = {"vae": {"scaling_factor": 0.18215}, "text_encoder": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}}
+
 
 def check_configs(result: Folder, original: Folder) -> None:
     """Refuses configs and vocabularies that differ in what they say: a delta carries tensors of the UNet only."""
@@ -24,6 +27,8 @@ def check_configs(result: Folder, original: Folder) -> None:
             ours, theirs = ddim_config(ours), ddim_config(theirs)
         elif name == "unet":
             ours, theirs = unet_config.check(ours), unet_config.check(theirs)
+        else:
+            ours, theirs = (_DEFAULTS.get(name, {}) | config for config in (ours, theirs))
         key = next((key for key in sorted(ours.keys() & theirs.keys()) if _differ(key, ours[key], theirs[key])), None)
         if key:
             _refuse(f"{name}: {key} is {json.dumps(ours[key])[:80]}", result, json.dumps(theirs[key])[:80], original)
@@ -34,8 +39,9 @@ def check_configs(result: Folder, original: Folder) -> None:
 
 
 def _differ(key: str, ours, theirs) -> bool:
-    # "_name_or_path" and the like; "dtype" and "architectures" are what transformers notes of how it was saved.
-    return ours != theirs and not key.startswith("_") and key not in {"torch_dtype", "dtype", "transformers_version"}
+    # "_name_or_path" and the like, and what transformers notes of how it was saved.
+    noted = {"torch_dtype", "dtype", "transformers_version", "architectures"}
+    return ours != theirs and not key.startswith("_") and key not in noted
 
 
 def _read(file: pathlib.Path):

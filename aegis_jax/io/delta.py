@@ -113,6 +113,7 @@ def write_delta(
         card = result.path / "README.md"
         if card.is_file():
             metadata["card"] = card.read_bytes().decode(errors="replace")
+        path = _checked_path(path, overwrite)  # again: it took a while to read both models
         with safetensors.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         entries = [tensor.entry for tensor in replaced.values()]
@@ -154,6 +155,9 @@ def write_applied(
     base, revision, variant: the base model as for `load_pipeline`. Files are copied part by part, no model is loaded.
     Raises `AegisError` as `apply_delta` and `save_pipeline` do.
     """
+    inside, outside = hub.expand(path).resolve(), hub.expand(destination).resolve()
+    if inside.is_relative_to(outside):
+        raise AegisError(f"{inside} lies in {outside}, which would be replaced: move it, or choose another folder")
     original = folder.examine(hub.locate(base, revision=revision, variant=variant), variant)
     export.check_whole(original)
     with _checked(path, original) as new:

@@ -329,6 +329,11 @@ def _with_params(pipeline: Pipeline, put) -> Pipeline:
     return dataclasses.replace(pipeline, **moved)
 
 
+def in_full(pipeline: Pipeline, names) -> Pipeline:
+    """The pipeline with the components of these names in float32 (`_in_full`)."""
+    return dataclasses.replace(pipeline, **{name: _in_full(pipeline, name) for name in names})
+
+
 def with_drift(pipeline, drift) -> Pipeline:
     """The pipeline with the drift {component: {path: array}} added to its parameters, in float32."""
     models = {}

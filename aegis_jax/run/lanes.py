@@ -18,7 +18,7 @@ from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
 from aegis_jax.parallel.mesh import lanes_mesh
 from aegis_jax.run.config import RunConfig
-from aegis_jax.run.erase import EraseResult, off_device, on_device, settings, trained, with_drift
+from aegis_jax.run.erase import EraseResult, in_full, off_device, on_device, settings, trained, with_drift
 from aegis_jax.run.loop import NonFiniteError
 from aegis_jax.run.progress import Progress, Silent
 from aegis_jax.run.tensors import TensorLog
@@ -43,27 +43,35 @@ class Erased:
 
 def erase_each(
     pipeline=None, concepts=None, *, config=None, overrides=(), lanes: int = LANES, progress: Progress | None = None
-) -> list[EraseResult | NonFiniteError]:
+) -> list[EraseResult | AegisError]:
     """Each of the concepts erased on its own, from the same pipeline and with the same settings: a list in their order.
 
     The arguments are those of `aegis_jax.erase`; concepts: a list with, for each run, a text or a list of texts.
     lanes: how many runs share a batch on each device. The results are those of separate runs with the same seed, up to
-    the order of sums. A run that stops being finite leaves its `NonFiniteError` in the place of its result, and the
-    others go on. The erased pipelines share every tensor that was not trained.
+    the order of sums, which can turn a sign step where its gradient is all but 0. A run that stops being finite leaves
+    its `NonFiniteError` in the place of its result, and the others go on. The erased pipelines share every tensor that
+    was not trained.
 
-    Raises `AegisError` for bad input, a concept that no run can be started with among it, before anything is computed.
+    Raises `AegisError` for bad input before anything is computed. Where runs go one after another, one that cannot be
+    started leaves its `AegisError` in its place, if another has been computed before it.
     """
     progress, runs = progress or Silent(), _runs(concepts)
     run = settings(pipeline, runs[0], config, overrides)
     if not isinstance(pipeline, Pipeline):
         pipeline = off_device(load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None))
-    original, results = on_device(pipeline), []
-    for texts, found in zip(runs, erase_lanes(pipeline, runs, run, lanes=lanes, progress=progress), strict=True):
-        if isinstance(found, Erased):
-            erased, mine = on_device(with_drift(pipeline, found.drift)), dataclasses.replace(run, concepts=texts)
-            found = EraseResult(erased, found.metrics, found.per_tensor, found.tensors, None, mine, original)
-        results.append(found)
-    return results
+    all_found = list(erase_lanes(pipeline, runs, run, lanes=lanes, progress=progress))
+    # Only now, since training needs the device's room, and once, so that all results share what was not trained.
+    changed = {name for found in all_found if isinstance(found, Erased) for name in found.drift}
+    original, base = on_device(pipeline), on_device(in_full(pipeline, changed))
+    return [
+        EraseResult(
+            with_drift(base, found.drift), found.metrics, found.per_tensor, found.tensors, None,
+            dataclasses.replace(run, concepts=texts), original,
+        )
+        if isinstance(found, Erased)
+        else found
+        for texts, found in zip(runs, all_found, strict=True)
+    ]  # fmt: skip
 
 
 def _runs(concepts) -> list[tuple[str, ...]]:
@@ -74,7 +82,7 @@ def _runs(concepts) -> list[tuple[str, ...]]:
 
 def erase_lanes(
     pipeline: Pipeline, concepts: list, run: RunConfig, *, lanes: int = LANES, progress: Progress | None = None
-) -> Iterator[Erased | NonFiniteError]:
+) -> Iterator[Erased | AegisError]:
     """For each run's concepts, in their order, what its erasure has come to, or why it stopped being finite and when.
 
     run: the settings of all; its own concepts do not matter. lanes: how many at once on each device of this host. The
@@ -86,16 +94,14 @@ def erase_lanes(
     progress, runs = progress or Silent(), _runs(concepts)
     if lanes < 1:
         raise AegisError(f"lanes={lanes}, wanted 1 or more")
-    refused = _refused(run, runs)
-    if min(lanes, len(runs)) == 1 or refused:
-        if min(lanes, len(runs)) > 1:
-            progress.say(f"one erasure after another, not as lanes: {refused}")
-        for texts in runs:
-            yield _alone(pipeline, dataclasses.replace(run, concepts=texts), progress)
-        return
-    mesh = lanes_mesh()
+    mesh, refused = lanes_mesh(), _refused(run, runs)
     devices = 1 if mesh is None else mesh.size
     width = devices * min(lanes, math.ceil(len(runs) / devices))
+    if width == 1 or len(runs) == 1 or refused:
+        if width > 1 and len(runs) > 1:
+            progress.say(f"one erasure after another, not as lanes: {refused}")
+        yield from _one_by_one(pipeline, runs, run, progress)
+        return
     filled = [*runs, *runs[-1:] * (-len(runs) % width)]
     started = lanes_lib.spread(run.method.lanes.start(pipeline, filled, run.erase), mesh)
     step = None
@@ -123,12 +129,17 @@ def _refused(run: RunConfig, runs: list) -> str | None:
     return run.method.lanes.refused(run.erase)
 
 
-def _alone(pipeline, run: RunConfig, progress) -> Erased | NonFiniteError:
-    try:
-        drift, metrics, log = trained(run, pipeline, progress)
-    except NonFiniteError as stopped:
-        return stopped
-    return Erased(_on_host(drift), metrics, log.arrays(), log.names)
+def _one_by_one(pipeline, runs: list, run: RunConfig, progress) -> Iterator[Erased | AegisError]:
+    for number, texts in enumerate(runs):
+        try:
+            drift, metrics, log = trained(dataclasses.replace(run, concepts=texts), pipeline, progress)
+        except AegisError as stopped:
+            # What keeps the first from starting may keep all, and nothing is lost yet.
+            if number == 0 and not isinstance(stopped, NonFiniteError):
+                raise
+            yield stopped
+        else:
+            yield Erased(_on_host(drift), metrics, log.arrays(), log.names)
 
 
 def _on_host(drift: dict) -> dict:

@@ -109,7 +109,7 @@ def check_index(folder: Path) -> dict[str, dict]:
                 return {row["file"]: row for row in reader}
         except (csv.Error, UnicodeDecodeError):
             pass
-    raise AegisError(f"{path} is no index of aegis sample: choose another --out")
+    raise AegisError(f"{path} is no index of this version's aegis sample: choose another --out")
 
 
 def write_index(folder: Path, rows: dict[str, dict]) -> None:

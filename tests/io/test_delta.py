@@ -293,6 +293,35 @@ def test_nothing_is_overwritten_unasked(erased, tmp_path):
     assert pathlib.Path(out).read_bytes() == delta.read_bytes() and contents(folder) == contents(full)
 
 
+def test_a_delta_in_the_folder_to_be_replaced_is_not_lost(erased, tmp_path):
+    base, full, delta = erased()
+    folder = shutil.copytree(base, tmp_path / "out")
+    inside = shutil.copy(delta, folder / "delta.safetensors")
+    before = contents(folder)
+    with pytest.raises(AegisError, match="would be replaced: move it"):
+        write_applied(inside, base, folder, overwrite=True)
+    assert contents(folder) == before
+
+
+def test_a_setting_that_only_one_config_states(erased, tmp_path):
+    base, full, delta = erased()
+    for component, key, default, other in (
+        ("vae", "scaling_factor", 0.18215, 0.5),
+        ("text_encoder", "hidden_act", "quick_gelu", "gelu"),
+    ):
+        mine = shutil.copytree(full, tmp_path / component)
+        file = mine / component / "config.json"
+        config = json.loads(file.read_text())
+        silent = shutil.copytree(base, tmp_path / f"{component}, silent")
+        stated = json.loads((silent / component / "config.json").read_text())
+        assert stated.pop(key) == default
+        (silent / component / "config.json").write_text(json.dumps(stated))
+        write_delta(mine, silent, tmp_path / f"{component}.safetensors")
+        file.write_text(json.dumps(config | {key: other}))
+        with pytest.raises(AegisError, match=f"{component}: {key} is"):
+            write_delta(mine, silent, tmp_path / "none.safetensors")
+
+
 def test_a_full_disk_leaves_nothing(erased, tmp_path, monkeypatch):
     base, full, delta = erased()
 

@@ -2,15 +2,18 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aegis_jax
 from aegis_jax.erasure.method import Lanes
+from aegis_jax.erasure.trainable import is_trainable
 from aegis_jax.errors import AegisError
 from aegis_jax.models.model import flatten
 from aegis_jax.run.config import RunConfig
+from aegis_jax.run.erase import _with_params
 from aegis_jax.run.loop import NonFiniteError
 from tests.run import untrained
 
@@ -100,6 +103,30 @@ def test_each_is_the_erasure_on_its_own(method, folder):
     untouched = [path for path in flatten(found[0].pipeline.unet.params) if ".attn2." not in path]
     models = [flatten(each.pipeline.unet.params) for each in found]
     assert all(model[path] is models[0][path] for model in models for path in untouched)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_results_share_what_was_not_trained_wherever_it_lay(method, folder, dtype):
+    """As on an accelerator, where the model waits in the host's memory, or loaded in few bits."""
+    pipeline = _with_params(aegis_jax.load_pipeline(folder, dtype=dtype), jax.device_get)
+    found = aegis_jax.erase_each(pipeline, ["star", "blue"], config=KEYS, lanes=2)
+    models = [flatten(each.pipeline.unet.params) for each in found]
+    shared = [path for path in models[0] if models[0][path] is models[1][path]]
+    assert shared == [path for path in models[0] if not is_trainable(path, "kv")]
+
+
+def test_one_that_cannot_start_loses_no_result(method, folder, monkeypatch):
+    def refuse(pipeline, concepts, config, placement=None):
+        if concepts == ["cat"]:
+            raise AegisError("no cat")
+        return start(pipeline, concepts, config, placement)
+
+    monkeypatch.setattr(RunConfig, "method", dataclasses.replace(RunConfig.method, start=refuse))
+    star, cat, blue = aegis_jax.erase_each(folder, ["star", "cat", "blue"], config=KEYS, lanes=1)
+    assert str(cat) == "no cat" and type(cat) is AegisError
+    compare(blue, aegis_jax.erase(folder, "blue", config=KEYS))
+    with pytest.raises(AegisError, match="no cat"):
+        aegis_jax.erase_each(folder, ["cat", "star"], config=KEYS, lanes=1)
 
 
 def test_what_is_not_finite_is_told_and_the_others_go_on(method, folder):

@@ -92,6 +92,6 @@ def test_the_index_is_a_prompts_file_too(tmp_path):
 @pytest.mark.parametrize("text", ["prompt,seed\na,1\n", "", "\0", "\xe9"])
 def test_a_file_of_the_users_is_no_index(tmp_path, text):
     write(tmp_path, text, encoding="latin-1")
-    with pytest.raises(AegisError, match="no index of aegis sample"):
+    with pytest.raises(AegisError, match="no index of this version"):
         lib.check_index(tmp_path)
     assert lib.check_index(tmp_path / "nowhere") == {}
