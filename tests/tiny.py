@@ -7,6 +7,17 @@ WORDS = (
     "a an the of in on and photo painting red blue green star circle heart square church dog cat "
     "striped plain dotted background sky"
 ).split()
+# Entries of the configs of a pipeline with the fewest layers that still have cross-attention, for fast compilation.
+FEWEST = {
+    "unet": {
+        "block_out_channels": (16,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "norm_num_groups": 8,
+        "attention_head_dim": 2,
+    },
+    "text": {"num_hidden_layers": 1},
+}
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 

@@ -62,7 +62,8 @@ def erase_each(
     all_found = list(erase_lanes(pipeline, runs, run, lanes=lanes, progress=progress))
     # Only now, since training needs the device's room, and once, so that all results share what was not trained.
     changed = {name for found in all_found if isinstance(found, Erased) for name in found.drift}
-    original, base = on_device(pipeline), on_device(in_full(pipeline, changed))
+    original = on_device(pipeline)
+    base = in_full(original, changed)  # the same arrays, where they are in float32
     return [
         EraseResult(
             with_drift(base, found.drift), found.metrics, found.per_tensor, found.tensors, None,

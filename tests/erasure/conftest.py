@@ -5,19 +5,13 @@ import functools
 import pytest
 
 import aegis_jax
+from tests.tiny import FEWEST
 
 
 @pytest.fixture(scope="session")
 def fewest(tiny):
     """fewest(**options) -> the folder of such a pipeline, with further options of tests/tiny.py."""
-    unet = {
-        "block_out_channels": (16,),
-        "down_block_types": ("CrossAttnDownBlock2D",),
-        "up_block_types": ("UpBlock2D",),
-        "norm_num_groups": 8,
-        "attention_head_dim": 2,
-    }
-    return functools.partial(tiny, unet=unet, text={"num_hidden_layers": 1})
+    return functools.partial(tiny, **FEWEST)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from aegis_jax import AegisError, apply_delta, load_pipeline, save_pipeline, wri
 from aegis_jax.cli import main
 from aegis_jax.io.delta import write_applied
 from aegis_jax.models.model import flatten, unflatten
+from tests.io.written import unet_tensors
 
 DOCUMENT = pathlib.Path(aegis_jax.__file__).parent.parent / "docs/delta.md"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -58,17 +59,6 @@ def erased(tiny, tmp_path_factory):
 
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def unet_tensors(folder):
-    merged = {}
-    for path in sorted((folder / "unet").glob("*.safetensors")):
-        merged |= load_file(path)
-    return merged
-
-
-def as_bytes(tensor):
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize("name", VARIETIES)

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from aegis_jax.errors import AegisError
 from aegis_jax.io import pipeline, safetensors
@@ -26,6 +25,7 @@ from aegis_jax.io.pipeline import MODELS, load_pipeline
 from aegis_jax.models import layout
 from aegis_jax.models.model import flatten, unflatten
 from tests.io.test_pipeline import VARIETIES
+from tests.io.written import as_bytes, unet_tensors
 
 
 def files(folder):
@@ -37,17 +37,6 @@ def changed_unet(loaded, changes):
     leaves = flatten(loaded.unet.params) | changes
     unet = dataclasses.replace(loaded.unet, params=unflatten(leaves))
     return dataclasses.replace(loaded, unet=unet)
-
-
-def unet_tensors(folder):
-    merged = {}
-    for path in sorted((folder / "unet").glob("*.safetensors")):
-        merged |= load_file(path)
-    return merged
-
-
-def as_bytes(tensor):
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["in float32", "in bfloat16"])

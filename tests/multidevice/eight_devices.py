@@ -16,6 +16,7 @@ from aegis_jax.erasure.aegis.setup import setup
 from aegis_jax.erasure.aegis.step import erase_step
 from aegis_jax.errors import AegisError
 from aegis_jax.parallel import mesh
+from tests.tiny import FEWEST
 
 CONFIG = EraseConfig(
     steps=1,  # so that kappa moves in the first step already, and pushes in the second
@@ -69,17 +70,7 @@ def two_steps(pipeline, placement) -> Outcome:
 
 @pytest.fixture(scope="module")
 def pipeline(tiny):
-    folder = tiny(
-        unet={
-            "block_out_channels": (16,),
-            "down_block_types": ("CrossAttnDownBlock2D",),
-            "up_block_types": ("UpBlock2D",),
-            "norm_num_groups": 8,
-            "attention_head_dim": 2,
-        },
-        text={"num_hidden_layers": 1},
-    )
-    return aegis_jax.load_pipeline(folder)
+    return aegis_jax.load_pipeline(tiny(**FEWEST))
 
 
 @pytest.fixture(scope="module")

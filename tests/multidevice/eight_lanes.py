@@ -15,7 +15,7 @@ from aegis_jax.erasure.aegis.setup import setup_each
 from aegis_jax.erasure.aegis.step import erase_step
 from aegis_jax.erasure.presets import preset
 from aegis_jax.parallel.mesh import lanes_mesh
-from tests.tiny import responsive
+from tests.tiny import FEWEST, responsive
 
 COLOURS, THINGS = "red green blue plain".split(), "star heart dog cat".split()
 CONCEPTS = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
@@ -44,14 +44,7 @@ def two_steps(pipeline, config, mesh) -> Outcome:
 
 @pytest.fixture(scope="module", params=["esd", pytest.param("aegis+", marks=pytest.mark.slow)])
 def outcomes(request, tiny):
-    unet = {
-        "block_out_channels": (16,),
-        "down_block_types": ("CrossAttnDownBlock2D",),
-        "up_block_types": ("UpBlock2D",),
-        "norm_num_groups": 8,
-        "attention_head_dim": 2,
-    }
-    pipeline = responsive(aegis_jax.load_pipeline(tiny(unet=unet, text={"num_hidden_layers": 1})))
+    pipeline = responsive(aegis_jax.load_pipeline(tiny(**FEWEST)))
     chosen = preset(request.param).settings
     latents = dataclasses.replace(chosen.latents, steps=4, refresh_every=2)
     config = dataclasses.replace(chosen, trainable="xattn", learning_rate=1e-3, steps=2, latents=latents)
