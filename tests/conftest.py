@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-# Most of the suite's time is compiling tiny models: without LLVM's optimiser and the fusion emitters it takes a third,
-# and what is computed stays the same to rounding. Before jax is imported; processes that tests start inherit it.
+# Most of the suite's time is compiling tiny models: without LLVM's optimiser and the fusion emitters it takes far less
+# (docs/performance.md), and what is computed stays the same to rounding. Before jax is imported; processes that tests
+# start inherit it.
 _QUICK = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jax").startswith("0.10."):  # XLA ends a process that names a flag it no longer knows
     _QUICK += " --xla_cpu_use_fusion_emitters=false"
