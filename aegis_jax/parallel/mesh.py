@@ -50,8 +50,15 @@ class Placement:
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.sharding(x.shape)), tree)
 
     def place(self, tree):
-        """Moves a tree of arrays to its place on the mesh."""
-        return jax.tree.map(lambda x: jax.device_put(x, self.sharding(jnp.shape(x))), tree)
+        """Moves a tree of arrays, in every process the same, to its place on the mesh."""
+        return jax.tree.map(lambda x: self._placed(x, self.sharding(jnp.shape(x))), tree)
+
+    def _placed(self, x, sharding):
+        if sharding.is_fully_addressable or not (isinstance(x, np.ndarray) or x.is_fully_addressable):
+            return jax.device_put(x, sharding)
+        # Each process gives its own devices their parts; `device_put` would compare every array among all processes.
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     def sharding(self, shape) -> NamedSharding:
         """The rule by size: the largest dimension that `fsdp` divides is split, if the tensor is not small."""
@@ -72,6 +79,11 @@ def make_placement(data: int = 1, fsdp: int = 1) -> Placement | None:
     devices = jax.devices()
     if data < 1 or fsdp < 1 or count > len(devices):
         raise AegisError(f"mesh of data={data} x fsdp={fsdp} needs {count} devices, but there are {len(devices)}")
+    if jax.process_count() > 1 and count != len(devices):
+        raise AegisError(
+            f"mesh of data={data} x fsdp={fsdp} has {count} devices, but {jax.process_count()} processes have "
+            f"{len(devices)}; take all, e.g. --config.mesh.data={len(devices)}"
+        )
     if count == 1:
         return None
     grid = np.asarray(devices[:count]).reshape(data, fsdp)

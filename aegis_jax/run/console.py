@@ -18,6 +18,7 @@ from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import commit, expand, place
 from aegis_jax.io.pictures import read_pictures
 from aegis_jax.io.pipeline import load_pipeline
+from aegis_jax.parallel import processes
 from aegis_jax.run import loop
 from aegis_jax.run.claim import one_at_a_time
 from aegis_jax.run.erase import erase as erase_concepts
@@ -36,12 +37,15 @@ def erase(model, concepts, *, config, overrides, out, resume, overwrite) -> None
     """`aegis erase`: a run with progress, then the table and where everything is."""
     if out is None and (resume or overwrite):
         raise AegisError("--resume and --overwrite need --out: the run folder")
+    processes.start()
+    if out is None and processes.several():
+        raise AegisError("several processes need --out: one run folder that all their hosts share")
     if out is None:  # what is erased may be said by the config alone
         named = free_folder(erase_settings(model, concepts, config, overrides).concepts)
     else:
         named = contextlib.nullcontext(Path(out))
     progress = Progress()
-    with named as folder:
+    with named as folder, processes.ending(loop.NonFiniteError):
         try:
             result = erase_concepts(
                 model, concepts, config=config, overrides=overrides,
@@ -49,10 +53,13 @@ def erase(model, concepts, *, config, overrides, out, resume, overwrite) -> None
                 measure=partial(_world_table, progress),
             )  # fmt: skip
         except loop.Interrupted as stopped:
-            progress.say(f"saved; go on with: aegis erase --resume --out {folder}")
+            if processes.is_first():
+                progress.say(f"saved; go on with: aegis erase --resume --out {folder}")
             raise stopped
         finally:
             progress.end()
+    if not processes.is_first():
+        return
     if result.measured:
         print(result.measured)
     print(f"method   {result.run.erase.method}")

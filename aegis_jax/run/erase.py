@@ -19,6 +19,7 @@ from aegis_jax.io.export import check_complete, save_pipeline, written_bytes
 from aegis_jax.io.hub import place
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
 from aegis_jax.models.model import Model, compute_dtype, flatten, unflatten
+from aegis_jax.parallel import processes
 from aegis_jax.parallel.mesh import make_placement
 from aegis_jax.run import card, loop, manifest, picture
 from aegis_jax.run import config as run_config
@@ -87,22 +88,30 @@ def erase(
     written, `loop.NonFiniteError` if a loss or the state stops being finite, and `loop.Interrupted` after SIGTERM or
     SIGINT, the state saved.
     """
-    progress = progress or Silent()
+    progress = progress if progress and processes.is_first() else Silent()
     if out is None and (resume or overwrite):
         raise AegisError("resume and overwrite need out: the run folder")
     folder = RunFolder(out) if out is not None else None
-    with folder.claimed(resume=resume, overwrite=overwrite) if folder else contextlib.nullcontext():
-        run = settings(pipeline, concepts, config, overrides, folder.reopen() if resume else None)
+    claimed = (
+        functools.partial(folder.claimed, resume=resume, overwrite=overwrite) if folder else contextlib.nullcontext
+    )
+    with processes.first_holds(claimed):
+        saved = processes.agreed(folder.reopen) if resume else None
+        run = processes.agreed(lambda: settings(pipeline, concepts, config, overrides, saved))
+        processes.same("setting", _computed(run))
         if not isinstance(pipeline, Pipeline):
-            pipeline = load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None)
-            pipeline = off_device(pipeline)
+            pipeline = processes.agreed(lambda: _loaded(run))
         if folder is None:
             result = _in_memory(run, pipeline, progress)
             measured = measure(run, pipeline, result.pipeline) if measure else None
             return dataclasses.replace(result, measured=measured)
-        folder.check_apart(pipeline)
+        processes.agreed(lambda: folder.check_apart(pipeline))
         with disk_errors(folder.path):
             return _in_folder(run, pipeline, folder, resume, progress, measure)
+
+
+def _loaded(run: RunConfig) -> Pipeline:
+    return off_device(load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None))
 
 
 def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None = None) -> RunConfig:
@@ -172,8 +181,12 @@ def _start(run, pipeline, progress):
     """(state at step 0, step function)."""
     if len(pipeline.tokenizer.word_ids) > 1000:  # to encode a sample of them takes a large model on a CPU half a minute
         progress.say("preparing: encoding words and prompts ...")
-    placement = make_placement(run.mesh.data, run.mesh.fsdp)
-    state, frozen = run.method.start(pipeline, list(run.concepts), run.erase, placement)
+
+    def begin():
+        placement = make_placement(run.mesh.data, run.mesh.fsdp)
+        return run.method.start(pipeline, list(run.concepts), run.erase, placement)
+
+    state, frozen = processes.agreed(begin)
     return state, functools.partial(run.method.step, frozen=frozen, config=run.erase)
 
 
@@ -199,7 +212,15 @@ def trained(run, pipeline, progress) -> tuple[dict, list[dict], TensorLog]:
     progress.start(0, run.erase.steps)
     _compile(step_fn, state)
     state = loop.train(step_fn, state, done=0, steps=run.erase.steps, record=record)
-    return run.method.drift(pipeline, state, run.erase), metrics, log
+    return _drift(run, pipeline, state), metrics, log
+
+
+def _drift(run, pipeline, state) -> dict:
+    """What is to be added to the pipeline's parameters; of arrays that lie on several processes' devices, the whole."""
+    drift = run.method.drift(pipeline, state, run.erase)
+    if not processes.several():
+        return drift
+    return {name: {path: processes.on_host(moves[path]) for path in moves} for name, moves in drift.items()}
 
 
 def _in_memory(run, pipeline, progress) -> EraseResult:
@@ -211,45 +232,54 @@ def _in_memory(run, pipeline, progress) -> EraseResult:
 
 def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     base = manifest.fingerprint(pipeline)
-    story = folder.read_manifest() if resume else {}
+    processes.same("model", {BASE: base})
+    story = processes.first(folder.read_manifest) if resume else {}
     if story:
-        refuse_other(folder.path, {BASE: story["model"]["fingerprint"]}, {BASE: base})
+        processes.agreed(lambda: refuse_other(folder.path, {BASE: story["model"]["fingerprint"]}, {BASE: base}))
     if story.get("status") == "finished":
         progress.say(f"{folder.path} is finished already")
-        erased = load_pipeline(folder.pipeline)
+        erased = processes.agreed(lambda: load_pipeline(folder.pipeline))
         log = _tensor_log(run, pipeline, folder, run.erase.steps)
         return EraseResult(erased, folder.read_metrics(), log.arrays(), log.names, folder.path, run, pipeline)
-    check_complete(pipeline)
+    processes.agreed(lambda: check_complete(pipeline))
     if run.picture.images:
-        picture.check(pipeline, run.picture)
+        processes.agreed(lambda: picture.check(pipeline, run.picture))
     state, step_fn = _start(run, pipeline, progress)
+    story = processes.first(functools.partial(_begun, run, pipeline, state, folder, base, resume, story))
+    drift = _drift(run, pipeline, _train(run, pipeline, state, step_fn, folder, base, story, progress))
+    del state, step_fn  # the export needs none of it
+    progress.say(f"writing {folder.pipeline}")
+    processes.first(functools.partial(_export, run, pipeline, drift, folder))
+    del drift
+    pipeline, erased = on_device(pipeline), processes.agreed(lambda: load_pipeline(folder.pipeline))
+    measured = processes.first(lambda: _look(run, pipeline, erased, folder, story, progress, measure))
+    metrics, log = folder.read_metrics(), _tensor_log(run, pipeline, folder, run.erase.steps)
+    return EraseResult(erased, metrics, log.arrays(), log.names, folder.path, run, pipeline, measured)
+
+
+def _begun(run, pipeline, state, folder, base, resume: bool, story: dict) -> dict:
+    """The manifest of a run that may now write into its folder."""
     remove_leftovers(folder.pipeline)
     _check_space(run, pipeline, state, folder, resume)
     if not resume:
         folder.create(run)
     if story:
-        story["resumed"] += [manifest.now()]
-    else:
-        story = manifest.describe(run, pipeline, base)
-    drift = run.method.drift(pipeline, _train(run, pipeline, state, step_fn, folder, base, story, progress), run.erase)
-    del state, step_fn  # the export needs none of it
-    progress.say(f"writing {folder.pipeline}")
-    metrics = folder.read_metrics()
-    _export(run, pipeline, drift, folder, card.text(run, metrics))
-    folder.drop_previous()
-    del drift
-    pipeline, erased = on_device(pipeline), load_pipeline(folder.pipeline)
+        return story | {"resumed": [*story["resumed"], manifest.now()]}
+    return manifest.describe(run, pipeline, base)
+
+
+def _look(run, pipeline, erased, folder, story: dict, progress, measure) -> str | None:
+    """The picture, what `measure` says, and the manifest's last lines."""
     if run.picture.images:
         picture.before_after(pipeline, erased, folder.picture, run, progress.say)
     measured = None
     if measure:
         measured = measure(run, pipeline, erased)
-        write_text(folder.pipeline / "README.md", card.text(run, metrics, measured))
+        write_text(folder.pipeline / "README.md", card.text(run, folder.read_metrics(), measured))
     story |= {"status": "finished", "finished": manifest.now()}
     story["result"] = manifest.folder_hashes(folder.pipeline)
     write_json(folder.manifest, story)
-    log = _tensor_log(run, pipeline, folder, run.erase.steps)
-    return EraseResult(erased, metrics, log.arrays(), log.names, folder.path, run, pipeline, measured)
+    return measured
 
 
 def _tensor_log(run, pipeline, folder, done: int) -> TensorLog:
@@ -279,21 +309,24 @@ def _train(run, pipeline, state, step_fn, folder, base, story, progress):
     identity = {BASE: base, **_computed(run)}
     with Checkpoints(folder.checkpoints, identity, run.checkpoint.keep, _defaults(run)) as checkpoints:
         done = checkpoints.latest or 0
+        processes.same(f"{folder.checkpoints} (do their hosts share it?)", {"steps done": done})
         if done:
-            state = checkpoints.restore(state)
+            state = processes.agreed(lambda: checkpoints.restore(state))
             progress.say(f"going on after step {done}")
-        write_json(folder.manifest, story)
-        log = _tensor_log(run, pipeline, folder, done)
-        with MetricsFile(folder.metrics, done, run.erase.method) as metrics:
+        processes.first(lambda: write_json(folder.manifest, story))
+        log = processes.agreed(lambda: _tensor_log(run, pipeline, folder, done))
+        with processes.first_holds(lambda: MetricsFile(folder.metrics, done, run.erase.method)) as metrics:
 
             def record(step, values, per_tensor, seconds):
-                metrics.write(step, values, seconds)
+                if metrics:
+                    metrics.write(step, values, seconds)
                 log.append(per_tensor)
                 progress.update(step, values["L_e"])
 
             def save(step, state):
-                metrics.sync()
-                log.write(folder.per_tensor)
+                if metrics:
+                    metrics.sync()
+                    log.write(folder.per_tensor)
                 checkpoints.save(step, state)
 
             progress.start(done, run.erase.steps)
@@ -308,7 +341,7 @@ def _train(run, pipeline, state, step_fn, folder, base, story, progress):
                 checkpoints.wait()
                 progress.say(f"the newest checkpoint is of step {checkpoints.latest or 0}")
                 story["status"] = f"stopped: {stopped}"
-                write_json(folder.manifest, story)
+                processes.first(lambda: write_json(folder.manifest, story))
                 raise
 
 
@@ -345,9 +378,11 @@ def with_drift(pipeline, drift) -> Pipeline:
     return dataclasses.replace(pipeline, **models)
 
 
-def _export(run, pipeline, drift, folder, text: str) -> None:
+def _export(run, pipeline, drift, folder) -> None:
     """Writes what `with_drift` gives, tensor by tensor: beside pipeline and drift it is never in memory as a whole."""
+    text = card.text(run, folder.read_metrics())
     try:
         save_pipeline(pipeline, folder.pipeline, overwrite=True, card=text, drift=drift)
     except KeyboardInterrupt as stopped:  # nothing is lost: the newest checkpoint is of the last step
         raise loop.Interrupted(getattr(stopped, "signum", signal.SIGINT), run.erase.steps) from stopped
+    folder.drop_previous()

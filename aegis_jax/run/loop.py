@@ -7,9 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
-import jax
-
 from aegis_jax.errors import AegisError
+from aegis_jax.parallel import processes
 from aegis_jax.run import checkpoint
 
 
@@ -76,14 +75,18 @@ def train(
     step only after the next one has been dispatched, so the device never waits for the host.
     save(step, state) is called every `every` steps, at the end and when a signal asks to stop, and
     only with a finite state whose metrics were recorded and finite. Raises `NonFiniteError` or `Interrupted`.
+    Of several processes all stop after the same step if one is asked to, by SIGTERM; SIGINT acts as usual there.
     """
     late = _LateMetrics(record)
     stop = StopRequest()
-    with contextlib.ExitStack() as signals:
+    with contextlib.ExitStack() as signals, processes.Watchdog() as watchdog:
         for step in range(done + 1, steps + 1):
             state, metrics = step_fn(state)
             late.push(step, metrics)
-            if save and step == done + 1:
+            watchdog.beat()
+            if processes.several():  # whose SIGTERM is JAX's: a handler of Python's would switch that off
+                stop.signum = signal.SIGTERM if processes.stop_agreed(step) else None
+            elif save and step == done + 1:
                 # Only now: the first step may compile, Python cannot react before the compiler
                 # returns, and there is nothing new to save, so a signal may end the process.
                 signals.enter_context(stop)
@@ -114,7 +117,7 @@ class _LateMetrics:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        host = jax.device_get(metrics)
+        host = processes.on_host(metrics)
         per_tensor = host.pop("per_tensor", {})
         values = {name: float(value) for name, value in host.items()}
         now = time.perf_counter()

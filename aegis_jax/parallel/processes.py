@@ -1,0 +1,257 @@
+"""Several processes that train one model together: who takes part, what they agree on, and how they end.
+
+Nothing else knows how many there are. Every process runs the same program; what is written, shown or measured is the
+first one's. Who fails in a part that all go through says so to all, by JAX's coordination service, so that all end with
+the same line. Who fails anywhere else ends, and the others within `HEARTBEAT` seconds (JAX aborts them, exit code 134).
+One that neither dies nor goes on is found by `Watchdog`.
+
+Taking part, by environment: AEGIS_NUM_PROCESSES, AEGIS_PROCESS_ID and JAX_COORDINATOR_ADDRESS=HOST:PORT (process 0's);
+or AEGIS_NUM_PROCESSES=auto where JAX knows the cluster: within srun, on a Cloud TPU slice, in a GKE job.
+"""
+
+import contextlib
+import faulthandler
+import itertools
+import json
+import os
+import socket
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+import jax
+from jax.experimental import multihost_utils
+
+from aegis_jax.errors import AegisError
+
+HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
+LEAVING = 10  # seconds that one which ends waits for the others
+FOREVER = 7 * 24 * 3600  # seconds: of waiting for what only a process that died would not say, and then all end
+STUCK = 134  # exit code of the watchdog: that of an abort, as JAX ends those whose peer has died
+USER, FAILED = 2, 1  # exit codes of the command: what the user can mend, anything else
+_numbers = itertools.count()  # of the meetings so far; the same in all, since all come to the same ones
+
+
+class AgreedError(AegisError):
+    """What all processes raise together."""
+
+
+def start() -> None:
+    """Joins the others that the environment names, if it names any. Before anything else that asks for a device.
+
+    Raises `AegisError` for a wrong or incomplete environment, and if the others do not come.
+    """
+    asked = _asked()
+    if asked is None or jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(**asked, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LEAVING)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise AegisError(
+            f"the processes named by AEGIS_NUM_PROCESSES did not come together: {first}; check that all run and "
+            "reach JAX_COORDINATOR_ADDRESS"
+        ) from error
+
+
+def _asked() -> dict | None:
+    """Arguments of `jax.distributed.initialize`; None where this process is alone."""
+    count = os.environ.get("AEGIS_NUM_PROCESSES", "").strip()
+    if count in ("", "1"):
+        return None
+    if count == "auto":
+        return {}
+    number, address = os.environ.get("AEGIS_PROCESS_ID", "").strip(), os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    if not (count.isdecimal() and number.isdecimal() and int(number) < int(count) and address):
+        raise AegisError(
+            f"AEGIS_NUM_PROCESSES={count!r}, AEGIS_PROCESS_ID={number!r}, JAX_COORDINATOR_ADDRESS={address!r}; wanted "
+            "how many (or auto), which one from 0 on, and HOST:PORT of process 0"
+        )
+    return {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
+
+
+def several() -> bool:
+    return jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and shows."""
+    return jax.process_index() == 0
+
+
+def agreed(compute: Callable):
+    """`compute()` of every process; each keeps its own result.
+
+    Raises `AgreedError` in all of them, naming process and host, where any raised `AegisError` or `OSError`.
+    """
+    if not several():
+        return compute()
+    result, failure = _tried(compute)
+    said = _exchange({"error": failure})
+    _raise_first(enumerate(said))
+    return result
+
+
+def first(compute: Callable):
+    """`compute()` in the first process alone; its result, as JSON holds it, or its error, in all."""
+    if not several():
+        return compute()
+    number, client = next(_numbers), _client()
+    if is_first():
+        result, failure = _tried(compute)
+        client.key_value_set(f"aegis/{number}", json.dumps({"value": result, "error": failure}))
+    said = json.loads(client.blocking_key_value_get(f"aegis/{number}", FOREVER * 1000))
+    _together(number)
+    _raise_first([(0, said)])
+    return said["value"]
+
+
+def same(what: str, found: dict) -> None:
+    """Raises `AgreedError` in all processes unless `found`, which JSON can hold, is one and the same in each."""
+    if not several():
+        return
+    wanted, *others = [said["found"] for said in _exchange({"found": found})]
+    for number, other in enumerate(others, 1):
+        different = [key for key in {**wanted, **other} if wanted.get(key) != other.get(key)]
+        if different:
+            raise AgreedError(f"process {number} has another {what} than process 0: {', '.join(different)}")
+
+
+@contextlib.contextmanager
+def first_holds(make: Callable):
+    """Enters the context manager that `make()` gives in the first process, and gives what that gives; None in others.
+
+    They wait until it is entered, and share its error.
+    """
+    with contextlib.ExitStack() as stack:
+        entered = []
+        first(lambda: entered.append(stack.enter_context(make())))
+        yield entered[0] if entered else None
+
+
+@contextlib.contextmanager
+def ending(*together):
+    """Ends this process at once for what it alone fails by: the others wait for it in the middle of a computation.
+
+    together: kinds of errors that all raise after the same step; like `AgreedError` they pass.
+    """
+    try:
+        yield
+    except (AgreedError, *together):
+        raise
+    except Exception as error:
+        if not several():
+            raise
+        if isinstance(error, AegisError | OSError):
+            text, code = f"aegis: error: {' '.join(str(error).split())}", USER
+        elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            why = str(error).strip().splitlines()[0]
+            text, code = f"aegis: error: another process has gone ({why}); go on with --resume", STUCK
+        else:
+            text, code = traceback.format_exc(), FAILED
+        print(f"{text} ({_who(jax.process_index(), socket.gethostname())})", file=sys.stderr, flush=True)
+        os._exit(code)
+
+
+def on_host(tree):
+    """A tree of arrays as NumPy arrays; those that are spread over the processes' devices come whole to each."""
+    gathered = [_whole(x) for x in jax.tree.leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), jax.device_get(gathered))
+
+
+def _whole(x):
+    here = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+    return x if here else multihost_utils.process_allgather(x, tiled=True)
+
+
+def stop_agreed(step: int) -> bool:
+    """Whether all shall stop after this step, since one of them was told to (SIGTERM). To be asked after every step."""
+    return several() and multihost_utils.reached_preemption_sync_point(step)
+
+
+class Watchdog:
+    """Ends a process whose steps no longer come: a peer that hangs hangs all, and nothing in JAX says so.
+
+    While entered, `beat` is to be called after every step. If none comes for `least` seconds and `factor` times the
+    median of the steps so far (before the first: `compiling` seconds), the stacks of all threads go to standard error
+    and the process ends with `STUCK`; the others follow within `HEARTBEAT` seconds. Does nothing for a single process.
+    """
+
+    def __init__(self, *, least: float = 900.0, factor: float = 20.0, compiling: float = 3600.0):
+        self._least, self._factor, self._compiling = least, factor, compiling
+        self._steps: list[float] = []
+        self._last = time.monotonic()
+        self._done = threading.Event()
+
+    def __enter__(self):
+        self._last = time.monotonic()
+        if several():
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *exc):
+        self._done.set()
+
+    def beat(self) -> None:
+        now = time.monotonic()
+        self._steps = [*self._steps[-100:], now - self._last]
+        self._last = now
+
+    @property
+    def patience(self) -> float:
+        """Seconds."""
+        if not self._steps:
+            return self._compiling
+        return max(self._least, self._factor * statistics.median(self._steps))
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(10.0, self._least / 4)):
+            waited = time.monotonic() - self._last
+            if waited > self.patience:
+                text = f"aegis: error: no step for {waited:.0f} s: a process hangs; all end, go on with --resume"
+                print(f"{text} ({_who(jax.process_index(), socket.gethostname())})", file=sys.stderr, flush=True)
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(STUCK)
+
+
+def _client():
+    from jax._src import distributed  # the only way to the service that JAX itself agrees by
+
+    return distributed.global_state.client
+
+
+def _tried(compute):
+    """(its result, None) or (None, [what went wrong, host])."""
+    try:
+        return compute(), None
+    except (AegisError, OSError) as error:
+        return None, [" ".join(str(error).split()), socket.gethostname()]
+
+
+def _exchange(mine: dict) -> list[dict]:
+    """What each process says, in their order."""
+    number, client = next(_numbers), _client()
+    client.key_value_set(f"aegis/{number}/{jax.process_index()}", json.dumps(mine))
+    keys = [f"aegis/{number}/{k}" for k in range(jax.process_count())]
+    said = [json.loads(client.blocking_key_value_get(key, FOREVER * 1000)) for key in keys]
+    _together(number)
+    return said
+
+
+def _together(number: int) -> None:
+    """Waits until all have read: the first one, with which the service ends, may be about to fail."""
+    _client().wait_at_barrier(f"aegis/{number}", FOREVER * 1000)
+
+
+def _raise_first(said) -> None:
+    for number, verdict in said:
+        if verdict["error"]:
+            text, host = verdict["error"]
+            raise AgreedError(f"{text} ({_who(number, host)})")
+
+
+def _who(number: int, host: str) -> str:
+    return f"process {number} on {host}"
