@@ -1,21 +1,26 @@
 """`erase_step` on a mesh of 8 virtual CPU devices equals one device. Run by test_erase_step.py."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 import aegis_jax
 from aegis_jax.erasure import trainable
 from aegis_jax.erasure.aegis import rectify
 from aegis_jax.erasure.aegis.config import EraseConfig, GRPConfig, LatentsConfig, SoftConfig, WordsConfig
 from aegis_jax.erasure.aegis.setup import setup
-from aegis_jax.erasure.aegis.step import erase_step
+from aegis_jax.erasure.aegis.step import erase_step, predicted
+from aegis_jax.erasure.latents import Noised
 from aegis_jax.errors import AegisError
+from aegis_jax.models import model
+from aegis_jax.models.unet import UNet2DConditionModel
 from aegis_jax.parallel import mesh
+from benchmarks import sd_configs
 from tests.tiny import FEWEST
 
 CONFIG = EraseConfig(
@@ -207,6 +212,46 @@ def test_an_erasure_over_eight_devices_is_that_of_one(pipeline, monkeypatch, met
     pairs = zip(*(jax.tree.leaves(result.pipeline.unet.params) for result in (one, many)))
     apart = np.concatenate([np.abs(np.asarray(a) - np.asarray(b)).ravel() for a, b in pairs])
     assert (apart > 1e-7).mean() < 0.001 and one.metrics[-1]["drift_norm"] > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
+def test_five_steps_on_any_mesh_are_those_of_one_device(pipeline, monkeypatch, data, fsdp):
+    """Losses to 1e-5 and parameters to 1e-5."""
+    monkeypatch.setattr(mesh, "_SMALL", 256)
+    keys = {**SMALL, "method": "esd", "steps": 5}
+    one = aegis_jax.erase(pipeline, "heart", config=keys)
+    many = aegis_jax.erase(pipeline, "heart", config={**keys, "mesh.data": data, "mesh.fsdp": fsdp})
+    for ours, theirs in zip(many.metrics, one.metrics, strict=True):
+        np.testing.assert_allclose(ours["L_e"], theirs["L_e"], 1e-5)
+    pairs = zip(*(jax.tree.leaves(result.pipeline.unet.params) for result in (one, many)), strict=True)
+    assert max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs) < 1e-5
+    assert one.metrics[-1]["drift_norm"] > 1e-4
+
+
+def test_each_of_eight_devices_holds_an_eighth_of_sd14():
+    """UNet and its drift by the rule by size: at most a tenth more, the small tensors that all hold."""
+    placement = mesh.make_placement(fsdp=8)
+    unet = model.abstract(UNet2DConditionModel, sd_configs.unet()).params
+    leaves = jax.tree.leaves((unet, jax.eval_shape(lambda u: trainable.zero_drift(u, "full"), unet)))
+    held = sum(math.prod(placement.sharding(leaf.shape).shard_shape(leaf.shape)) for leaf in leaves)
+    whole = sum(math.prod(leaf.shape) for leaf in leaves)
+    assert whole > 2 * 859e6 and whole / 8 <= held <= 1.1 * whole / 8
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [pytest.param(8, 1, marks=pytest.mark.slow), (2, 4)])
+def test_each_of_eight_devices_computes_an_eighth(pipeline, data, fsdp):
+    """Of what a step asks the network: the batch is split over all of them."""
+
+    def flops(placement):
+        _, frozen = setup(pipeline, "red star", CONFIG, placement)
+        z = jnp.zeros((CONFIG.batch, *frozen.latent_shape))
+        at, cond = Noised(z, jnp.zeros(CONFIG.batch, jnp.int32)), frozen.concept_emb
+        if placement is not None:
+            at = jax.device_put(at, NamedSharding(placement.mesh, PartitionSpec(("data", "fsdp"))))
+        return jax.jit(predicted).lower(frozen, frozen.unet, at, cond).compile().cost_analysis()["flops"]
+
+    assert flops(mesh.make_placement(data, fsdp)) == pytest.approx(flops(None) / 8, rel=0.05)
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(pipeline, placement):
