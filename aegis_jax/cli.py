@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     how = sub.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    how.add_argument("--auto-resume", action="store_true", help="the same if one has begun there, else begin it")
     how.add_argument("--overwrite", action="store_true", help="replace the run in --out")
 
     sub = command("delta", _delta, "Write what an erasure changed as one small file.")
@@ -188,7 +189,7 @@ def _erase(args):
     weights = [(key, value) for key in ("revision", "variant") if (value := getattr(args, key)) is not None]
     console.erase(
         args.model, args.concept, config=args.config, overrides=weights + args.overrides,
-        out=args.out, resume=args.resume, overwrite=args.overwrite,
+        out=args.out, resume=args.resume, auto_resume=args.auto_resume, overwrite=args.overwrite,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from aegis_jax.run import loop
 from aegis_jax.run.claim import one_at_a_time
 from aegis_jax.run.erase import erase as erase_concepts
 from aegis_jax.run.erase import settings as erase_settings
+from aegis_jax.run.folder import RunFolder
 from aegis_jax.run.progress import Progress
 from aegis_jax.run.prompts import COLUMNS, Prompt, check_index, unused, write_index
 from aegis_jax.run.prompts import read as read_prompts
@@ -33,11 +34,13 @@ GUIDANCE, STEPS, PICTURES = 7.5, 50, 4
 IMAGES_AT_ONCE = 256  # that `aegis sample` holds before it writes them
 
 
-def erase(model, concepts, *, config, overrides, out, resume, overwrite) -> None:
+def erase(model, concepts, *, config, overrides, out, resume, auto_resume, overwrite) -> None:
     """`aegis erase`: a run with progress, then the table and where everything is."""
-    if out is None and (resume or overwrite):
-        raise AegisError("--resume and --overwrite need --out: the run folder")
+    if out is None and (resume or auto_resume or overwrite):
+        raise AegisError("--resume, --auto-resume and --overwrite need --out: the run folder")
     processes.start()
+    if auto_resume:
+        resume = processes.first(RunFolder(out).is_run)
     if out is None and processes.several():
         raise AegisError("several processes need --out: one run folder that all their hosts share")
     if out is None:  # what is erased may be said by the config alone

@@ -53,6 +53,7 @@ def refused(capsys, *argv):
         (["erase"], ["no model"]),
         (["erase", "--concept", "star"], ["no model"]),
         (["erase", "--resume"], ["--out"]),
+        (["erase", "--auto-resume"], ["--out"]),
         (["erase", "--overwrite", "--resume", "--out", "x"], ["not allowed with"]),
         (["erase", "--model", "world", "--concept", "star", "--config", "nope"], ["nope", "sd14"]),
         (["erase", "--model", "world", "--config.stpes=5"], ["'stpes'", "'steps'"]),
@@ -157,6 +158,31 @@ def test_erase_and_what_it_refuses_afterwards(capsys, cheap_step, folder, tmp_pa
     heart = refused(capsys, "erase", "--concept", "heart", "--out", "runs/star", "--resume")
     assert "concepts was ['star'], is ['heart']" in heart
     assert main(["erase", "--resume", "--out", "runs/star"]) == 0
+
+
+def test_auto_resume_begins_or_goes_on(capsys, cheap_step, folder, tmp_path, monkeypatch):
+    """The same command each time, as a scheduler gives it; a run of other settings is neither touched nor resumed."""
+    erase = [
+        "erase",
+        "--model",
+        str(folder),
+        "--concept",
+        "star",
+        *KEYS,
+        "--auto-resume",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main(erase) == 0
+    assert "step 3/3" in capsys.readouterr().err
+    result = (tmp_path / "run" / "manifest.json").read_bytes()
+    assert main(erase) == 0
+    assert "finished already" in capsys.readouterr().err
+    assert "seed was 0, is 1" in refused(capsys, *erase, "--config.seed=1")
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == result
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    assert "exists" in refused(capsys, *erase[:-1], tmp_path / "mine")
 
 
 def test_a_device_without_memory(capsys, monkeypatch, folder, tmp_path):
