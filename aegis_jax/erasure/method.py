@@ -42,6 +42,7 @@ class Method:
         large as the model; it must not hold the state.
       described: (settings, number of concepts) -> what a run of these settings does, in a sentence or two for its card.
       tensors: (pipeline, settings) -> PyTorch keys of the changed tensors, in the order of "per_tensor".
+      remedy: what to change where a loss or the state stops being finite, after "stopped; ".
       lanes: how runs share a batch, or None for a method whose runs do not.
     """
 
@@ -52,4 +53,5 @@ class Method:
     drift: Callable
     described: Callable
     tensors: Callable
+    remedy: str
     lanes: Lanes | None = None

@@ -211,7 +211,7 @@ def trained(run, pipeline, progress) -> tuple[dict, list[dict], TensorLog]:
 
     progress.start(0, run.erase.steps)
     _compile(step_fn, state)
-    state = loop.train(step_fn, state, done=0, steps=run.erase.steps, record=record)
+    state = loop.train(step_fn, state, done=0, steps=run.erase.steps, record=record, remedy=run.method.remedy)
     return _drift(run, pipeline, state), metrics, log
 
 
@@ -335,7 +335,7 @@ def _train(run, pipeline, state, step_fn, folder, base, story, progress):
             try:
                 return loop.train(
                     step_fn, state, done=done, steps=run.erase.steps,
-                    record=record, save=save, every=run.checkpoint.every,
+                    record=record, save=save, every=run.checkpoint.every, remedy=run.method.remedy,
                 )  # fmt: skip
             except (loop.Interrupted, loop.NonFiniteError) as stopped:
                 checkpoints.wait()

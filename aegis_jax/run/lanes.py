@@ -152,6 +152,7 @@ class _Book:
     """What is written down of one lane; nothing after the step at which it stopped being finite."""
 
     log: TensorLog
+    remedy: str
     metrics: list[dict] = dataclasses.field(default_factory=list)
     stopped: NonFiniteError | None = None
 
@@ -160,7 +161,7 @@ class _Book:
             return
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            self.stopped = NonFiniteError(step, ", ".join(bad))
+            self.stopped = NonFiniteError(step, ", ".join(bad), self.remedy)
         self.metrics.append({"step": step, "method": method, **values})
         self.log.append(per_tensor)
 
@@ -168,7 +169,7 @@ class _Book:
 def _train(step, state, frozen, pipeline, run: RunConfig, progress, width: int):
     """(the last state of a group of lanes, their books). Ends early only if none is finite any more."""
     names = run.method.tensors(pipeline, run.erase)
-    books, pending = [_Book(TensorLog(names)) for _ in range(width)], None
+    books, pending = [_Book(TensorLog(names), run.method.remedy) for _ in range(width)], None
 
     def record(number, metrics):
         host = jax.device_get(metrics)
@@ -189,7 +190,7 @@ def _train(step, state, frozen, pipeline, run: RunConfig, progress, width: int):
     record(*pending)
     for book, finite in zip(books, np.asarray(lanes_lib.finite(state))):
         if not finite and book.stopped is None:
-            book.stopped = NonFiniteError(number, "the state")
+            book.stopped = NonFiniteError(number, "the state", book.remedy)
     return state, books
 
 

@@ -13,13 +13,10 @@ from aegis_jax.run import checkpoint
 
 
 class NonFiniteError(AegisError):
-    """A loss or the state is NaN or infinite; `step` is the first step that shows it."""
+    """A loss or the state is NaN or infinite; `step` is the first step that shows it. remedy: what to change."""
 
-    def __init__(self, step: int, what: str):
-        super().__init__(
-            f"step {step}: {what} is not finite, the run was stopped; lower learning_rate, grp.omega, "
-            "words.preserve or eta"
-        )
+    def __init__(self, step: int, what: str, remedy: str = ""):
+        super().__init__(f"step {step}: {what} is not finite, the run was stopped{remedy and f'; {remedy}'}")
         self.step = step
 
 
@@ -68,16 +65,18 @@ def train(
     record: Callable[[int, dict, dict, float], None],
     save: Callable[[int, object], None] | None = None,
     every: int = 100,
+    remedy: str = "",
 ):
     """Runs `step_fn(state) -> (state, metrics)` from step `done` to `steps`; returns the state.
 
     record(step, metrics as floats, those per tensor as arrays, seconds) is called in order, for a
     step only after the next one has been dispatched, so the device never waits for the host.
     save(step, state) is called every `every` steps, at the end and when a signal asks to stop, and
-    only with a finite state whose metrics were recorded and finite. Raises `NonFiniteError` or `Interrupted`.
-    Of several processes all stop after the same step if one is asked to, by SIGTERM; SIGINT acts as usual there.
+    only with a finite state whose metrics were recorded and finite. Raises `NonFiniteError`, which gives the `remedy`,
+    or `Interrupted`. Of several processes all stop after the same step if one is asked to, by SIGTERM; SIGINT acts as
+    usual there.
     """
-    late = _LateMetrics(record)
+    late = _LateMetrics(record, remedy)
     stop = StopRequest()
     with contextlib.ExitStack() as signals, processes.Watchdog() as watchdog:
         for step in range(done + 1, steps + 1):
@@ -93,7 +92,7 @@ def train(
             if step == steps or stop.signum or (save and step % every == 0):
                 late.flush()
                 if not checkpoint.all_finite(state):
-                    raise NonFiniteError(step, "the state")
+                    raise NonFiniteError(step, "the state", remedy)
                 if save:
                     save(step, state)
             if stop.signum:
@@ -104,8 +103,8 @@ def train(
 class _LateMetrics:
     """Holds one step's metrics on the device until the next step has been dispatched."""
 
-    def __init__(self, record):
-        self._record = record
+    def __init__(self, record, remedy: str):
+        self._record, self._remedy = record, remedy
         self._pending = None
         self._clock = time.perf_counter()
 
@@ -125,4 +124,4 @@ class _LateMetrics:
         self._record(step, values, per_tensor, seconds)
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            raise NonFiniteError(step, ", ".join(bad))
+            raise NonFiniteError(step, ", ".join(bad), self._remedy)

@@ -38,4 +38,5 @@ def without_lanes(config: EraseConfig) -> str | None:
 
 
 lanes = Lanes(setup_each, without_lanes)
-method = Method(EraseConfig(), check, setup, erase_step, drift, described, tensors, lanes)
+remedy = "lower learning_rate, grp.omega, words.preserve or eta"
+method = Method(EraseConfig(), check, setup, erase_step, drift, described, tensors, remedy, lanes)

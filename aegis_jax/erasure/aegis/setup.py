@@ -13,6 +13,7 @@ from aegis_jax.erasure import adam, latents, trainable
 from aegis_jax.erasure.aegis import rectify, soft, words
 from aegis_jax.erasure.aegis.config import EraseConfig, check, check_concepts
 from aegis_jax.erasure.aegis.state import Frozen, State
+from aegis_jax.erasure.texts import check_text_width, concept_tokens
 from aegis_jax.errors import AegisError
 from aegis_jax.models import clip
 from aegis_jax.models import unet as unet_lib
@@ -36,9 +37,9 @@ def freeze_each(pipeline, runs: list[list[str]], config: EraseConfig, placement=
     """
     unet, text, tokenizer = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer
     shape = _latent_shape(unet.config)
-    _check_text_width(unet.config, text.params)
+    check_text_width(unet.config, text.params)
     slots = slots or (config.soft.tokens, config.soft.tokens)
-    tokens = [[_concept_tokens(tokenizer, concept, max(slots)) for concept in concepts] for concepts in runs]
+    tokens = [[concept_tokens(tokenizer, concept, max(slots)) for concept in concepts] for concepts in runs]
     schedule = make_schedule(pipeline.scheduler)
     _check_grid(schedule.alphas_cumprod.shape[0], config.latents.steps)
     text_params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), text.params)
@@ -164,21 +165,6 @@ def _template_ids(tokenizer, slots: int, concept: list[int]) -> np.ndarray:
     return np.array([used + [tokenizer.pad_token_id] * (length - len(used))], np.int32)
 
 
-def _concept_tokens(tokenizer, concept: str, slots: int) -> list[int]:
-    if not isinstance(concept, str) or not concept.strip():
-        raise AegisError(f"concept {concept!r} is empty; give the concept's name, such as 'star'")
-    tokens = tokenizer.tokens(concept)
-    if not tokens:
-        raise AegisError(f"concept {concept!r} has no tokens in this tokenizer; choose another wording")
-    room = tokenizer.model_max_length - 2 - slots
-    if len(tokens) > room:
-        raise AegisError(
-            f"concept {concept[:40]!r} has {len(tokens)} tokens, but the text encoder has room for {room} besides "
-            f"BOS, EOS and {slots} soft tokens; shorten it"
-        )
-    return tokens
-
-
 def _latent_shape(config: dict) -> tuple[int, int, int]:
     size, channels = native_size(config) or (64, 64), config.get("in_channels", 4)
     if channels != config.get("out_channels", 4):
@@ -187,16 +173,6 @@ def _latent_shape(config: dict) -> tuple[int, int, int]:
             "text-to-image UNets can be erased from"
         )
     return (*size, channels)
-
-
-def _check_text_width(config: dict, text_params) -> None:
-    wanted = config.get("cross_attention_dim", 1280)
-    found = text_params["text_model"]["final_layer_norm"]["bias"].shape[0]
-    if set([wanted] if isinstance(wanted, int) else wanted) != {found}:
-        raise AegisError(
-            f"unet/config.json: cross_attention_dim={wanted} but the text encoder's hidden_size is {found}; UNet and "
-            "text encoder do not belong together"
-        )
 
 
 def _check_grid(train_timesteps: int, steps: int) -> None:

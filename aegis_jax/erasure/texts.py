@@ -1,0 +1,34 @@
+"""What every method asks of the texts that it is given, before it encodes them."""
+
+from aegis_jax.errors import AegisError
+
+
+def concept_tokens(tokenizer, concept: str, slots: int = 0) -> list[int]:
+    """The token ids of what is to be erased. slots: positions of the prompt that it has to leave free.
+
+    Raises `AegisError` for an empty concept, and for one that has no tokens or too many.
+    """
+    if not isinstance(concept, str) or not concept.strip():
+        raise AegisError(f"concept {concept!r} is empty; give the concept's name, such as 'star'")
+    tokens = tokenizer.tokens(concept)
+    if not tokens:
+        raise AegisError(f"concept {concept!r} has no tokens in this tokenizer; choose another wording")
+    room = tokenizer.model_max_length - 2 - slots
+    if len(tokens) > room:
+        besides = f"BOS, EOS and {slots} soft tokens" if slots else "BOS and EOS"
+        raise AegisError(
+            f"concept {concept[:40]!r} has {len(tokens)} tokens, but the text encoder has room for {room} besides "
+            f"{besides}; shorten it"
+        )
+    return tokens
+
+
+def check_text_width(config: dict, text_params) -> None:
+    """Raises `AegisError` if a UNet of that config.json takes text of another width than the text encoder's."""
+    wanted = config.get("cross_attention_dim", 1280)
+    found = text_params["text_model"]["final_layer_norm"]["bias"].shape[0]
+    if set([wanted] if isinstance(wanted, int) else wanted) != {found}:
+        raise AegisError(
+            f"unet/config.json: cross_attention_dim={wanted} but the text encoder's hidden_size is {found}; UNet and "
+            "text encoder do not belong together"
+        )
