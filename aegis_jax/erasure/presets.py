@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 
 from aegis_jax.erasure import aegis
+from aegis_jax.erasure.closed.room import METHODS as CLOSED
 from aegis_jax.erasure.method import Method
 from aegis_jax.errors import AegisError
 
@@ -37,6 +38,7 @@ _WORDS = {"words": {"preserve": 5.0, "context": "push"}}
 _PLUS = {"soft": {"life": "run", "tokens": 4, "prefixes": 4, "gamma": 5e-3}, **_NO_GRP, **_ONE_LATENT, **_WORDS}
 _ESD = {"soft": {"use": "none", "prefixes": 1}, **_NO_GRP, **_ONE_LATENT}
 _STILL = {"soft": {"beta": 0.0, "gamma": 0.0}}  # random prefixes, no sign steps
+_UCE_2023 = {"tokens": "from_last", "preserve": ("",), "preserve_tokens": "all", "preserve_scale": 0.1}
 
 
 def _merge(*changes: dict) -> dict:
@@ -76,10 +78,24 @@ _AEGIS = {
     ),
 }
 
-PRESETS = {
-    name: Preset(name, about, aegis.method, _changed(aegis.method.settings, changes | {"method": name}))
-    for name, (about, changes) in _AEGIS.items()
+# name: (what it is, the method, what it changes in its defaults)
+_CLOSED = {
+    "uce": ("UCE: concepts' last tokens to the empty prompt's, by least squares", "uce", {}),
+    "uce-2023": ("UCE as first published: from the last token on, EOS and padding too", "uce", _UCE_2023),
+    "rece": ("RECE: UCE, then the same against derived adversaries", "rece", {}),
+    "speed": ("SPEED: values alone, in the null space of what is preserved", "speed", {}),
 }
+
+
+def _presets():
+    for name, (about, changes) in _AEGIS.items():
+        yield Preset(name, about, aegis.method, _changed(aegis.method.settings, changes | {"method": name}))
+    for name, (about, method, changes) in _CLOSED.items():
+        settings = CLOSED[method].settings
+        yield Preset(name, about, CLOSED[method], _changed(settings, changes | {"method": name}))
+
+
+PRESETS = {preset.name: preset for preset in _presets()}
 DEFAULT = "paper"
 # What is left as it is when a run's method is changed.
 SCALE = ("steps", "batch", "seed", "learning_rate", "trainable", "compute_dtype", "low_memory")
@@ -99,7 +115,7 @@ def switched(settings, name: str):
     """The settings of the preset `name` at the scale (`SCALE`) of other settings."""
     new = preset(name).settings
     own = {key for key in SCALE if hasattr(settings, key) and hasattr(new, key)}
-    if new.steps == 1:  # a closed form, which has no other number of steps
+    if 1 in (new.steps, preset(settings.method).settings.steps):  # a closed form, which has no other number of steps
         own.discard("steps")
     new = dataclasses.replace(new, **{key: getattr(settings, key) for key in own})
     if hasattr(settings, "latents") and hasattr(new, "latents"):

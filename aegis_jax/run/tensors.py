@@ -1,7 +1,8 @@
-"""per_tensor.safetensors: what a method says of every trained tensor at every step, as one file a run.
+"""per_tensor.safetensors: what a method says of every changed tensor at every step, as one file a run.
 
-Arrays (steps, tensors), float32: "cosine" of erasure gradient and drift, "kept" (the sign of <g_e, P_before>: -1 where
-conflict has flipped since the step before), "omega". The tensors' PyTorch keys stand in the file's metadata under
+Arrays (steps, tensors), float32, by the names that the method gives them. AEGIS: "cosine" of erasure gradient and
+drift, "kept" (the sign of <g_e, P_before>: -1 where conflict has flipped since the step before), "omega". Closed forms:
+"L_e", "drift" (erasure/closed/projections.py). The tensors' PyTorch keys stand in the file's metadata under
 "tensors", as JSON, in the order of the columns; under "first_step", where the rows of earlier steps are lost,
 that of the first row. In memory those are NaN, so that row i is always that of step i + 1.
 """

@@ -72,7 +72,32 @@ def test_what_is_no_name_is_refused_as_a_name(name):
         preset(name)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+CLOSED = [name for name, found in PRESETS.items() if found.settings.steps == 1]
+
+
+def test_the_closed_forms_published_numbers():
+    """As the published code has them by default (docs/method.md says where ours differ)."""
+    uce, first, rece, speed = (preset(name).settings for name in ("uce", "uce-2023", "rece", "speed"))
+    for settings in (uce, first, rece):
+        assert (settings.guide, settings.erase_scale, settings.projections) == (("",), 1.0, "kv")
+    assert (uce.tokens, uce.preserve, uce.preserve_scale, uce.lamb) == ("last", (), 1.0, 0.5)
+    assert (first.tokens, first.preserve_tokens, first.preserve, first.lamb) == ("from_last", "all", ("",), 0.5)
+    assert (rece.epochs, rece.regular_scale, rece.lamb, rece.preserve_scale) == (3, 0.1, 0.1, 0.1)
+    assert (speed.threshold, speed.aug_num, speed.retain_scale, speed.lamb) == (0.1, 10, 1.0, 0.0)
+    assert (speed.projections, speed.tokens, speed.guide) == ("v", "last", ("",))
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_to_and_from_a_closed_form_the_seed_alone_is_kept(name):
+    """It has one step, whatever the scale before; and that is no scale for what comes after."""
+    world = dataclasses.replace(run_config.load("world").erase, seed=5)
+    made = switched(world, name)
+    assert made == dataclasses.replace(preset(name).settings, seed=5)
+    assert switched(made, "esd") == dataclasses.replace(preset("esd").settings, seed=5)
+    assert switched(made, "uce").lamb == 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in CLOSED])
 def test_switching_keeps_the_scale_and_nothing_else(name):
     scale = {
         "steps": 7, "batch": 3, "seed": 5, "learning_rate": 0.1, "trainable": "kv", "compute_dtype": "float32",
