@@ -5,6 +5,7 @@
     python -m benchmarks study parts | omega              aegis+ without each part; five rules for omega
     python -m benchmarks study final --presets esd aegis+ three seeds, three evaluation seeds, many images
     python -m benchmarks study table main                 prints the table of what the file holds
+    python -m benchmarks study closed [--quick]           closed forms; quick: few images, no attack
     python -m benchmarks study costs                      UNet evaluations a step of every preset, from its settings
     python -m benchmarks study unasked                    what the original shows unasked: the floor of any attack
 
@@ -28,8 +29,14 @@ SETS = {
     "parts": ("aegis+-no-aet", "aegis+-no-prompt", "aegis+-no-preservation", "aegis+-no-context", "aegis+-no-push"),
     "omega": ("paper-total-omega", "paper-half-omega", "paper-fixed-omega"),
 }
+# The closed forms as published, and with the world's other values preserved where the default holds nothing of them.
+CLOSED = {
+    "uce": "default", "speed": "default", "rece": "default", "uce-2023": "default",
+    "uce, others preserved": "others", "speed, others preserved": "others", "rece, others preserved": "others",
+}  # fmt: skip
 # Evaluation seeds: even ones for what is chosen by, odd ones for what is reported (they differ in held-out words too).
 SCREENING = {"evaluation_seed": 40, "images": 64, "members": "all", "restarts": 2, "attack_steps": 100, "n": 16}
+QUICK = {"evaluation_seed": 40, "images": 16, "members": "none"}
 FINAL_SEEDS, FINAL_EVALUATIONS = (0, 1, 2), (41, 43, 45)
 FINAL = {"images": 128, "members": "strongest", "restarts": 4, "attack_steps": 150, "n": 32}
 
@@ -45,12 +52,31 @@ def finals(names, concepts=CONCEPTS, trainable=("xattn",)) -> list[dict]:
     return [{"set": "final", **cell, **seeds(cell), **FINAL, "of": measured(cell)} for cell in axes]
 
 
+def closed(names=CLOSED, concepts=CONCEPTS, quick=False) -> list[dict]:
+    how = QUICK if quick else SCREENING
+    axes = cells.grid(preset=names, concept=concepts, seed=(0,))
+    axes = [
+        cell | {"preset": cell["preset"].split(",")[0], "preserve": CLOSED.get(cell["preset"], "default")}
+        for cell in axes
+    ]
+    return [{"set": "closed", **cell, **how, "of": measured(cell)} for cell in axes]
+
+
 def settings(cell: dict):
     """What a cell's erasure runs with."""
     from aegis_jax.run import config
 
     overrides = [("concepts", cell["concept"]), ("method", cell["preset"])]
-    return config.load("world", overrides + [(key, str(cell[key])) for key in ("trainable", "seed")])
+    if cell.get("preserve") == "others":
+        overrides.append(("preserve", ",".join(_other_values(cell["concept"]))))
+    return config.load("world", overrides + [(key, str(cell[key])) for key in ("trainable", "seed") if key in cell])
+
+
+def _other_values(concept: str) -> list[str]:
+    """Names of all values of the world but that one."""
+    from aegis_jax.world.concepts import ATTRIBUTES
+
+    return [value.name for values in ATTRIBUTES.values() for value in values if concept not in value.words]
 
 
 def measured(cell: dict) -> str:
@@ -70,29 +96,40 @@ def measure(cell: dict, found: list[dict]) -> dict:
     """Erases, looks at what is shown and kept, attacks. found: the file's lines, for a final's strongest members."""
     import aegis_jax
     from aegis_jax.attacks.family import family
-    from aegis_jax.erasure.aegis.cost import unet_evaluations
     from aegis_jax.evaluation.attacked import attack_family
     from aegis_jax.evaluation.world import find, measure, unasked
 
     result = aegis_jax.erase("world", config=settings(cell))
     concept, seed = find(cell["concept"]), cell["evaluation_seed"]
     shown = measure(result.pipeline, concept, n=cell["images"], seed=seed)
-    shown |= unasked(result.pipeline, concept, n=cell["images"], seed=seed)
+    figures = {**shown, **_cost(result.run.erase), **_late(result.metrics)}
+    if cell["members"] == "none":
+        return figures
+    figures |= unasked(result.pipeline, concept, n=cell["images"], seed=seed)
     members = family() if cell["members"] == "all" else _strongest(cell, found)
     members = {name: dataclasses.replace(m, steps=cell["attack_steps"]) for name, m in members.items()}
     how = {"seed": seed, "restarts": cell["restarts"], "n": cell["n"]}
     attacked = attack_family(result.original, result.pipeline, concept, members, **how)
-    cost = unet_evaluations(result.run.erase)
-    last = result.metrics[-100:]
-    mean = lambda name: statistics.fmean(m[name] for m in last)  # noqa: E731
-    return {
-        **shown,
-        **{name: attacked[name]["rate"] for name in ("strongest", "worst_pick", "pick", "best")},
-        "attack": attacked,
-        "evaluations_per_step": round(cost.total, 1),
-        "latents_share": cost.latents / cost.total,
-        **{name: mean(name) for name in ("mean_cosine", "conflict_share", "flip_share", "omega", "drift_norm")},
-    }
+    rates = {name: attacked[name]["rate"] for name in ("strongest", "worst_pick", "pick", "best")}
+    return figures | rates | {"attack": attacked}
+
+
+def _cost(erase) -> dict:
+    """UNet evaluations of a step; a closed form has none."""
+    from aegis_jax.erasure.aegis.config import EraseConfig
+    from aegis_jax.erasure.aegis.cost import unet_evaluations
+
+    if not isinstance(erase, EraseConfig):
+        return {"evaluations_per_step": 0.0}
+    cost = unet_evaluations(erase)
+    return {"evaluations_per_step": round(cost.total, 1), "latents_share": cost.latents / cost.total}
+
+
+def _late(metrics: list[dict]) -> dict:
+    """Means over the last 100 steps of what was measured of the tensors, or of a closed form's one."""
+    names = ("mean_cosine", "conflict_share", "flip_share", "omega", "drift_norm", "L_e", "L_e_before")
+    last = metrics[-100:]
+    return {name: statistics.fmean(m[name] for m in last) for name in names if name in last[-1]}
 
 
 def _strongest(cell: dict, found: list[dict]) -> dict:
@@ -125,10 +162,13 @@ def table(lines: list[dict]) -> str:
     groups: dict[tuple, list[dict]] = {}
     for line in lines:
         cell = line["cell"]
-        name = cell["preset"] + ("" if cell["trainable"] == "xattn" else f", {cell['trainable']}")
+        name = cell["preset"] + ("" if cell.get("trainable", "xattn") == "xattn" else f", {cell['trainable']}")
+        name += ", others preserved" if cell.get("preserve") == "others" else ""
         groups.setdefault((name, cell["concept"]), []).append(line["figures"])
     for (name, concept), figures in groups.items():
-        means = [f"{100 * statistics.fmean(f[key] for f in figures):.0f}" for key, _ in COLUMNS]
+        means = [
+            f"{100 * statistics.fmean(f[key] for f in figures):.0f}" if key in figures[0] else "-" for key, _ in COLUMNS
+        ]
         cost = f"{figures[0]['evaluations_per_step']:.0f}"
         rows.append("| " + " | ".join([name, concept, str(len(figures)), *means, cost]) + " |")
     return "\n".join(rows)
@@ -144,6 +184,8 @@ def costs() -> str:
     head = "| preset | the paper's scale | of these latents | configs/world.py, batch 4 | of these latents |"
     rows = [head, "| --- | --- | --- | --- | --- |"]
     for name, preset in PRESETS.items():
+        if preset.settings.steps == 1:  # a closed form, which never calls the UNet
+            continue
         each = [unet_evaluations(settings) for settings in (preset.settings, switched(world, name))]
         rows.append(f"| `{name}` | " + " | ".join(f"{cost.total:.0f} | {cost.latents:.0f}" for cost in each) + " |")
     return "\n".join(rows)
@@ -164,10 +206,11 @@ def originals(concepts) -> str:
 
 def main(argv: list[str]) -> None:
     options = trials.parser(__doc__, RESULT)
-    options.add_argument("what", nargs="+", help=f"{' | '.join(SETS)} | final | table SET | costs | unasked")
+    options.add_argument("what", nargs="+", help=f"{' | '.join(SETS)} | closed | final | table SET | costs | unasked")
     options.add_argument("--presets", nargs="+", help="instead of the set's own")
     options.add_argument("--concepts", nargs="+", default=CONCEPTS)
     options.add_argument("--trainable", nargs="+", default=("xattn",))
+    options.add_argument("--quick", action="store_true", help="closed: few images, no attack")
     options.add_argument("--share", default="0/1", help="I/N: of N workers on one file this is number I")
     given = options.parse_args(argv)
     out: pathlib.Path = given.out
@@ -176,10 +219,14 @@ def main(argv: list[str]) -> None:
     if what in ("costs", "unasked"):
         print(costs() if what == "costs" else originals(given.concepts))
         return
-    if what != "final" and what not in SETS and not given.presets:
-        options.error(f"no set {what!r}: {', '.join(SETS)}, final")
-    names = given.presets or SETS["main" if what == "final" else what]
-    wanted = (finals if what == "final" else screening)(names, **axes)
+    sets = SETS | {"final": SETS["main"], "closed": CLOSED}
+    if what not in sets and not given.presets:
+        options.error(f"no set {what!r}: {', '.join(sets)}")
+    names = given.presets or sets[what]
+    if what == "closed":
+        wanted = closed(names, given.concepts, given.quick)
+    else:
+        wanted = (finals if what == "final" else screening)(names, **axes)
     if given.what[0] == "table":
         have = {cells.key(line["cell"]): line for line in cells.read(out)}
         print(table([have[cells.key(cell)] for cell in wanted if cells.key(cell) in have]))
