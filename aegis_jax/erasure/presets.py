@@ -84,6 +84,7 @@ _CLOSED = {
     "uce-2023": ("UCE as first published: from the last token on, EOS and padding too", "uce", _UCE_2023),
     "rece": ("RECE: UCE, then the same against derived adversaries", "rece", {}),
     "speed": ("SPEED: values alone, in the null space of what is preserved", "speed", {}),
+    "oce": ("OCE: values alone, turned by a rotation", "oce", {}),
 }
 
 

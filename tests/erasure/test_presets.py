@@ -77,7 +77,7 @@ CLOSED = [name for name, found in PRESETS.items() if found.settings.steps == 1]
 
 def test_the_closed_forms_published_numbers():
     """As the published code has them by default (docs/method.md says where ours differ)."""
-    uce, first, rece, speed = (preset(name).settings for name in ("uce", "uce-2023", "rece", "speed"))
+    uce, first, rece, speed, oce = (preset(name).settings for name in ("uce", "uce-2023", "rece", "speed", "oce"))
     for settings in (uce, first, rece):
         assert (settings.guide, settings.erase_scale, settings.projections) == (("",), 1.0, "kv")
     assert (uce.tokens, uce.preserve, uce.preserve_scale, uce.lamb) == ("last", (), 1.0, 0.5)
@@ -85,6 +85,8 @@ def test_the_closed_forms_published_numbers():
     assert (rece.epochs, rece.regular_scale, rece.lamb, rece.preserve_scale) == (3, 0.1, 0.1, 0.1)
     assert (speed.threshold, speed.aug_num, speed.retain_scale, speed.lamb) == (0.1, 10, 1.0, 0.0)
     assert (speed.projections, speed.tokens, speed.guide) == ("v", "last", ("",))
+    assert (oce.erase_scale, oce.generic_scale, oce.preserve_scale, oce.lamb) == (1.0, 0.5, 0.3, 1.5)
+    assert (oce.projections, oce.tokens, oce.guide) == ("v", "last", ("",))
 
 
 @pytest.mark.parametrize("name", CLOSED)

@@ -55,3 +55,18 @@ def speed(w, erased, kept, invariant, *, threshold, retain_scale, lamb, noise=No
     m = np.linalg.inv(square @ p + retain_scale * identity)
     inner = np.linalg.inv(invariant.T @ p @ m @ invariant + lamb * np.eye(invariant.shape[1]))
     return w + w @ (cross - square) @ p @ (identity - m @ invariant @ inner @ invariant.T @ p) @ m
+
+
+def oce(w, erased, preserved, moment, *, erase_scale, preserve_scale, generic_scale, lamb):
+    """OCE. erased: [(c (d, 1), c of the guide), ...]; preserved: [c (d, 1), ...]; moment (d, d). Gram-Schmidt by QR."""
+    unit = lambda columns: [w @ c / np.linalg.norm(w @ c) for c in columns]  # noqa: E731
+    e, _ = np.linalg.qr(np.hstack(unit([c for c, _ in erased])))
+    g, _ = np.linalg.qr(np.hstack(unit([c for _, c in erased])))
+    m = -erase_scale * e @ e.T @ (np.eye(len(w)) - g @ g.T) + generic_scale * w @ moment @ w.T + lamb * w @ w.T
+    for c in preserved:
+        m = m + preserve_scale * (w @ c) @ (w @ c).T
+    values, vectors = np.linalg.eigh(m.T @ m)  # the polar factor by the square root
+    q = m @ vectors @ np.diag(values**-0.5) @ vectors.T
+    if np.linalg.det(q) < 0:
+        q = q - 2 * np.outer(q @ vectors[:, 0], vectors[:, 0])
+    return q @ w

@@ -125,3 +125,31 @@ def test_speed(sides, aug_num):
             how = {"threshold": config.threshold, "retain_scale": config.retain_scale, "lamb": config.lamb}
             wanted[key] = numpy_closed.speed(w, theirs.pairs("last"), kept, invariant, noise=noise, **how)
     agree(erased(ours, config)[0], wanted, theirs.weights)
+
+
+@pytest.mark.parametrize("erase_scale", [0.0, 0.3, 20.0])
+def test_oce(sides, erase_scale):
+    """erase_scale 0: nothing is turned; 20: erased directions are turned around."""
+    ours, theirs = sides
+    guide, preserve = GUIDES, PRESERVED
+    config = dataclasses.replace(
+        preset("oce").settings, guide=guide, preserve=preserve, erase_scale=erase_scale, generic_words=7
+    )
+    words = np.random.default_rng(config.seed).permutation(ours.tokenizer.word_ids)[:7]
+    ends = theirs.tokenizer.bos_token_id, theirs.tokenizer.eos_token_id
+    with torch.no_grad():  # causal: padding behind them does not reach them
+        embedded = theirs.encoder(torch.tensor([[ends[0], int(word), ends[1]] for word in words]))[0].numpy()
+    moment = np.mean([x.T @ x / 3 for x in embedded], axis=0)
+    held = [theirs.columns(text, "last") for text in preserve]
+    scales = {key: getattr(config, key) for key in ("erase_scale", "preserve_scale", "generic_scale", "lamb")}
+    found, _ = erased(ours, config)
+    for key, w in found.items():
+        before = theirs.weights[key]
+        np.testing.assert_allclose(w.T @ w, before.T @ before, atol=1e-5)  # norms and angles are kept
+        if not erase_scale:
+            np.testing.assert_allclose(w, before, atol=1e-5)
+    if erase_scale:
+        wanted = {
+            key: numpy_closed.oce(theirs.weights[key], theirs.pairs("last"), held, moment, **scales) for key in found
+        }
+        agree(found, wanted, theirs.weights)

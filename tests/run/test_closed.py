@@ -61,7 +61,7 @@ def test_the_command(folder, tmp_path, capsys):
     assert files(applied) == files(out / "pipeline")
 
 
-@pytest.mark.parametrize("method", ["uce", "rece", "speed"])
+@pytest.mark.parametrize("method", ["uce", "rece", "speed", "oce"])
 def test_what_is_stored_is_what_was_solved(folder, tmp_path, method):
     """Also by a run that goes on from its checkpoint, and by one without a folder."""
     out, alone = tmp_path / "run", erase(folder, method=method)
@@ -137,6 +137,7 @@ def test_several_runs_go_one_after_another(folder):
         ({"preserve": "blue " * 20}, ["preserve: 'blue", "20 tokens", "room for 14"]),
         ({"concepts": " "}, ["concept", "is empty"]),
         ({"concepts": "star " * 20}, ["20 tokens", "room for 14 besides BOS and EOS"]),
+        ({"method": "oce", "generic_words": -1}, ["generic_words=-1", "0 or more"]),
         ({"method": "rece", "epochs": -1}, ["epochs=-1"]),
         ({"method": "rece", "regular_scale": 0}, ["regular_scale=0.0", "more than 0"]),
         ({"method": "speed", "threshold": 0}, ["threshold=0.0", "more than 0"]),

@@ -61,6 +61,25 @@ class SPEEDConfig:
     projections: str = "v"
 
 
+@dataclasses.dataclass(frozen=True)
+class OCEConfig:
+    """Orthogonal Concept Erasure (oce.py)."""
+
+    method: str = "oce"
+    steps: int = 1
+    seed: int = 0  # of the pictures, and of which words stand for ordinary text
+    guide: tuple[str, ...] = ("",)
+    preserve: tuple[str, ...] = ()  # as for UCE
+    tokens: str = "last"
+    preserve_tokens: str = "last"
+    erase_scale: float = 1.0
+    preserve_scale: float = 0.3
+    generic_scale: float = 0.5  # weight of ordinary text
+    generic_words: int = 512  # words of the tokenizer that stand for it
+    lamb: float = 1.5  # weight of all outputs alike
+    projections: str = "v"
+
+
 def check(config) -> None:
     """Raises `AegisError` naming every setting that is out of its range."""
     problems = []
@@ -75,11 +94,11 @@ def check(config) -> None:
     choices = {"tokens": TOKENS, "preserve_tokens": TOKENS, "projections": PROJECTIONS}
     for key in choices.keys() & vars(config).keys():
         need(getattr(config, key) in choices[key], key, " | ".join(choices[key]))
-    for key in {"erase_scale", "preserve_scale", "lamb"} & vars(config).keys():
+    for key in {"erase_scale", "preserve_scale", "generic_scale", "lamb"} & vars(config).keys():
         need(0 <= getattr(config, key) < math.inf, key, "0 or more")
     for key in {"regular_scale", "retain_scale", "threshold"} & vars(config).keys():
         need(0 < getattr(config, key) < math.inf, key, "more than 0")
-    for key in {"epochs", "aug_num"} & vars(config).keys():
+    for key in {"epochs", "aug_num", "generic_words"} & vars(config).keys():
         need(getattr(config, key) >= 0, key, "0 or more")
     if problems:
         raise AegisError("config: " + "; ".join(sorted(problems)))

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.erasure.closed import projections, rece, speed, uce
-from aegis_jax.erasure.closed.config import RECEConfig, SPEEDConfig, UCEConfig, check
-from aegis_jax.erasure.closed.rows import check_texts, encoded, erased_and_goals
+from aegis_jax.erasure.closed import oce, projections, rece, speed, uce
+from aegis_jax.erasure.closed.config import OCEConfig, RECEConfig, SPEEDConfig, UCEConfig, check
+from aegis_jax.erasure.closed.rows import check_texts, encoded, erased_and_goals, moment_of_words
 from aegis_jax.erasure.method import Method
 from aegis_jax.errors import AegisError
 from aegis_jax.models.layout import torch_key
@@ -47,7 +47,7 @@ def _started(solve, pipeline, concepts, config, placement=None) -> tuple[State, 
     concepts = [concepts] if isinstance(concepts, str) else list(concepts)
     check_texts(pipeline.tokenizer, concepts, config.guide, config.preserve)
     texts = encoded(pipeline, [*concepts, *config.guide, *config.preserve, ""])
-    drift, metrics = solve(pipeline.unet.params, concepts, texts, config)
+    drift, metrics = solve(pipeline, concepts, texts, config)
     drift = {path: jnp.asarray(x) for path, x in drift.items()}
     metrics = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
     zeros = {path: jnp.zeros_like(x) for path, x in drift.items()}
@@ -67,29 +67,29 @@ def _weights(config) -> dict:
     return {key: getattr(config, key) for key in ("erase_scale", "preserve_scale", "lamb")}
 
 
-def solve_uce(params, concepts, texts, config: UCEConfig) -> tuple:
+def solve_uce(pipeline, concepts, texts, config: UCEConfig) -> tuple:
     """UCE (uce.py) for all concepts jointly: ({path: drift}, metrics)."""
     x, goals = _stacked(erased_and_goals(texts, concepts, config.guide, config.tokens))
     preserved = _preserved(texts, config)
     change = uce.edit(x, goals, preserved, **_weights(config))
-    return projections.solved(params, config.projections, lambda _, w: change @ w, (x, goals), preserved)
+    return projections.solved(pipeline.unet.params, config.projections, lambda _, w: change @ w, (x, goals), preserved)
 
 
-def solve_rece(params, concepts, texts, config: RECEConfig) -> tuple:
+def solve_rece(pipeline, concepts, texts, config: RECEConfig) -> tuple:
     """RECE (rece.py) likewise."""
     x, goals = _stacked(erased_and_goals(texts, concepts, config.guide, config.tokens))
     whole, whole_goals = _stacked(erased_and_goals(texts, concepts, config.guide, "all"))
     preserved, identity = _preserved(texts, config), np.eye(x.shape[1])
-    gram = sum(w @ w.T for _, w in projections.matrices(params, config.projections))
+    gram = sum(w @ w.T for _, w in projections.matrices(pipeline.unet.params, config.projections))
     factor = identity + uce.edit(x, goals, preserved, **_weights(config))
     for _ in range(config.epochs):
         against = rece.adversary(whole, factor, gram, config.regular_scale)
         factor = (identity + uce.edit(against, whole_goals, preserved, **_weights(config))) @ factor
     change = factor - identity
-    return projections.solved(params, config.projections, lambda _, w: change @ w, (x, goals), preserved)
+    return projections.solved(pipeline.unet.params, config.projections, lambda _, w: change @ w, (x, goals), preserved)
 
 
-def solve_speed(params, concepts, texts, config: SPEEDConfig) -> tuple:
+def solve_speed(pipeline, concepts, texts, config: SPEEDConfig) -> tuple:
     """SPEED (speed.py) likewise."""
     first = 1 if config.tokens == "all" else 0
     pairs = [(c[first:], g[first:]) for c, g in erased_and_goals(texts, concepts, config.guide, config.tokens)]
@@ -97,12 +97,24 @@ def solve_speed(params, concepts, texts, config: SPEEDConfig) -> tuple:
     rows = [texts[text].rows("last") if texts[text].last else empty[1:] for text in config.preserve]
     preserved = np.concatenate(rows or [np.zeros((0, empty.shape[1]))])
     problem = speed.Problem.of(pairs, preserved, speed.invariants(empty), config)
-    drift, metrics = projections.solved(params, config.projections, problem.change, _stacked(pairs), preserved)
+    drift, metrics = projections.solved(
+        pipeline.unet.params, config.projections, problem.change, _stacked(pairs), preserved
+    )
     if not any(x.any() for x in drift.values()) and metrics["L_e_before"] > 0:
         raise AegisError(
             f"preserve leaves no direction free at threshold={config.threshold:g}; raise it or preserve less"
         )
     return drift, metrics
+
+
+def solve_oce(pipeline, concepts, texts, config: OCEConfig) -> tuple:
+    """OCE (oce.py) likewise. It does not minimise L_e, which may grow."""
+    x, goals = _stacked(erased_and_goals(texts, concepts, config.guide, config.tokens))
+    preserved = _preserved(texts, config)
+    moment = moment_of_words(pipeline, config.generic_words, config.seed)
+    scales = _weights(config) | {"generic_scale": config.generic_scale}
+    change = lambda _, w: oce.change(w, x, goals, preserved, moment, **scales)  # noqa: E731
+    return projections.solved(pipeline.unet.params, config.projections, change, (x, goals), preserved)
 
 
 def step(state: State, frozen: Solution, config) -> tuple[State, dict]:
@@ -138,4 +150,5 @@ METHODS = {
     "uce": _method(UCEConfig(), solve_uce),
     "rece": _method(RECEConfig(), solve_rece),
     "speed": _method(SPEEDConfig(), solve_speed),
+    "oce": _method(OCEConfig(), solve_oce),
 }

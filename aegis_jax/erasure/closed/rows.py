@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.diffusion.conditioning import encode
+from aegis_jax.diffusion.conditioning import PROMPTS_PER_CALL, encode, encode_ids
 from aegis_jax.erasure.texts import check_text_width, concept_tokens
 from aegis_jax.errors import AegisError
 from aegis_jax.models.model import full_precision
@@ -35,16 +35,37 @@ def encoded(pipeline, texts: Iterable[str]) -> dict[str, Encoded]:
 
     Raises `AegisError` if UNet and text encoder do not belong together, or the embeddings are not finite.
     """
-    texts, encoder = list(dict.fromkeys(texts)), pipeline.text_encoder
-    check_text_width(pipeline.unet.config, encoder.params)
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), encoder.params)
-    in_float32 = dataclasses.replace(pipeline, text_encoder=dataclasses.replace(encoder, params=params))
+    texts = list(dict.fromkeys(texts))
+    check_text_width(pipeline.unet.config, pipeline.text_encoder.params)
     with full_precision(jnp.float32):
-        found = np.asarray(encode(in_float32, texts).embedding, np.float64)
+        found = np.asarray(encode(_in_float32(pipeline), texts).embedding, np.float64)
     if not np.isfinite(found).all():
         raise AegisError("text_encoder: its embeddings are not finite; load the model in float32, or check its file")
     last = [len(pipeline.tokenizer.tokens(text)) for text in texts]
     return {text: Encoded(rows, place) for text, rows, place in zip(texts, found, last)}
+
+
+def _in_float32(pipeline):
+    encoder = pipeline.text_encoder
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), encoder.params)
+    return dataclasses.replace(pipeline, text_encoder=dataclasses.replace(encoder, params=params))
+
+
+def moment_of_words(pipeline, count: int, seed: int) -> np.ndarray:
+    """Mean of x'x (d, d) over the tokens, padding left out, of prompts of one of `count` whole words each, drawn from
+    the tokenizer's; all of them, where it has fewer."""
+    tokenizer, encoder = pipeline.tokenizer, _in_float32(pipeline).text_encoder
+    words = np.random.default_rng(seed).permutation(tokenizer.word_ids)[:count]
+    width = encoder.params["text_model"]["final_layer_norm"]["bias"].shape[0]
+    total, length = np.zeros((width, width)), tokenizer.model_max_length
+    for some in np.split(words, range(PROMPTS_PER_CALL, len(words), PROMPTS_PER_CALL)):
+        ids = np.full((PROMPTS_PER_CALL, length), tokenizer.pad_token_id, np.int32)
+        ids[:, 0], ids[: len(some), 1], ids[:, 2] = tokenizer.bos_token_id, some, tokenizer.eos_token_id
+        with full_precision(jnp.float32):
+            found = encode_ids(encoder.graph, encoder.params, ids).embedding
+        rows = np.asarray(found, np.float64)[: len(some), :3].reshape(-1, width)
+        total += rows.T @ rows
+    return total / max(1, 3 * len(words))
 
 
 def check_texts(tokenizer, concepts: list[str], guide: Iterable[str], preserve: Iterable[str]) -> None:

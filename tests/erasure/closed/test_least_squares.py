@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aegis_jax.erasure.closed import rece, speed, uce
+from aegis_jax.erasure.closed import oce, rece, speed, uce
 from aegis_jax.erasure.closed.config import SPEEDConfig
 
 D = 12  # width of the text embedding
@@ -135,6 +135,42 @@ def test_the_filter_keeps_what_the_plain_edit_moves():
     np.testing.assert_array_equal(found[0], kept[0])
     assert 1 < len(found) <= 6  # that row and some of its five copies
     assert np.linalg.matrix_rank(found - kept[0], tol=1e-9) == 1  # moved along one direction
+
+
+@few
+@given(seeds)
+def test_no_rotation_has_a_larger_trace(seed):
+    rng = np.random.default_rng(seed)
+    m, others = rng.standard_normal((6, 6)), np.linalg.qr(rng.standard_normal((20, 6, 6)))[0]
+    found = oce.nearest_rotation(m)
+    np.testing.assert_allclose(found.T @ found, np.eye(6), atol=1e-12)
+    assert np.linalg.det(found) == pytest.approx(1)
+    others[:, :, 0] *= np.linalg.det(others)[:, None]
+    small = np.linalg.qr(np.eye(6) + 1e-3 * rng.standard_normal((20, 6, 6)))[0]  # and those near to it
+    small *= np.sign(np.diagonal(small, axis1=1, axis2=2))[:, None]
+    assert np.trace(found.T @ m) > max(np.trace(q.T @ m) for q in [*others, *(found @ small)]) - 1e-9
+
+
+@few
+@given(seeds, st.sampled_from([0.0, 3.0]))
+def test_outputs_are_turned_and_no_more(seed, erase_scale):
+    """Norms and angles stay, and the order of concepts and how long their rows are do not matter."""
+    w, x, goals = rows(seed, 7).T, rows(seed + 1, 2), rows(seed + 2, 2)
+    held, moment = rows(seed + 3, 3), rows(seed + 4, D)
+    scales = {"erase_scale": erase_scale, "preserve_scale": 0.3, "generic_scale": 0.5, "lamb": 1.5}
+    found = oce.change(w, x, goals, held, moment.T @ moment / D, **scales)
+    np.testing.assert_allclose((w + found) @ (w + found).T, w @ w.T, atol=1e-9)
+    again = oce.change(w, 3 * x[::-1], goals[::-1], held, moment.T @ moment / D, **scales)
+    np.testing.assert_allclose(found, again, atol=1e-9)
+    assert np.abs(found).max() > 1e-3 or not erase_scale
+    assert np.abs(found).max() < 1e-9 or erase_scale
+
+
+def test_a_direction_said_twice_counts_once():
+    v = rows(0, 2)
+    one, twice = oce.projector(v), oce.projector(np.concatenate([v, 5 * v[:1], np.zeros((1, D))]))
+    np.testing.assert_allclose(one, twice, atol=1e-12)
+    assert np.trace(one) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("length", [2, 3, 24])
