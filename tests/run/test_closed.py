@@ -7,12 +7,15 @@ import pytest
 
 import aegis_jax
 from aegis_jax.cli import main
+from aegis_jax.erasure.compose import Merged
 from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.models.model import flatten
+from aegis_jax.run.erase import with_drift
 from tests.run.runs import files, metrics
 
 KEYS = {"picture.images": 0}
+KV = (".to_k.kernel", ".to_v.kernel")
 MANY = (
     "a,an,the,of,in,on,and,photo,painting,red,blue,green,circle,heart,square,church,dog,cat,striped"  # of 16 dimensions
 )
@@ -121,6 +124,23 @@ def test_several_runs_go_one_after_another(folder):
     config = {**KEYS, "method": "uce"}
     star, red = aegis_jax.erase_each(folder, ["star", "red"], config=config)
     assert star.run.concepts == ("star",) and red.metrics[0]["L_e"] != star.metrics[0]["L_e"]
+
+
+def test_erasures_merged_into_one_model_do_to_each_concept_what_its_own_did(folder):
+    """Two runs' drifts through erasure/compose.py, and back into the pipeline."""
+    before, total, own = load_pipeline(folder), Merged(16), {}
+    for concept, guide in (("star", "circle"), ("red", "blue")):
+        after = flatten(erase(before, concepts=concept, guide=guide).pipeline.unet.params)
+        kernels = {path: leaf for path, leaf in flatten(before.unet.params).items() if ".attn2.to_" in path}
+        change = {path: np.asarray(after[path]) - np.asarray(w) for path, w in kernels.items() if path.endswith(KV)}
+        rows = np.asarray(aegis_jax.encode_text(before, [concept]))[0, 1:2]
+        total.add(change, rows)
+        own[concept] = change, rows
+    merged = with_drift(before, {"unet": total.solve()})
+    for change, rows in own.values():
+        for path, d in change.items():
+            w = np.asarray(flatten(before.unet.params)[path])
+            np.testing.assert_allclose(rows @ flatten(merged.unet.params)[path], rows @ (w + d), 1e-3, 1e-4)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ is that of S, its square root, and lamb = 0 has its limit as meaning, the smalle
 
 import numpy as np
 
-RANK = 1e-10  # singular values below this share of the largest are rounding: text embeddings come in float32
+RANK = np.finfo(np.float32).eps  # share of the largest below which a singular value is the text encoder's rounding
 
 
 def ridge(rows: np.ndarray, results: np.ndarray, lamb: float) -> np.ndarray:
