@@ -58,3 +58,23 @@ def test_table():
     assert len(rows) == 3
     preset, concept, seeds, plain, *_, cost = (part.strip() for part in rows[2].strip("|").split("|"))
     assert (preset, concept, seeds, plain, cost) == ("esd", "star", "2", "50", "36")
+
+
+def test_the_closed_forms_cells_are_told_apart_and_can_be_run():
+    found = study.closed()
+    assert len({cells.key(cell) for cell in found}) == len(found) == len(study.CLOSED) * len(study.CONCEPTS)
+    for cell in found:
+        run = study.settings(cell)
+        assert run.erase.method == cell["preset"] and run.erase.steps == 1 and run.concepts == (cell["concept"],)
+        assert cell["concept"] not in run.erase.preserve
+        assert len(run.erase.preserve) == 17 or cell["preserve"] == "default"
+    assert study._cost(study.settings(found[0]).erase) == {"evaluations_per_step": 0.0}
+    assert study._late([{"L_e": 1.0, "L_e_before": 2.0}]) == {"L_e": 1.0, "L_e_before": 2.0}
+
+
+def test_the_table_of_a_quick_pass_says_what_was_not_measured():
+    cell = study.closed(["uce, others preserved"], ["star"], quick=True)[0]
+    shown = {"plain": 0.25, "held_out": 0.5, "same": 1.0, "other": 1.0, "evaluations_per_step": 0.0}
+    row = study.table([{"cell": cell, "figures": shown}]).splitlines()[2]
+    wanted = "| uce, others preserved | star | 1 | 25 | 50 | - | - | - | - | 100 | 100 | 0 |"
+    assert row == wanted and cell["members"] == "none"
