@@ -19,12 +19,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from aegis_jax.diffusion.threads import cores, side_by_side
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """What an equation of a traced function is by itself: `jitted` of arrays of the shapes `args`, some `donated`."""
+
+    jitted: Any
+    args: list
+    donated: list[int]
+
+    def compiled(self):
+        return self.jitted.lower(*self.args).compile()
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A compiled program with the variables that it reads and writes, and those that nothing reads after it."""
+    """A program with the variables that it reads and writes, and those that nothing reads after it."""
 
     name: str
-    program: Any  # jax.stages.Compiled
+    program: Any  # Program, or jax.stages.Compiled
     inputs: list
     outputs: list
     dead: list
@@ -66,14 +78,15 @@ def batched(function: Callable, args: tuple, has_axis: tuple, wanted: Callable, 
 
     Raises `TypeError` if a result differs along the axis but shall not have it.
     """
-    leaves, structure = jax.tree.flatten(args)
-    flags = jax.tree.leaves(has_axis)
-    single = [jax.ShapeDtypeStruct(x.shape[1:] if flag else x.shape, x.dtype) for x, flag in zip(leaves, flags)]
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*jax.tree.unflatten(structure, single))
-    size = next(x.shape[0] for x, flag in zip(leaves, flags) if flag)
-    build = _Build(closed, flags, jax.tree.leaves(wanted(shapes)), size, mesh)
-    calls, constants = build.compiled()
-    return Batched(calls, constants, closed.jaxpr.invars, build.outputs, (structure, jax.tree.structure(shapes)))
+    return _Build(function, args, has_axis, wanted, mesh).compiled()
+
+
+def traced(function: Callable, args: tuple, has_axis: tuple, wanted: Callable) -> Batched:
+    """The same with nothing compiled: its calls have a `Program` each, and it cannot be called itself.
+
+    has_axis may be False throughout: then these are the programs of one call of the function as it stands.
+    """
+    return _Build(function, args, has_axis, wanted, None).traced()
 
 
 @dataclasses.dataclass(eq=False)
@@ -86,12 +99,18 @@ class _Value:
 class _Build:
     """From a traced function to its `Call`s."""
 
-    def __init__(self, closed, flags: list[bool], wanted: list[bool], size: int, mesh: Mesh | None):
-        self.size, self.mesh = size, mesh
-        jaxpr = closed.jaxpr
+    def __init__(self, function: Callable, args: tuple, has_axis: tuple, wanted: Callable, mesh: Mesh | None):
+        leaves, structure = jax.tree.flatten(args)
+        flags = jax.tree.leaves(has_axis)
+        single = [jax.ShapeDtypeStruct(x.shape[1:] if flag else x.shape, x.dtype) for x, flag in zip(leaves, flags)]
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*jax.tree.unflatten(structure, single))
+        self.size, self.mesh = next((x.shape[0] for x, flag in zip(leaves, flags) if flag), 1), mesh
+        self.structures = structure, jax.tree.structure(shapes)
+        jaxpr, wanted = closed.jaxpr, jax.tree.leaves(wanted(shapes))
+        self.inputs = jaxpr.invars
         self.flags = dict(zip(jaxpr.invars, flags)) | dict.fromkeys(jaxpr.constvars, False)
         self.constants = {v: self._put(x) for v, x in zip(jaxpr.constvars, closed.consts)}
-        self.programs: dict = {}  # {key: (lowered, which results have the axis)}: what is the same is compiled once
+        self.programs: dict = {}  # {key: (Program, which results have the axis)}: what is the same is compiled once
         self.calls: list[tuple] = []  # (name, key of the program, inputs, outputs, dead)
         last = {v: n for n, equation in enumerate(jaxpr.eqns) for v in _variables(equation.invars)}
         last |= dict.fromkeys(_variables(jaxpr.outvars), len(jaxpr.eqns))
@@ -117,10 +136,10 @@ class _Build:
         key = _key(equation, inputs, self.flags, donated)
         if key not in self.programs:
             self.programs[key] = self._program(equation, inputs, outputs, donated)
-        lowered, flags = self.programs[key]
+        program, flags = self.programs[key]
         self.flags |= zip(outputs, flags)
         if all(v in self.constants for v in inputs):
-            self.constants |= zip(outputs, lowered.compile()(*[self.constants[v] for v in inputs]))
+            self.constants |= zip(outputs, program.compiled()(*[self.constants[v] for v in inputs]))
             return
         unread = [v for v in outputs if v not in last]
         self.calls.append((_name(equation), key, inputs, outputs, [*dead, *unread]))
@@ -134,9 +153,9 @@ class _Build:
         avals = [v.aval for v in inputs]
         results = _results(function, avals, flags) if any(flags) else [False] * len(outputs)
         donated = [i for i, v in enumerate(inputs) if v in donated]
-        return self._lowered(function, _name(equation), avals, flags, results, donated), results
+        return self._mapped(function, _name(equation), avals, flags, results, donated), results
 
-    def _lowered(self, function, name: str, avals, flags, results, donated=()):
+    def _mapped(self, function, name: str, avals, flags, results, donated=()) -> Program:
         if any(flags) or any(results):
             size = self.size if self.mesh is None else self.size // self.mesh.size
             axes = [[0 if flag else None for flag in each] for each in (flags, results)]
@@ -155,7 +174,7 @@ class _Build:
 
         call.__name__ = name  # in the compiler's logs and in profiles
         shardings = None if self.mesh is None else [self._sharding(flag) for flag in results]
-        return jax.jit(call, donate_argnums=donated, out_shardings=shardings).lower(*shapes)
+        return Program(jax.jit(call, donate_argnums=donated, out_shardings=shardings), shapes, list(donated))
 
     def _result(self, v, want: bool):
         """The variable of a result, repeated along the axis where it is to have it."""
@@ -168,18 +187,24 @@ class _Build:
             raise TypeError(f"a result of shape {v.aval.shape} differs along the axis, but is to be one for all")
         key = "repeated", v.aval.shape, v.aval.dtype
         if key not in self.programs:
-            self.programs[key] = self._lowered(lambda x: [x], "repeated", [v.aval], [False], [True]), [True]
+            self.programs[key] = self._mapped(lambda x: [x], "repeated", [v.aval], [False], [True]), [True]
         repeated = _Value(v.aval)
         self.calls.append(("repeated", key, [v], [repeated], []))
         return repeated
 
-    def compiled(self) -> tuple[list[Call], dict]:
-        """(calls, constants), every program compiled, on all cores."""
+    def compiled(self) -> Batched:
+        """Every program compiled, on all cores."""
         keys = list(dict.fromkeys(key for _, key, *_ in self.calls))
-        done = dict(zip(keys, side_by_side(lambda key: self.programs[key][0].compile(), keys, cores())))
-        calls = [Call(name, done[key], inputs, outputs, dead) for name, key, inputs, outputs, dead in self.calls]
+        return self._done(dict(zip(keys, side_by_side(lambda key: self.programs[key][0].compiled(), keys, cores()))))
+
+    def traced(self) -> Batched:
+        return self._done({key: program for key, (program, _) in self.programs.items()})
+
+    def _done(self, programs: dict) -> Batched:
+        calls = [Call(name, programs[key], inputs, outputs, dead) for name, key, inputs, outputs, dead in self.calls]
         read = {v for call in calls for v in call.inputs} | set(self.outputs)
-        return calls, {v: x for v, x in self.constants.items() if v in read}
+        constants = {v: x for v, x in self.constants.items() if v in read}
+        return Batched(calls, constants, self.inputs, self.outputs, self.structures)
 
 
 def _variables(atoms) -> list:

@@ -117,6 +117,7 @@ def erase_lanes(
         state, books = _train(step, state, frozen, pipeline, run, progress, width)
         for k in range(len(names)):
             yield _result(pipeline, state, k, books[k], run)
+        del state  # the next group's is as large
 
 
 def _refused(run: RunConfig, runs: list) -> str | None:
