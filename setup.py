@@ -39,6 +39,7 @@ setup(
         "torch": ["torch>=2.6", "diffusers>=0.40"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        "plan": ["libtpu>=0.0.42"],
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["aegis=aegis_jax.cli:main"]},

@@ -41,7 +41,7 @@ def _notice(message, category, filename, lineno, file=None, line=None) -> None:
 def _run(argv) -> int:
     args, rest = _parser().parse_known_args(argv)
     try:
-        args.overrides = _overrides(rest, allowed=args.command is _erase)
+        args.overrides = _overrides(rest, allowed=args.command in (_erase, _plan))
         return args.command(args) or 0
     except (AegisError, OSError) as error:
         print(f"aegis: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -103,6 +103,22 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--resume", action="store_true", help="go on with the run in --out")
     how.add_argument("--auto-resume", action="store_true", help="the same if one has begun there, else begin it")
     how.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+
+    sub = command(
+        "plan", _plan, "Say whether a run fits on chips that are not there, and what it costs. Nothing runs.",
+        epilog="Any setting can be changed with --config.key=value, e.g. --config.trainable=xattn. "
+        "What is estimated, counted, compiled and assumed stands in every row (docs/plan.md).",
+    )  # fmt: skip
+    sub.add_argument("--model", metavar="M", help=f"sd14 or sd21 (no weights are needed), or {MODEL}")
+    _add_weights(sub)
+    sub.add_argument("--config", metavar="FILE", help="a config file, or the name of one of ours, e.g. sd14")
+    sub.add_argument("--topology", metavar="T", required=True, help="e.g. v5e:1, v6e:2x4, v5p, h100:8, gpu:24GiB")
+    sub.add_argument("--lanes", metavar="K", type=int, default=1, help="runs that share each chip (default: 1)")
+    sub.add_argument("--concepts", metavar="N", type=int, default=1, help="how many to erase, one a run (default: 1)")
+    sub.add_argument("--price", metavar="DOLLARS", type=float, help="of a chip-hour")
+    sub.add_argument("--utilisation", metavar="SHARE", type=float, help="of the chip's peak (default: assumed)")
+    sub.add_argument("--compile", action="store_true", help="ask the TPU's compiler (extra plan; up to hours)")
+    sub.add_argument("--json", action="store_true", help="print JSON")
 
     sub = command("delta", _delta, "Write what an erasure changed as one small file.")
     sub.add_argument("pipeline", metavar="PIPELINE", help="a diffusers folder whose UNet was changed, or a run folder")
@@ -191,6 +207,20 @@ def _erase(args):
         args.model, args.concept, config=args.config, overrides=weights + args.overrides,
         out=args.out, resume=args.resume, auto_resume=args.auto_resume, overwrite=args.overwrite,
     )  # fmt: skip
+
+
+def _plan(args):
+    import os
+
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no device is needed, and with libtpu JAX would look for one
+    from aegis_jax.plan import report
+
+    weights = [(key, value) for key in ("revision", "variant") if (value := getattr(args, key)) is not None]
+    found = report.report(
+        args.model, None, config=args.config, overrides=weights + args.overrides, topology_name=args.topology,
+        lanes=args.lanes, count=args.concepts, price=args.price, share=args.utilisation, compile=args.compile,
+    )  # fmt: skip
+    print(report.to_json(found) if args.json else report.text(found), end="\n" * args.json)
 
 
 def _delta(args):

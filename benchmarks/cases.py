@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from benchmarks import sd_configs
+from aegis_jax.plan import stable_diffusion as sd_configs
 
 WORLD = pathlib.Path(__file__).resolve().parent.parent / "aegis_jax" / "world" / "weights"
 MODELS = ("tiny", "world", "quarter", "sd14")

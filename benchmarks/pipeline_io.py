@@ -25,7 +25,8 @@ import sys
 import tempfile
 import time
 
-from benchmarks import sd_configs, trials
+from aegis_jax.plan import stable_diffusion as sd_configs
+from benchmarks import trials
 
 # Keys of the UNet whose bits both sides must agree on: a convolution, a dense layer, an attention key, a bias.
 CHECKED = (

@@ -19,6 +19,7 @@ FLOORS = [
     {"world"},
     {"evaluation"},
     {"run"},
+    {"plan"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -34,7 +34,8 @@ class Method:
         `steps` and `seed`.
       check: settings -> None; raises `AegisError` naming every value that is out of range.
       start: (pipeline, concepts, settings, placement) -> (state, frozen): the first state, a pytree that a checkpoint
-        holds, and what the steps never change. Raises `AegisError` for a pipeline or a concept that does not fit.
+        holds, and what the steps never change; `jax.eval_shape` can follow it over the pipeline's parameters. Raises
+        `AegisError` for a pipeline or a concept that does not fit.
       step: (state, frozen, settings) -> (state, metrics), which `jax.eval_shape` can follow; metrics are scalars, "L_e"
         among them, and may hold "per_tensor", {name: (number of changed tensors,)}.
       drift: (pipeline, state, settings) -> {component: {leaf path: array}}: what is to be added, in float32, to which
@@ -44,6 +45,7 @@ class Method:
       tensors: (pipeline, settings) -> PyTorch keys of the changed tensors, in the order of "per_tensor".
       remedy: what to change where a loss or the state stops being finite, after "stopped; ".
       lanes: how runs share a batch, or None for a method whose runs do not.
+      cost: (settings, number of concepts) -> UNet evaluations of a step (erasure.aegis.cost.Cost), or None.
     """
 
     settings: Any
@@ -55,3 +57,4 @@ class Method:
     tensors: Callable
     remedy: str
     lanes: Lanes | None = None
+    cost: Callable | None = None

@@ -1,4 +1,4 @@
-"""SD 1.4's config files, at its own widths or others. Imports neither jax nor torch."""
+"""Config files of Stable Diffusion 1.4, at its own widths or others, and of 2.1. Imports neither jax nor torch."""
 
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
@@ -57,3 +57,15 @@ def text_encoder(width=768, heads=12, layers=12, *, vocabulary=49408, length=77)
         "hidden_act": "quick_gelu",
         "layer_norm_eps": 1e-5,
     }
+
+
+# By the names of our config files: what `shapes.of_configs` takes. SD 2.1 is that of 768 pixels.
+MODELS = {
+    "sd14": {"unet": unet(), "vae": VAE, "text_encoder": text_encoder(), "scheduler": SCHEDULER},
+    "sd21": {
+        "unet": unet(context=1024, size=96, heads=[5, 10, 20, 20]) | {"use_linear_projection": True},
+        "vae": VAE | {"sample_size": 768},
+        "text_encoder": text_encoder(1024, 16, 23) | {"hidden_act": "gelu"},
+        "scheduler": SCHEDULER | {"prediction_type": "v_prediction"},
+    },
+}

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks import pipeline_io, sd_configs, trials
+from aegis_jax.plan import stable_diffusion as sd_configs
+from benchmarks import pipeline_io, trials
 
 
 @pytest.fixture(scope="module", params=["float32", "float16"])

@@ -1,5 +1,5 @@
 """`unet.apply(..., remat=True)` gives the same numbers. That it saves memory, only accelerators' compilers show: XLA's
-CPU backend undoes it (tests/benchmarks/test_tpu_plan.py)."""
+CPU backend undoes it (tests/plan/test_compiled.py)."""
 
 from functools import partial
 

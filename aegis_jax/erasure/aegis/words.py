@@ -100,6 +100,9 @@ def vocabularies(tokenizer, text_graph, text_params, runs: list[list[str]], seed
             f"the tokenizer has {len(ids)} whole words, too few for random prompts; set words.preserve=0 and "
             "words.context=none"
         )
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(text_params)):
+        # `jax.eval_shape` asks for shapes, and these are the same whichever words are left out.
+        return [_vocabulary(tokenizer, ids, [tokenizer.tokens(c) for c in run], len(ids)) for run in runs]
     states = partial(_states, tokenizer, text_graph, text_params)
     word_states = states([[i] for i in ids])
     centre = word_states.mean(0)

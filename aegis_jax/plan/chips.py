@@ -1,0 +1,110 @@
+"""Accelerators by the names that JAX, GKE and their vendors give them: memory and peak arithmetic, as published.
+
+Of memory a program may use less than there is. On a TPU that is what its compiler says when a program is too large (a
+slow test compares it); on a GPU the share that JAX takes by default (XLA_PYTHON_CLIENT_MEM_FRACTION, 75 %:
+https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
+"""
+
+import dataclasses
+import math
+import re
+
+from aegis_jax.errors import AegisError
+
+GIB = 2**30
+GPU_SHARE = 0.75
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator.
+
+    Attributes:
+      name: how it is asked for. kind: "tpu" or "cuda".
+      memory: bytes that a program may use.
+      flops: peak bfloat16 FLOP/s, dense; None where only the memory is known.
+      counts: how many chips of it can be had together, ascending.
+    """
+
+    name: str
+    kind: str
+    memory: int
+    flops: float | None
+    counts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`count` chips of one kind."""
+
+    chip: Chip
+    count: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.chip.name}:{self.count}"
+
+
+def _tpu(name: str, usable_gib: float, tflops: float, counts) -> Chip:
+    return Chip(name, "tpu", int(usable_gib * GIB), tflops * 1e12, tuple(counts))
+
+
+def _gpu(name: str, gigabytes: float, tflops: float | None, counts=(1, 2, 4, 8, 16, 32, 64, 128, 256)) -> Chip:
+    return Chip(name, "cuda", int(gigabytes * 1e9 * GPU_SHARE), tflops and tflops * 1e12, tuple(counts))
+
+
+_FLAT = (1, 4, 8, 16, 32, 64, 128, 256)  # 1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16
+_CHIPS = [
+    # 16 GB, 197 TFLOP/s: https://docs.cloud.google.com/tpu/docs/v5e
+    _tpu("v5e", 15.75, 197, _FLAT),
+    # 32 GB, 918 TFLOP/s: https://docs.cloud.google.com/tpu/docs/v6e
+    _tpu("v6e", 31.25, 918, _FLAT),
+    # 95 GB, 459 TFLOP/s; hosts of four chips: https://docs.cloud.google.com/tpu/docs/v5p
+    _tpu("v5p", 95.74, 459, [4 * 2**n for n in range(11)]),
+    # 24 GB, 121 TFLOP/s: https://www.nvidia.com/en-us/data-center/l4/ (242 with sparsity)
+    _gpu("l4", 24, 121),
+    # 40 and 80 GB, 312 TFLOP/s: https://www.nvidia.com/en-us/data-center/a100/
+    _gpu("a100-40", 40, 312),
+    _gpu("a100-80", 80, 312),
+    # SXM, 80 GB, 989 TFLOP/s: https://www.nvidia.com/en-us/data-center/h100/ (1,979 with sparsity)
+    _gpu("h100", 80, 989),
+    # SXM, 141 GB, 989 TFLOP/s: https://www.nvidia.com/en-us/data-center/h200/ (1,979 with sparsity)
+    _gpu("h200", 141, 989),
+]
+CHIPS = {chip.name: chip for chip in _CHIPS}
+_OTHER_NAMES = {  # GKE's node label, and the first half of Compute Engine's accelerator types
+    "tpu-v5-lite-podslice": "v5e",
+    "v5litepod": "v5e",
+    "tpu-v6e-slice": "v6e",
+    "tpu-v5p-slice": "v5p",
+    "a100": "a100-80",
+}
+
+
+def topology(text: str) -> Topology:
+    """The topology of a name: "v5e:1", "v5e:2x4", "h100:8", "v5p" (the least of it), "gpu:24GiB" (one such GPU).
+
+    Raises `AegisError` for what is unknown, naming what is known.
+    """
+    own = re.fullmatch(r"gpu:([0-9]+(?:\.[0-9]+)?)(GiB|GB)", text)
+    if own:
+        memory = float(own[1]) * (GIB if own[2] == "GiB" else 1e9)
+        if memory > 0:
+            return Topology(_gpu(text, memory / 1e9, None, (1,)), 1)
+    name, _, size = text.partition(":")
+    chip = CHIPS.get(_OTHER_NAMES.get(name, name))
+    if chip is None:
+        raise AegisError(
+            f"topology {text!r} is not known; known are {', '.join(CHIPS)} with a number or a shape of chips "
+            "(v5e:8, v5e:2x4), and gpu:24GiB"
+        )
+    if not size:
+        return Topology(chip, chip.counts[0])
+    if not re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){0,2}", size):
+        raise AegisError(f"topology {text!r}: {size!r} is no number of chips; write {name}:{chip.counts[-1]} or 2x4")
+    count = math.prod(map(int, size.split("x")))
+    if count not in chip.counts:
+        raise AegisError(
+            f"topology {text!r}: {chip.name} comes in {', '.join(map(str, chip.counts))} chips, not {count}"
+        )
+    return Topology(chip, count)

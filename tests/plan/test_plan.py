@@ -1,0 +1,188 @@
+"""aegis_jax.plan: what is counted from shapes is what a run on a tiny model has; what is said of cost adds up."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from aegis_jax.erasure import lanes as lanes_lib
+from aegis_jax.erasure.batched import Program
+from aegis_jax.errors import AegisError
+from aegis_jax.io.pipeline import load_pipeline
+from aegis_jax.plan import chips, cost, count, liveness, memory, plan, shapes
+from aegis_jax.run import config as run_config
+from tests.tiny import FEWEST
+
+SETTINGS = {"concepts": ["red star"], "compute_dtype": "bfloat16", "low_memory": True, "steps": 6}
+PARTS = {"theta0", "theta0 in float32", "text encoder", "drift", "optimiser", "rest", "pool"}
+
+
+def settings(**more):
+    return run_config.merge(run_config.RunConfig(), SETTINGS | more)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny):
+    return tiny(**FEWEST)
+
+
+@pytest.fixture(scope="module")
+def full(folder):
+    run = settings(trainable="full")
+    return run, shapes.step(shapes.pipeline(str(folder)), run)
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return plan.facts(shapes.pipeline(str(folder)), settings(trainable="xattn", **{"latents.refresh_every": 2}))
+
+
+def live(state, frozen):
+    """Bytes of real arrays by the part that they belong to."""
+    total = dict.fromkeys(PARTS, 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state, frozen)):
+        total[memory._CALLED.get(path[1].name, memory.REST)] += leaf.nbytes
+    return {name: size for name, size in total.items() if size}
+
+
+def planned(parts, lanes=1):
+    return {name: int(liveness.at(each, lanes)) for name, each in parts.items() if liveness.at(each, lanes)}
+
+
+def test_resident_bytes_are_those_of_a_run(folder, full):
+    run, step = full
+    state, frozen = run.method.start(load_pipeline(folder), list(run.concepts), run.erase, None)
+    assert planned(memory.resident(step)) == live(state, frozen)
+
+
+def test_lanes_bytes_are_those_of_stacked_runs(folder, found):
+    run, lanes = found.run, 3
+    runs = run.method.lanes.start(load_pipeline(folder), [["red star"], ["dog"], ["cat"]], run.erase)
+    state, frozen, _ = lanes_lib.stack(runs)
+    start = next(phase for phase in found.phases(lanes) if phase.name == "start")
+    parts = {name: each for name, each in start.parts.items() if name in PARTS}
+    assert planned(parts, lanes) == live(state, frozen)
+
+
+def test_moments_follow_donation_and_the_working_weights(full):
+    _, step = full
+    calls = {moment.name: moment for moment in memory.moments(step)}
+    trained = calls["_update"].parts["drift"]
+    assert (calls["_update"].parts[memory.THETA] * 2 == trained).all()  # bfloat16 beside float32
+    assert memory.THETA not in calls["_moved"].parts
+    # Drift and moments are donated: what is new are metrics and predictions.
+    assert liveness.at(calls["_update"].fresh, 1) < liveness.at(trained, 1) / 2
+
+
+def test_flops_are_xlas_without_elementwise_arithmetic(full):
+    _, step = full
+    seen = set()
+    for call in step.traced.calls:
+        if call.name in seen or call.name not in ("predicted", "sign_step", "encoded"):
+            continue
+        seen.add(call.name)
+        compiled_program = call.program.jitted.lower(*call.program.args).compile()
+        own, turn = count.flops(call.program)
+        assert turn == 0
+        assert 0.75 < own / compiled_program.cost_analysis()["flops"] <= 1, call.name
+    assert len(seen) == 3
+
+
+def test_flops_of_products_convolutions_and_loops():
+    def function(x, kernel, m):
+        for strides, padding in ((1, "SAME"), (2, ((0, 1), (1, 2)))):
+            args = {"window_strides": (strides,) * 2, "padding": padding, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+            x = jax.lax.conv_general_dilated(x, kernel, **args)
+        back = jax.grad(
+            lambda k: jax.lax.conv_general_dilated(
+                x, k, (1, 1), "VALID", dimension_numbers=args["dimension_numbers"]
+            ).sum()
+        )
+        return x, jnp.einsum("nij,njk->nik", m, m), back(kernel)
+
+    shapes_ = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 9, 9, 4), (3, 3, 4, 4), (5, 7, 7))]
+    own, _ = count.flops(Program(jax.jit(function), shapes_, []))
+    theirs = jax.jit(function).lower(*shapes_).cost_analysis()["flops"]
+    assert own == pytest.approx(theirs, rel=0.02) and own <= theirs
+    one = count.flops(Program(jax.jit(lambda m: m @ m), shapes_[2:], []))
+    scanned = lambda m: jax.lax.scan(lambda c, _: (c @ m, None), m, None, 6)[0]  # noqa: E731
+    looped = lambda m, n: jax.lax.fori_loop(0, n, lambda _, c: c @ m, m)  # noqa: E731
+    assert count.flops(Program(jax.jit(scanned), shapes_[2:], [])) == (6 * one[0], 0)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    assert count.flops(Program(jax.jit(looped), [*shapes_[2:], number], [])) == (0, one[0])
+
+
+def test_sampling_is_counted_by_evaluations(full):
+    run, step = full
+    flops = cost.flops(step, run, lanes=False)
+    assert flops.sampling == run.method.cost(run.erase, 1).latents * flops.forward > 0
+    assert flops.total == flops.sampling + sum(flops.programs.values())
+    assert set(flops.programs) == {"predicted", "sign_step", "encoded", "_update"}
+
+
+def test_liveness_of_a_chain():
+    """Two products: elementwise steps take nothing, but for what a product reads, beside what that is computed from."""
+    function = lambda x, m: jnp.tanh(jnp.tanh(x @ m) @ m).sum()  # noqa: E731
+    x, m = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((8, 16), (16, 16)))
+    temporaries, results = liveness.timeline(Program(jax.jit(function), [x, m], []))
+    # The first product, its tanh, and the second.
+    assert liveness.at(liveness.peak(temporaries, 1), 1) == 3 * 8 * 16 * 4
+    assert [x.shape for x in results] == [()]
+    nothing, _ = liveness.timeline(Program(jax.jit(lambda x: 2 * x + 1), [x], []))
+    assert liveness.at(nothing, 1).max(initial=0) == 0
+
+
+def test_more_lanes_need_more_and_cost_less_each(found):
+    counts = (1, 2, 5, 16)
+    peaks = [found.peak(k) for k in counts[1:]]
+    assert peaks == sorted(set(peaks))
+    there = chips.topology("v5e:1")
+    bills = [cost.bill(found.flops.total, found.run, there, k, 16, 1.0) for k in counts]
+    speeds = [bill.concepts_per_hour for bill in bills]
+    assert speeds == sorted(set(speeds))
+    most = found.most_lanes(found.peak(9))
+    assert most == 9 and found.most_lanes(found.peak(9) - 1) == 8 and found.most_lanes(1) == 0
+
+
+def test_cost_arithmetic(found):
+    run = dataclasses.replace(found.run, erase=dataclasses.replace(found.run.erase, steps=3600))
+    chip = dataclasses.replace(chips.CHIPS["v5e"], flops=1e12)
+    bill = cost.bill(1e12, run, chips.Topology(chip, 4), lanes=2, concepts=17, price=2.5, share=0.5)
+    # 2 lanes of 1 TFLOP at half of 1 TFLOP/s: 4 s a step, 4 h a run of 3600; 17 concepts are 3 waves of 4 x 2.
+    assert (bill.seconds, bill.hours, bill.chip_hours, bill.dollars) == (4, 12, 48, 120)
+    assert (bill.steps_per_hour, bill.concepts_per_hour) == (900, 0.5)
+    assert cost.bill(1e12, run, chips.topology("gpu:24GiB"), 1, 1, None) is None
+
+
+def test_utilisation_is_the_measured_one():
+    assert [cost.utilisation(n) for n in cost.MEASURED] == pytest.approx(list(cost.MEASURED.values()))
+    shares = [cost.utilisation(n) for n in range(1, 64)]
+    assert shares == sorted(shares) and shares[-1] == 0.39
+
+
+@pytest.mark.parametrize(
+    "text, name",
+    [("v5e:1", "v5e:1"), ("v5e:2x4", "v5e:8"), ("v5e:16x16", "v5e:256"), ("v5p", "v5p:4"), ("v5p:2x2x2", "v5p:8")]
+    + [("tpu-v6e-slice:4x4", "v6e:16"), ("h100:8", "h100:8"), ("a100", "a100-80:1")],
+)
+def test_topologies(text, name):
+    assert chips.topology(text).name == name
+
+
+@pytest.mark.parametrize(
+    "text", ["v9", "", "v5e:3", "v5e:0", "v5e:-1", "v5e:2x", "v5p:1", "gpu:0GiB", "gpu:24", "h100:3"]
+)
+def test_unknown_topologies(text):
+    with pytest.raises(AegisError, match="known|comes in|no number"):
+        chips.topology(text)
+
+
+def test_memory_of_a_gpu_by_size():
+    assert chips.topology("gpu:24GiB").chip.memory == pytest.approx(24 * chips.GIB * chips.GPU_SHARE, rel=1e-9)
+
+
+def test_one_run_over_several_chips_is_refused(folder):
+    run = settings(trainable="full", batch=2, **{"mesh.data": 2})
+    with pytest.raises(AegisError, match="not planned"):
+        plan.facts(shapes.pipeline(str(folder)), run)
