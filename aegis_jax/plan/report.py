@@ -34,6 +34,8 @@ def report(
         raise AegisError(f"--utilisation {share}: wanted a share of the peak, more than 0 and at most 1")
     there = topology(topology_name)
     run, pipeline = _run(model, concepts, config, overrides)
+    if lanes > 1 and (reason := plan.refused(run)):
+        raise AegisError(f"--lanes {lanes}: {reason}")
     found = plan.facts(pipeline, run)
     phases, notes, programs, collectives = found.phases(lanes), [], [], None
     if compile:

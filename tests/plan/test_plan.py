@@ -1,16 +1,18 @@
 """aegis_jax.plan: what is counted from shapes is what a run on a tiny model has; what is said of cost adds up."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from aegis_jax.cli import main
 from aegis_jax.erasure import lanes as lanes_lib
 from aegis_jax.erasure.batched import Program
 from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline
-from aegis_jax.plan import chips, cost, count, liveness, memory, plan, shapes
+from aegis_jax.plan import chips, compiled, cost, count, liveness, memory, plan, shapes
 from aegis_jax.run import config as run_config
 from tests.tiny import FEWEST
 
@@ -186,3 +188,52 @@ def test_one_run_over_several_chips_is_refused(folder):
     run = settings(trainable="full", batch=2, **{"mesh.data": 2})
     with pytest.raises(AegisError, match="not planned"):
         plan.facts(shapes.pipeline(str(folder)), run)
+
+
+@pytest.fixture
+def planned_before(monkeypatch, found):
+    """The command without its slow part, that of `found`."""
+    monkeypatch.setattr(plan, "facts", lambda pipeline, run: dataclasses.replace(found, run=run))
+    return ["plan", "--config.trainable=xattn", "--config.steps=6", "--topology", "v5e:4"]
+
+
+def test_the_command(folder, planned_before, found, capsys):
+    more = ["--model", str(folder), "--lanes", "2", "--concepts", "9", "--price", "1.5", "--json"]
+    assert main(planned_before + more) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["peak_bytes"] == found.peak(2) == max(sum(row["bytes"].values()) for row in said["phases"])
+    assert said["fits"] and said["most_lanes"] > 2 and said["fits_on"][0] == "v5e:1"
+    assert said["bill"]["dollars"] == pytest.approx(1.5 * said["bill"]["chip_hours"])
+    assert main(planned_before + more[:-1]) == 0
+    text = capsys.readouterr().out
+    rows = [
+        line
+        for line in text.splitlines()
+        if line.split()[:1] and line.split()[0] in {r["phase"] for r in said["phases"]}
+    ]
+    assert len(rows) == len(said["phases"]) and all(" estimate " in row for row in rows)
+    assert "assumed" in text and "counted" in text and "published" in text and "(given)" in text
+
+
+def test_without_libtpu_the_estimate_says_so(folder, planned_before, monkeypatch, capsys):
+    monkeypatch.setattr(compiled, "available", lambda: False)
+    assert main([*planned_before, "--model", str(folder), "--compile"]) == 0
+    text = capsys.readouterr().out
+    assert "note: libtpu is not installed" in text and "compiled" not in text
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--topology", "v9"], "known are v5e, v6e, v5p"),
+        (["--topology", "v5e:4", "--lanes", "0"], "--lanes 0: wanted 1 or more"),
+        (["--topology", "v5e:4", "--price", "-1"], "--price -1.0: wanted"),
+        (["--topology", "v5e:4", "--utilisation", "1.5"], "--utilisation 1.5: wanted"),
+        (["--topology", "v5e:4", "--lanes", "2", "--model", "sd14"], "only xattn and kv share"),
+        (["--topology", "v5e:4"], "no model given"),
+    ],
+)
+def test_bad_input_is_one_line(more, said, capsys):
+    assert main(["plan", *more]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
