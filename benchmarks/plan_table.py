@@ -3,9 +3,11 @@
     python -m benchmarks plan_table [--models sd14] [--trainable full,kv]
 
 From shapes alone, on any machine, minutes for each model and set of weights; nothing is compiled and nothing runs.
-Every row says what of it is an estimate and what an assumption. Results go to the file as they come.
+Every row says what of it is an estimate and what an assumption. Results go to the file as they come, and what the file
+holds already, of the same settings and versions, is not computed again.
 """
 
+import json
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax looks for a device: none is needed
@@ -91,11 +93,21 @@ def main(argv) -> dict:
     parser.add_argument("--models", default="sd14,sd21")
     parser.add_argument("--trainable", default="full,xattn,kv")
     args = parser.parse_args(argv)
-    result = {"settings": SETTINGS, "versions": plan.versions(), "assumed share of peak": cost.MEASURED, "facts": {}}
+    result = _known(args.out)
     for model in args.models.split(","):
         for trainable in args.trainable.split(","):
-            result["facts"][f"{model} {trainable}"] = facts(model, trainable)
+            key = f"{model} {trainable}"
+            if key not in result["facts"]:
+                result["facts"][key] = facts(model, trainable)
             trials.write(args.out, result, say=False)
-            args.out.with_suffix(".md").write_text(markdown(result))
     print(markdown(result))
     return result
+
+
+def _known(out) -> dict:
+    """What the file holds already, or an empty result."""
+    new = {"settings": SETTINGS, "versions": plan.versions(), "assumed share of peak": cost.MEASURED, "facts": {}}
+    new = json.loads(json.dumps(new))
+    old = json.loads(out.read_text()) if out.exists() else {}
+    same = all(old.get(key) == new[key] for key in new if key != "facts")
+    return (new | {"facts": old["facts"]} if same else new) | {"about": trials.about()}
