@@ -12,7 +12,7 @@ from aegis_jax.plan.chips import CHIPS, Topology
 from aegis_jax.plan.liveness import LANES
 from aegis_jax.run.config import RunConfig
 
-_MOST_LANES = 512
+MOST_LANES = 512  # that are looked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Facts:
 
     def most_lanes(self, room: int) -> int:
         """The largest K that fits into so many bytes; 0 where one run does not."""
-        counts = range(1, (_MOST_LANES if self.together else 1) + 1)
+        counts = range(1, (MOST_LANES if self.together else 1) + 1)
         return bisect.bisect_right(counts, room, key=self.peak)  # more lanes never need less
 
 

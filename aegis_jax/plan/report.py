@@ -106,7 +106,8 @@ def text(found: dict) -> str:
     lines += [
         "",
         f"memory       {verdict}: {gib(found['peak_bytes'])} of {usable} GiB that a program may use (published)",
-        f"most lanes   {found['most_lanes']} (estimate){_why(found['lanes_refused'])}",
+        f"most lanes   {found['most_lanes']}{' or more' * (found['most_lanes'] == plan.MOST_LANES)} (estimate)"
+        + _why(found["lanes_refused"]),
         f"smallest     {', '.join(found['fits_on']) or 'none known'} (estimate)",
         f"arithmetic   {found['flops']['total'] / 1e12:.4g} TFLOP a step of one run (counted; sampling "
         f"{found['flops']['sampling'] / 1e12:.4g}, on average)",
