@@ -116,12 +116,12 @@ def measure(cell: dict, found: list[dict]) -> dict:
 
 def _cost(erase) -> dict:
     """UNet evaluations of a step; a closed form has none."""
-    from aegis_jax.erasure.aegis.config import EraseConfig
-    from aegis_jax.erasure.aegis.cost import unet_evaluations
+    from aegis_jax.erasure.presets import preset
 
-    if not isinstance(erase, EraseConfig):
+    of = preset(erase.method).method.cost
+    if of is None:
         return {"evaluations_per_step": 0.0}
-    cost = unet_evaluations(erase)
+    cost = of(erase)
     return {"evaluations_per_step": round(cost.total, 1), "latents_share": cost.latents / cost.total}
 
 

@@ -20,7 +20,7 @@ from aegis_jax.errors import AegisError
 from aegis_jax.models import model
 from aegis_jax.models.unet import UNet2DConditionModel
 from aegis_jax.parallel import mesh
-from benchmarks import sd_configs
+from aegis_jax.plan import stable_diffusion
 from tests.tiny import FEWEST
 
 CONFIG = EraseConfig(
@@ -232,7 +232,7 @@ def test_five_steps_on_any_mesh_are_those_of_one_device(pipeline, monkeypatch, d
 def test_each_of_eight_devices_holds_an_eighth_of_sd14():
     """UNet and its drift by the rule by size: at most a tenth more, the small tensors that all hold."""
     placement = mesh.make_placement(fsdp=8)
-    unet = model.abstract(UNet2DConditionModel, sd_configs.unet()).params
+    unet = model.abstract(UNet2DConditionModel, stable_diffusion.unet()).params
     leaves = jax.tree.leaves((unet, jax.eval_shape(lambda u: trainable.zero_drift(u, "full"), unet)))
     held = sum(math.prod(placement.sharding(leaf.shape).shard_shape(leaf.shape)) for leaf in leaves)
     whole = sum(math.prod(leaf.shape) for leaf in leaves)
