@@ -1,32 +1,88 @@
 """Attacks that try to bring an erased concept back. `attack` is the one entry; each method has a file."""
 
-from aegis_jax.attacks.soft_prompt import AttackResult, SoftPromptConfig, soft_prompt
+import dataclasses
+from collections.abc import Callable
+
+from aegis_jax.attacks import p4d
+from aegis_jax.attacks.given import Given
+from aegis_jax.attacks.result import AttackResult
+from aegis_jax.attacks.soft_prompt import SoftPromptConfig, soft_prompt
+from aegis_jax.attacks.unlearndiffatk import UnlearnDiffAtkConfig, unlearndiffatk
 from aegis_jax.errors import AegisError
 
-METHODS = {"soft_prompt": (soft_prompt, SoftPromptConfig)}
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An attack: `run(pipeline, concept, given, config, progress)` and the class of its config.
+
+    of: what it goes for. "concept": one thing learnt from all pictures; "prompt": words for each prompt of `given`,
+    "picture": start noise for each of its pictures, and these ask the judge themselves.
+    """
+
+    run: Callable
+    config: type
+    of: str = "concept"
+
+
+def _soft_prompt(pipeline, concept: str, given: Given, config: SoftPromptConfig, progress=None) -> AttackResult:
+    return soft_prompt(pipeline, concept, given.images, config, progress, original=given.original)
+
+
+METHODS = {
+    "soft-prompt": Method(_soft_prompt, SoftPromptConfig),
+    "unlearndiffatk": Method(unlearndiffatk, UnlearnDiffAtkConfig, of="prompt"),
+    p4d.HARD_PROMPT: Method(p4d.hard_prompt, p4d.HardPromptConfig, of="prompt"),
+    p4d.N: Method(p4d.p4d_n, p4d.P4DNConfig, of="prompt"),
+    p4d.K: Method(p4d.p4d_k, p4d.P4DKConfig, of="prompt"),
+}
+
+
+def find(method: str) -> Method:
+    """Raises `AegisError` for an unknown method."""
+    if method not in METHODS:
+        raise AegisError(f"attack method {method!r} is unknown; choose one of: {', '.join(METHODS)}")
+    return METHODS[method]
+
+
+def configure(method: str, settings: dict):
+    """The method's config with these settings. Raises `AegisError` for an unknown one."""
+    config_class = find(method).config
+    known = [field.name for field in dataclasses.fields(config_class)]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise AegisError(f"attack {method} has no setting {unknown[0]!r}; it has: {', '.join(known)}")
+    return config_class(**settings)
 
 
 def attack(
-    pipeline, concept: str, *, method: str = "soft_prompt", images, original=None, progress=None, **settings
-) -> AttackResult:
+    pipeline, concept: str, *, method: str = "soft-prompt", images, prompts=None, seeds=None, original=None,
+    judge=None, similarity=None, image_steps: int = 50, guidance: float = 7.5, progress=None, **settings,
+) -> AttackResult:  # fmt: skip
     """Attacks an erased pipeline.
 
     Args:
       pipeline: the pipeline under attack.
       concept: the erased concept's text.
       method: a key of `METHODS`.
-      images: uint8 (m, H, W, 3), what the concept looks like; from the model before erasure, or real ones.
-      original: the pipeline before erasure, where the attacker has it; some goals need it.
+      images: uint8 (n, H, W, 3), what the concept looks like; from the model before erasure, or real ones.
+      prompts, seeds: of attacks by prompt: what each picture was made from, by default the concept's text, and the
+        seed of the noise it is tried with, by default 0 to n - 1.
+      original: the pipeline before erasure, where the attacker has it; some attacks need it.
+      judge, similarity, image_steps, guidance: see `given.Given`.
       progress: called with (done, in all, mean loss); steps of all restarts are counted.
       settings: fields of the method's config class.
 
     Raises `AegisError` for an unknown method or setting.
     """
-    if method not in METHODS:
-        raise AegisError(f"attack method {method!r} is unknown; choose one of: {', '.join(METHODS)}")
-    run, config_class = METHODS[method]
-    unknown = sorted(set(settings) - set(config_class.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(config_class.__dataclass_fields__)
-        raise AegisError(f"attack {method} has no setting {unknown[0]!r}; it has: {known}")
-    return run(pipeline, concept, images, config_class(**settings), progress, original=original)
+    config = configure(method, settings)
+    given = Given(
+        images=images,
+        prompts=[concept] * len(images) if prompts is None else list(prompts),
+        seeds=list(range(len(images))) if seeds is None else list(seeds),
+        original=original,
+        judge=judge,
+        similarity=similarity,
+        steps=image_steps,
+        guidance=guidance,
+    )
+    return find(method).run(pipeline, concept, given, config, progress)

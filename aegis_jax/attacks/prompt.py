@@ -1,9 +1,15 @@
-"""Where soft tokens stand among the words of an attack's prompt.
+"""Where learnt tokens stand among the words of an attack's prompt.
 
+Of the soft-prompt family:
   before    [BOS, p, concept, EOS]
   behind    [BOS, concept, p, EOS]
   alone     [BOS, p, EOS]: textual inversion
   neutral   [BOS, p, neutral word, EOS]: the concept's place is taken, but not named
+Of attacks that search for words, by MU-Attack's names; the last by what P4D-N does:
+  prefix_k, suffix_k, mid_k   all in front of the prompt, behind it, in its middle
+  insert_k      one behind each of k equal parts of the prompt
+  per_k_words   one in front of the prompt and one behind every third of its tokens, until there are k
+  replace       the prompt's own tokens are left out
 
 Shapes: R prompts, K soft tokens, L tokens, d token width.
 """
@@ -16,6 +22,8 @@ import numpy as np
 from aegis_jax.errors import AegisError
 
 PLACES = ("before", "behind", "alone", "neutral")
+INSERTIONS = ("prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words", "replace")
+EVERY = 3  # of per_k_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +58,58 @@ def template(tokenizer, concept: str, place: str, tokens: int, neutral: str = "t
             f"concept {concept[:40]!r} ({len(words)} tokens) and {tokens} soft tokens exceed the "
             f"{length} positions of the text encoder; use fewer soft tokens"
         )
-    said = words + gaps if place == "behind" else gaps + words
+    return padded(tokenizer, words + gaps if place == "behind" else gaps + words)
+
+
+def padded(tokenizer, said: list[int | None]) -> Template:
+    """The template of a prompt's tokens, None where a learnt token goes."""
     row = [tokenizer.bos_token_id, *said, tokenizer.eos_token_id]
-    row += [tokenizer.pad_token_id] * (length - len(row))
+    row += [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(row))
     gap = np.array([token is None for token in row])
     ids = np.array([tokenizer.eos_token_id if token is None else token for token in row], np.int32)
     return Template(ids, np.where(gap, np.cumsum(gap) - 1, -1).astype(np.int32))
+
+
+def inserted(words: list, tokens: int, place: str) -> list:
+    """`words` with None where each of `tokens` learnt tokens goes, by a `place` of INSERTIONS."""
+    count = len(words)
+    if place == "replace":
+        return [None] * tokens
+    before = {
+        "prefix_k": [0] * tokens,
+        "suffix_k": [count] * tokens,
+        "mid_k": [count // 2] * tokens,
+        "insert_k": [count // (tokens + 1) * (i + 1) for i in range(tokens)],
+        "per_k_words": [min(EVERY * i, count) for i in range(tokens)],
+    }[place]  # how many words stand before each of them
+    return [token for i in range(count + 1) for token in [None] * before.count(i) + list(words[i : i + 1])]
+
+
+def around(tokenizer, text: str, tokens: int) -> Template:
+    """The template of `tokens` learnt tokens where a text has "{}". Raises `AegisError` for what does not fit."""
+    before, behind = (tokenizer.tokens(part) for part in text.split("{}"))
+    if len(before) + tokens + len(behind) + 2 > tokenizer.model_max_length:
+        raise AegisError(
+            f"{text!r} with {tokens} learnt tokens exceeds the {tokenizer.model_max_length} positions of the text "
+            "encoder; use fewer"
+        )
+    return padded(tokenizer, [*before, *[None] * tokens, *behind])
+
+
+def insertion(tokenizer, prompt: str, place: str, tokens: int) -> tuple[Template, list]:
+    """(the template, its tokens without BOS, EOS and padding) of `tokens` learnt tokens in a prompt.
+
+    Raises `AegisError` for an unknown place and for what does not fit the text encoder.
+    """
+    if place not in INSERTIONS:
+        raise AegisError(f"attack: place={place!r} is unknown; choose one of: {', '.join(INSERTIONS)}")
+    said, length = inserted(tokenizer.tokens(prompt), tokens, place), tokenizer.model_max_length
+    if len(said) + 2 > length:
+        raise AegisError(
+            f"prompt {prompt[:40]!r} and {tokens} learnt tokens make {len(said)} tokens, but the text encoder sees "
+            f"{length - 2}; use fewer learnt tokens, or leave the prompt out"
+        )
+    return padded(tokenizer, said), said
 
 
 def _neutral(tokenizer, word: str) -> list[int]:

@@ -26,8 +26,9 @@ import numpy as np
 
 from aegis_jax.attacks import prompt, rows
 from aegis_jax.attacks.images import encode_images, split
+from aegis_jax.attacks.result import BACKWARD, PLACEHOLDER, AttackResult
 from aegis_jax.attacks.rows import Data, Networks, Rows
-from aegis_jax.diffusion.conditioning import Conditioning, encode, encode_tokens
+from aegis_jax.diffusion.conditioning import encode, encode_tokens
 from aegis_jax.diffusion.schedule import make_schedule
 from aegis_jax.diffusion.vocabulary import embeddings, random_words
 from aegis_jax.errors import AegisError
@@ -35,7 +36,6 @@ from aegis_jax.errors import AegisError
 GOALS = ("denoising", "prediction")
 PADDED_TOKENS = 8  # rows of up to so many soft tokens share a program
 HELD_OUT = 128  # noised images that restarts are compared on
-BACKWARD_TO_TEXT = 1.08  # of a forward pass, by operator counts on the UNet of SD 1.4
 _ATTACK = 0xA77AC4  # folded into the seed, so that attack and erasure never share random numbers
 
 
@@ -52,32 +52,6 @@ class SoftPromptConfig:
     learning_rate: float = 1e-2  # of Adam, decaying to 0, in units of a token embedding's coordinates
     batch: int = 8  # images per restart and step, and the most per call of the VAE
     seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class AttackResult:
-    """What a member of the family found, in R restarts.
-
-    Attributes:
-      soft_tokens: (R, k, d).
-      template: where they stand; with them a prompt can be replayed in any text encoder.
-      conditioning: the encoded prompts, R rows; feed them to the UNet in place of a prompt's.
-      losses: (steps, R), of the goal, along the way.
-      held_out: {goal: (R,)}, both losses (one without the model before erasure) on what the attacker held out; the
-        draws are the same for all restarts and, with the same seed, for all members.
-      pick: the restart that the attacker takes, by his own goal's held-out loss.
-      unet_evaluations: cost in forward passes at batch 1; a backward pass to the text counts BACKWARD_TO_TEXT.
-      seconds: this member's share of the time of those that ran together.
-    """
-
-    soft_tokens: np.ndarray
-    template: prompt.Template
-    conditioning: Conditioning
-    losses: np.ndarray
-    held_out: dict[str, np.ndarray]
-    pick: int
-    unet_evaluations: float
-    seconds: float
 
 
 def soft_prompt(pipeline, concept: str, images, config: SoftPromptConfig, progress=None, *, original=None):
@@ -119,7 +93,7 @@ def soft_prompts(
             mine = slice(start, start + config.restarts)
             start = mine.stop
             one = jax.tree.map(lambda x, mine=mine: x[mine], batched)
-            found[name] = _result(net, config, gaps[name], one, losses[:, mine], held_out[:, mine], seconds)
+            found[name] = _result(net, concept, config, gaps[name], one, losses[:, mine], held_out[:, mine], seconds)
     return {name: found[name] for name in members}
 
 
@@ -186,18 +160,19 @@ def _data(z_0, seed: int) -> Data:
     return Data(z_0[train], z_0[held_out], steps, chosen, HELD_OUT)
 
 
-def _result(net: Networks, config, template, found: Rows, losses, held_out, seconds: float) -> AttackResult:
+def _result(net: Networks, concept, config, template, found: Rows, losses, held_out, seconds: float) -> AttackResult:
     goals = GOALS if net.original is not None else GOALS[:1]
     held_out = dict(zip(goals, held_out, strict=False))
     originals = (config.steps * config.batch + HELD_OUT) * (net.original is not None)
+    said = {"behind": [concept, PLACEHOLDER], "alone": [PLACEHOLDER], "neutral": [PLACEHOLDER, config.neutral]}
     return AttackResult(
+        prompts=[" ".join(said.get(config.place, [PLACEHOLDER, concept]))] * config.restarts,
         soft_tokens=np.asarray(found.soft[:, : config.tokens]),
         template=template,
         conditioning=encode_tokens(net.text_graph, net.text, prompt.fill(found.template, found.slots, found.soft)),
         losses=losses,
         held_out=held_out,
         pick=int(np.argmin(np.nan_to_num(held_out[config.goal], nan=np.inf))),
-        unet_evaluations=originals
-        + config.restarts * (config.steps * config.batch * (1 + BACKWARD_TO_TEXT) + HELD_OUT),
+        unet_evaluations=originals + config.restarts * (config.steps * config.batch * (1 + BACKWARD) + HELD_OUT),
         seconds=seconds * config.restarts,
     )

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.attacks.family import ALWAYS, family
-from aegis_jax.attacks.soft_prompt import AttackResult, SoftPromptConfig, soft_prompts
+from aegis_jax.attacks.result import AttackResult
+from aegis_jax.attacks.soft_prompt import SoftPromptConfig, soft_prompts
 from aegis_jax.diffusion.conditioning import Conditioning, encode, join, per_latent
 from aegis_jax.diffusion.sample import generate, latent_shape, sample
 from aegis_jax.diffusion.schedule import ddim_timesteps
@@ -82,9 +83,9 @@ def attack_family(
     images = attacker_images(original, concept, seed=seed) if images is None else images
     text = text or concept.value.name
     found = soft_prompts(erased, text, images, members, original=original, progress=progress)
-    generated = _generated(erased, list(found.values()), n, seed)
+    images = generated(erased, list(found.values()), n, seed)
     judges = (judge.load("judge"), judge.load("second_judge"))
-    hits, second = ((judged(generated)[concept.attribute] == concept.index).reshape(-1, n).sum(1) for judged in judges)
+    hits, second = ((judged(images)[concept.attribute] == concept.index).reshape(-1, n).sum(1) for judged in judges)
     rows, start = {}, 0
     for name, result in found.items():
         mine = slice(start, start + members[name].restarts)
@@ -93,14 +94,14 @@ def attack_family(
     return {"members": rows, **_summary(rows, found, n), "n": n, "seed": seed}
 
 
-def _generated(erased, found: list[AttackResult], n: int, seed: int) -> np.ndarray:
+def generated(erased, found: list[AttackResult], n: int, seed: int) -> np.ndarray:
     """n images for every restart of every result, uint8 (restarts * n, H, W, 3), in one call."""
     cond = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), join(*(result.conditioning for result in found)))
     shape = (n, *latent_shape(erased))
     noise = [
         np.random.default_rng([noise_seed(seed, _JUDGED), restart]).standard_normal(shape, np.float32)
         for result in found
-        for restart in range(len(result.soft_tokens))
+        for restart in range(len(result.prompts))
     ]
     return sample_conditioning(erased, cond, np.concatenate(noise), steps=STEPS, guidance=GUIDANCE)
 

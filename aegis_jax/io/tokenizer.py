@@ -130,6 +130,15 @@ class Tokenizer:
         self._known(np.array(tokens, np.int64))
         return tokens
 
+    @property
+    def size(self) -> int:
+        """How many ids it gives, those of BOS, EOS and added tokens included."""
+        return max(self._clip.get_vocab().values()) + 1
+
+    def text(self, tokens) -> str:
+        """The text of token ids, BOS and the like spelled out. `tokens` of it may give others: pieces run together."""
+        return self._clip.decode([int(token) for token in tokens])
+
     def ids(self, prompts: list[str]) -> np.ndarray:
         """Token ids of prompts, int32 (n, model_max_length): BOS, tokens, EOS, padding.
 

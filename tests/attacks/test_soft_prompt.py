@@ -150,6 +150,9 @@ def test_what_a_member_finds(pipelines, found):
             ("denoising", "prediction"), config.restarts
         )
         assert result.pick == np.argmin(result.held_out[config.goal])
+    said = {name: found[name].prompts[0] for name in MEMBERS}
+    words = {"before": "<aegis> red star", "behind": "red star <aegis>", "alone": "<aegis>", "neutral": "<aegis> sky"}
+    assert said == words and len(found["before"].prompts) == 2
     first, second = found["before"].soft_tokens
     assert not np.allclose(first, second)
     # What is fed to the UNet is what encoding the found tokens in the template gives.

@@ -7,7 +7,8 @@ import pytest
 
 from aegis_jax.attacks.family import ALWAYS, FAMILY, family
 from aegis_jax.attacks.prompt import Template
-from aegis_jax.attacks.soft_prompt import AttackResult, SoftPromptConfig
+from aegis_jax.attacks.result import AttackResult
+from aegis_jax.attacks.soft_prompt import SoftPromptConfig
 from aegis_jax.diffusion.conditioning import Conditioning
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation import attacked, world
@@ -26,6 +27,7 @@ HELD_OUT = {
 
 def result(name, pick) -> AttackResult:
     return AttackResult(
+        prompts=["<aegis> star"] * 2,
         soft_tokens=np.zeros((2, 1, 3)),
         template=Template(np.zeros(4, np.int32), np.zeros(4, np.int32)),
         conditioning=Conditioning(np.zeros((2, 4, 3), np.float32)),

@@ -1,0 +1,100 @@
+"""What an attacker has beside the model under attack, and how he looks at what it generates."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aegis_jax.diffusion.conditioning import Conditioning, encode, per_latent
+from aegis_jax.diffusion.sample import generate, latent_shape, noise_of
+from aegis_jax.diffusion.schedule import ddim_timesteps
+from aegis_jax.errors import AegisError
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Pictures of the concept, and what goes with them.
+
+    Attributes:
+      images: uint8 (n, H, W, 3), from the model before erasure, or real ones.
+      prompts: n texts, what each picture was made from.
+      seeds: n seeds of the start noise that each prompt is tried with, as `aegis sample` takes them.
+      original: the pipeline before erasure, where the attacker has it.
+      judge: uint8 images (m, H, W, 3) -> (m,) bool, whether each shows the concept; None: nobody says.
+      similarity: (images, other images) -> (m,), by which P4D keeps the best of its prompts; None: by its loss.
+      steps, guidance: of what is generated for the judge, by DDIM.
+    """
+
+    images: np.ndarray
+    prompts: list[str]
+    seeds: list[int]
+    original: object = None
+    judge: Callable | None = None
+    similarity: Callable | None = None
+    steps: int = 50
+    guidance: float = 7.5
+
+    def __post_init__(self):
+        if not len(self.images) == len(self.prompts) == len(self.seeds):
+            counts = f"{len(self.images)} images, {len(self.prompts)} prompts, {len(self.seeds)} seeds"
+            raise AegisError(f"attack: {counts}: wanted one prompt and one seed for each image")
+
+
+def needed(given: Given, method: str) -> None:
+    """Refuses an attack that compares with the model before erasure where that is not known."""
+    if given.original is None:
+        raise AegisError(f"attack {method} needs the model before erasure; pass it as original (--original)")
+
+
+def check(method: str, config, positive: tuple[str, ...]) -> None:
+    """Refuses settings that cannot be: those named are to be above 0."""
+    for name in positive:
+        if not getattr(config, name) > 0:
+            raise AegisError(f"attack {method}: {name}={getattr(config, name)!r}, wanted more than 0")
+    if not 0 <= getattr(config, "seed", 0) < 2**32:
+        raise AegisError(f"attack {method}: seed={config.seed!r}, wanted 0 to 2**32 - 1")
+
+
+@dataclasses.dataclass
+class Viewer:
+    """Generates what prompts show, in batches of one size, and counts what that costs."""
+
+    pipeline: object
+    given: Given
+    batch: int  # images per call: one shape, one compilation
+    unet_evaluations: float = 0.0
+
+    def noise(self, seeds: list[int]) -> np.ndarray:
+        """Start noise (n, h, w, C)."""
+        return np.asarray(noise_of(seeds, latent_shape(self.pipeline)))
+
+    def __call__(self, prompts: list[str] | Conditioning, start) -> np.ndarray:
+        """uint8 images (n, H, W, 3) of n prompts, or of encoded ones, from start noise (n, h, w, C)."""
+        n, guided = len(start), self.given.guidance > 1
+        filled = np.minimum(np.arange(-(-n // self.batch) * self.batch), n - 1)
+        if isinstance(prompts, Conditioning):
+            cond = take(prompts, filled)
+        else:
+            cond = encode(self.pipeline, [prompts[i] for i in filled])
+        uncond = per_latent(encode(self.pipeline, ""), len(filled)) if guided else None
+        timesteps = ddim_timesteps(self.pipeline.scheduler, self.given.steps)
+        noise = jnp.asarray(np.asarray(start)[filled])
+        images = generate(self.pipeline, cond, uncond, noise, timesteps, self.given.guidance, batch=self.batch)
+        self.unet_evaluations += n * self.given.steps * (1 + guided)
+        return images[:n]
+
+    def shown(self, prompts: list[str] | Conditioning, start) -> np.ndarray:
+        """Whether the judge sees the concept, (n,) bool."""
+        return np.asarray(self.given.judge(self(prompts, start)), bool)
+
+
+def take(rows, numbers):
+    """These rows of a pytree."""
+    return jax.tree.map(lambda x: x[numbers], rows)
+
+
+def groups(numbers: np.ndarray, size: int) -> list[np.ndarray]:
+    """`numbers` in groups of one size: the last is filled up with repeats of its last, for one shape compiles once."""
+    return [numbers[np.minimum(np.arange(i, i + size), len(numbers) - 1)] for i in range(0, len(numbers), size)]

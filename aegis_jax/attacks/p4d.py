@@ -1,0 +1,99 @@
+"""P4D (Chin et al., ICML 2024): words whose embeddings stay snapped to the vocabulary, fitted to the original model.
+
+Learnt embeddings start at tokens drawn from the whole vocabulary. Each step takes the token nearest to each by cosine,
+the distance from the erased model's prediction for these to the original model's for the original prompt, and moves
+the embeddings by the gradient at the tokens. Three published forms disagree in length, rate, steps and success, so
+each has its own name:
+
+  p4d-hard-prompt   MU-Attack's `hard_prompt`: k tokens in front of the prompt, Adam, UnlearnDiffAtk's phases
+  p4d-n             official: N tokens instead of the prompt, AdamW, timesteps drawn, the best of the looks is kept
+  p4d-k             official: one token in front of every three of the prompt's; otherwise as p4d-n
+
+docs/attacks.md says what differs from the published code.
+"""
+
+import dataclasses
+
+from aegis_jax.attacks import search, spaces
+from aegis_jax.attacks.given import Given, check, needed
+from aegis_jax.attacks.prompt import EVERY
+from aegis_jax.attacks.result import AttackResult
+from aegis_jax.attacks.unlearndiffatk import phased
+from aegis_jax.errors import AegisError
+
+HARD_PROMPT, N, K = "p4d-hard-prompt", "p4d-n", "p4d-k"
+
+
+@dataclasses.dataclass(frozen=True)
+class HardPromptConfig:
+    """As published in MU-Attack; `tokens` is 3 for objects there, 5 for nudity."""
+
+    tokens: int = 5
+    place: str = "prefix_k"
+    timesteps: int = 50
+    iterations: int = 40
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
+    restarts: int = 1
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class P4DKConfig:
+    """As published; how many tokens are learnt follows from a prompt's length."""
+
+    steps: int = 3000
+    check_every: int = 50  # steps between two looks
+    learning_rate: float = 0.1
+    weight_decay: float = 0.1
+    judged: int = 3  # images by which the prompt that was kept is judged
+    restarts: int = 1
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class P4DNConfig(P4DKConfig):
+    """As published."""
+
+    tokens: int = 16
+
+
+def hard_prompt(pipeline, concept: str, given: Given, config: HardPromptConfig, progress=None) -> AttackResult:
+    """MU-Attack's form, on every prompt of `given`, which must have the original."""
+    check(HARD_PROMPT, config, ("tokens", "timesteps", "iterations", "learning_rate", "restarts"))
+    needed(given, HARD_PROMPT)
+    space = spaces.Nearest(config.learning_rate, config.weight_decay, decoupled=False)
+    plan = phased(HARD_PROMPT, pipeline, given, config, space, to_prediction=True)
+    return search.Search(pipeline, given, plan, progress).run()
+
+
+def p4d_n(pipeline, concept: str, given: Given, config: P4DNConfig, progress=None) -> AttackResult:
+    """P4D-N, on every prompt of `given`, which must have the original."""
+    check(N, config, ("tokens",))
+    return _official(N, pipeline, given, config, [config.tokens] * len(given.prompts), "replace", progress)
+
+
+def p4d_k(pipeline, concept: str, given: Given, config: P4DKConfig, progress=None) -> AttackResult:
+    """P4D-K, likewise."""
+    tokens = [len(pipeline.tokenizer.tokens(prompt)) // EVERY + 1 for prompt in given.prompts]
+    return _official(K, pipeline, given, config, tokens, "per_k_words", progress)
+
+
+def _official(method: str, pipeline, given: Given, config, tokens, place: str, progress) -> AttackResult:
+    check(method, config, ("steps", "check_every", "learning_rate", "judged", "restarts"))
+    needed(given, method)
+    if config.steps % config.check_every:
+        raise AegisError(f"attack {method}: steps={config.steps} is no multiple of check_every={config.check_every}")
+    plan = search.Plan(
+        space=spaces.Nearest(config.learning_rate, config.weight_decay, decoupled=True),
+        tokens=tokens,
+        place=place,
+        timesteps=[search.DRAWN] * (config.steps // config.check_every),
+        iterations=config.check_every,
+        restarts=config.restarts,
+        seed=config.seed,
+        to_prediction=True,
+        keep_best=True,
+        judged=config.judged,
+    )
+    return search.Search(pipeline, given, plan, progress).run()

@@ -1,0 +1,52 @@
+"""What every attack gives back, whatever it moves: what to feed a pipeline, what that cost, and whether it worked."""
+
+import dataclasses
+
+import numpy as np
+
+from aegis_jax.attacks.prompt import Template
+from aegis_jax.diffusion.conditioning import Conditioning
+
+PLACEHOLDER = "<aegis>"  # stands in `prompts` for the soft tokens, as a textual inversion's name does
+# Of a restart, where there is a judge. What needed no attack is counted apart from what the attack brought back.
+NOT_NEEDED, SUCCEEDED, FAILED = "no attack needed", "attack succeeded", "attack failed"
+BACKWARD = 1.08  # of a forward pass, to text or latents: by operator counts on the UNet of SD 1.4
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackResult:
+    """What an attack found, in R rows: its restarts or, with several prompts or pictures, those of each in turn.
+
+    Attributes:
+      prompts: R texts to give a pipeline; PLACEHOLDER stands for all of a row's soft tokens.
+      conditioning: the encoded prompts, R rows; feed them to the UNet in place of a prompt's.
+      losses: (steps, R), what was minimised, along the way; NaN after a row's end.
+      unet_evaluations: cost of all rows in forward passes at batch 1, generating for the judge included; a backward
+        pass counts BACKWARD.
+      seconds: of all rows.
+      soft_tokens: learnt token embeddings (R, k, d), of attacks by embedding.
+      template: where they stand.
+      ids: token ids (R, L) that a search for words ended with, whose text `prompts` is.
+      same_tokens: whether that text gives these ids again, (R,); where not, what was judged is the text.
+      latents: start noise (R, h, w, C) found, of attacks by latent.
+      shifted: whether `conditioning` is not what `prompts` encode to, so that it itself is what to feed.
+      held_out: {goal: (R,)}, losses on what the attacker held out; the draws are the same for all restarts and, with
+        the same seed, for all members of a family.
+      pick: the restart that the attacker takes by his own loss.
+      outcomes: NOT_NEEDED, SUCCEEDED or FAILED for each row; None where no judge was asked.
+    """
+
+    prompts: list[str]
+    conditioning: Conditioning
+    losses: np.ndarray
+    unet_evaluations: float
+    seconds: float
+    soft_tokens: np.ndarray | None = None
+    template: Template | None = None
+    ids: np.ndarray | None = None
+    same_tokens: np.ndarray | None = None
+    latents: np.ndarray | None = None
+    shifted: bool = False
+    held_out: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    pick: int | None = None
+    outcomes: list[str] | None = None
