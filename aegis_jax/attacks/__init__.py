@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from aegis_jax.attacks import p4d
+from aegis_jax.attacks.cce import CCEConfig, cce
 from aegis_jax.attacks.given import Given
 from aegis_jax.attacks.result import AttackResult
 from aegis_jax.attacks.soft_prompt import SoftPromptConfig, soft_prompt
@@ -34,6 +35,7 @@ METHODS = {
     p4d.HARD_PROMPT: Method(p4d.hard_prompt, p4d.HardPromptConfig, of="prompt"),
     p4d.N: Method(p4d.p4d_n, p4d.P4DNConfig, of="prompt"),
     p4d.K: Method(p4d.p4d_k, p4d.P4DKConfig, of="prompt"),
+    "cce": Method(cce, CCEConfig),
 }
 
 
