@@ -8,6 +8,7 @@ from aegis_jax.attacks.cce import CCEConfig, cce
 from aegis_jax.attacks.given import Given
 from aegis_jax.attacks.result import AttackResult
 from aegis_jax.attacks.soft_prompt import SoftPromptConfig, soft_prompt
+from aegis_jax.attacks.tina import TINAConfig, tina
 from aegis_jax.attacks.unlearndiffatk import UnlearnDiffAtkConfig, unlearndiffatk
 from aegis_jax.errors import AegisError
 
@@ -36,6 +37,7 @@ METHODS = {
     p4d.N: Method(p4d.p4d_n, p4d.P4DNConfig, of="prompt"),
     p4d.K: Method(p4d.p4d_k, p4d.P4DKConfig, of="prompt"),
     "cce": Method(cce, CCEConfig),
+    "tina": Method(tina, TINAConfig, of="picture"),
 }
 
 
