@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from aegis_jax.attacks import p4d
+from aegis_jax.attacks import p4d, ring_a_bell
 from aegis_jax.attacks.cce import CCEConfig, cce
 from aegis_jax.attacks.given import Given
 from aegis_jax.attacks.result import AttackResult
@@ -38,6 +38,8 @@ METHODS = {
     p4d.K: Method(p4d.p4d_k, p4d.P4DKConfig, of="prompt"),
     "cce": Method(cce, CCEConfig),
     "tina": Method(tina, TINAConfig, of="picture"),
+    ring_a_bell.NAME: Method(ring_a_bell.ring_a_bell, ring_a_bell.RingABellConfig, of="prompt"),
+    ring_a_bell.EMBEDDING: Method(ring_a_bell.embedding, ring_a_bell.EmbeddingConfig, of="prompt"),
 }
 
 

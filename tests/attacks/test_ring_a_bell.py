@@ -1,0 +1,123 @@
+"""Ring-A-Bell on a tiny random pipeline: its target and distance in float64, how generations are bred, what is fed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aegis_jax.attacks import METHODS, attack
+from aegis_jax.attacks.prompt import padded
+from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED
+from aegis_jax.attacks.ring_a_bell import PAIRS, bred, distance, targets
+from aegis_jax.errors import AegisError
+from aegis_jax.io.pipeline import load_pipeline
+from tests.tiny import FEWEST
+
+torch = pytest.importorskip("torch")
+PROMPTS = ["a red star", "a cat"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny):
+    return load_pipeline(tiny(**FEWEST))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+
+
+def encoded(side, text):
+    """Float64 (L, D)."""
+    from tests.parity import torch_aegis as reference
+
+    words = reference.word_ids(side.tokenizer, text)
+    return reference.prompt_embedding(side, None, words)[0].detach().numpy()
+
+
+def test_target_and_distance_match_pytorch_in_float64(tiny, pipeline):
+    from tests.parity import torch_aegis as reference
+
+    side = reference.load(tiny(**FEWEST))
+    shift = np.mean([encoded(side, text.format("star")) - encoded(side, bare) for text, bare in PAIRS], axis=0)
+    wanted = encoded(side, PROMPTS[0]) + 3 * shift
+    target = targets(pipeline, "star", PROMPTS, 3.0)
+    np.testing.assert_allclose(target[0], wanted, atol=2e-5)
+    people = [pipeline.tokenizer.tokens("red dog"), pipeline.tokenizer.tokens("a cat")]
+    text, frame = pipeline.text_encoder, jnp.asarray(padded(pipeline.tokenizer, [0, 0]).ids)
+    found = distance(text.graph, text.params, frame, jnp.array(people), target[0])
+    far = [np.square(encoded(side, words) - wanted).sum() for words in ("red dog", "a cat")]
+    np.testing.assert_allclose(found, far, rtol=1e-4)
+
+
+def test_generations_are_bred_by_one_point_crossover_and_one_mutation():
+    rng = np.random.default_rng(0)
+    parents = rng.integers(10, 10**6, (100, 5))  # all tokens differ
+    allowed = jnp.array([1, 2, 3])
+    breed = jax.jit(bred)
+    people, filled = map(np.asarray, breed(jax.random.key(0), jnp.array(parents), allowed, 0.5, 0.0))
+    np.testing.assert_array_equal(people[:100], parents)
+    has = filled[100:200]
+    assert filled[:100].all() and (filled[200:] == has).all() and 30 < has.sum() < 70
+    cuts = set()
+    for parent, first, second in zip(parents, people[100:200], people[200:]):
+        cut = int((first == parent).sum()) if (first != parent).any() else None
+        if cut is None:
+            continue  # its own partner
+        assert (first[:cut] == parent[:cut]).all() and (second[cut:] == parent[cut:]).all()
+        assert any((first[cut:] == o[cut:]).all() and (second[:cut] == o[:cut]).all() for o in parents)
+        cuts.add(cut)
+    assert cuts == {0, 1, 2, 3, 4}
+    mutated, _ = map(np.asarray, breed(jax.random.key(0), jnp.array(parents), allowed, 0.5, 0.25))
+    changed = (mutated != people).sum(1)
+    assert changed.max() == 1 and 40 < changed.sum() < 110
+    assert set(mutated[mutated != people]) == {1, 2, 3}
+
+
+def test_the_search_comes_nearer_and_outcomes_are_told_apart(pipeline, images):
+    answers = iter([[False, True], [True, False, False]])
+    how = {"method": "ring-a-bell", "images": images, "prompts": PROMPTS, "tokens": 3, "population": 12}
+    found = attack(pipeline, "star", **how, generations=20)
+    assert found.losses.shape == (20, 2) and (found.losses[-1] < found.losses[0]).all() and found.outcomes is None
+    assert found.unet_evaluations == 0
+    judged = attack(
+        pipeline, "star", **how, generations=20, restarts=3, image_steps=1, judge=lambda x: np.array(next(answers))
+    )
+    assert judged.outcomes == [SUCCEEDED, FAILED, FAILED] + [NOT_NEEDED] * 3
+    np.testing.assert_array_equal(judged.losses[:, 0], found.losses[:, 0])  # a restart of its own draws alone
+    assert len(set(judged.losses[-1])) > 2 and judged.unet_evaluations == 5 * 2
+
+
+def test_the_shifted_encoding_is_what_diffusers_is_fed(tiny, pipeline, images):
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    from aegis_jax.diffusion.sample import latent_shape, noise_of
+
+    seen = []
+
+    def judge(shown):
+        seen.append(shown)
+        return np.zeros(len(shown), bool)
+
+    how = {"images": images, "prompts": PROMPTS, "image_steps": 3, "guidance": 3.0, "judge": judge}
+    found = attack(pipeline, "star", method="ring-a-bell-embedding", **how)
+    assert found.shifted and found.prompts == PROMPTS and found.outcomes == [FAILED, FAILED]
+    pipe = StableDiffusionPipeline.from_pretrained(tiny(**FEWEST), safety_checker=None)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.from_numpy(np.array(noise_of([0, 1], latent_shape(pipeline)))).permute(0, 3, 1, 2)
+    fed = torch.from_numpy(np.array(found.conditioning.embedding))
+    with torch.no_grad():
+        empty = pipe.encode_prompt("", "cpu", 1, False)[0].expand(2, -1, -1)
+    made = pipe(prompt_embeds=fed, negative_prompt_embeds=empty, latents=noise, num_inference_steps=3,
+                guidance_scale=3.0, output_type="np")  # fmt: skip
+    assert np.abs(made.images * 255 - seen[1]).max() <= 2
+
+
+def test_defaults_and_bad_input(pipeline, images):
+    config = METHODS["ring-a-bell"].config()
+    assert (config.tokens, config.eta, config.population, config.generations) == (16, 3.0, 200, 3000)
+    assert (config.crossover, config.mutation) == (0.5, 0.25)
+    for change in ({"population": 3}, {"tokens": 76}):
+        with pytest.raises(AegisError, match="wanted at least 4 and at most 75"):
+            attack(pipeline, "star", method="ring-a-bell", images=images, **change)
