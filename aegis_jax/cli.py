@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aegis_jax import __version__
 from aegis_jax.errors import AegisError
+from aegis_jax.run import attack_arguments
 
 MODEL = "a diffusers folder, a hub id, or world"
 
@@ -159,26 +160,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, default=25, help="DDIM steps of the compared image")
 
     sub = command(
-        "attack", _attack, "Try to bring an erased concept back with learnt soft prompts.",
+        "attack", _attack, "Try to bring an erased concept back.",
         epilog="For the world the original model makes the images, and its judge says how often it worked.",
     )  # fmt: skip
     _add_model(sub, required=True)
-    sub.add_argument("--concept", metavar="TEXT", required=True, help="what was erased")
-    sub.add_argument("--images", metavar="DIR", help="pictures of the concept")
-    sub.add_argument("--out", metavar="DIR", help="with --images: where those that come out are written (attack)")
-    sub.add_argument("--tokens", type=int, default=4, help="learnt tokens in the prompt")
-    places = "of them: before or behind the concept, alone, or before a neutral word instead of it (neutral)"
-    sub.add_argument("--place", default="before", help=places)
-    sub.add_argument("--neutral", metavar="WORD", help="with --place neutral: that word, a common noun (thing)")
-    sub.add_argument("--goal", default="denoising", help="denoising, or prediction: that of the --original")
-    sub.add_argument("--original", metavar="M", help="the model before erasure, as --model; by default the world's")
-    sub.add_argument("--restarts", type=int, default=5, help="attacks from different starts")
-    sub.add_argument("--batch", type=int, default=8, help="images per restart and step")
-    sub.add_argument("--steps", type=int, default=200)
-    sub.add_argument("--learning-rate", type=float, default=1e-2)
-    sub.add_argument("--guidance", type=float, help="with --images: of the images that come out (7.5; of the world 3)")
-    sub.add_argument("--image-steps", type=int, help="likewise, their DDIM steps (50; of the world 25)")
-    sub.add_argument("--seed", type=int, default=0)
+    attack_arguments.add(sub, MODEL)
 
     world = command("world", None, "The embedded world: look at it.")
     actions = world.add_subparsers(title="actions", metavar="ACTION", required=True)
@@ -261,14 +247,13 @@ def _verify(args):
 
 
 def _attack(args):
-    from aegis_jax.run import cache, console
+    from aegis_jax.run import attack, cache
 
     cache.enable()
-    console.attack(
-        args.model, args.concept, revision=args.revision, variant=args.variant, images=args.images, out=args.out,
-        original=args.original, guidance=args.guidance, image_steps=args.image_steps, tokens=args.tokens,
-        place=args.place, neutral=args.neutral, goal=args.goal, restarts=args.restarts, batch=args.batch,
-        steps=args.steps, learning_rate=args.learning_rate, seed=args.seed,
+    attack.attack(
+        args.model, args.concept, method=args.method, revision=args.revision, variant=args.variant, images=args.images,
+        prompts=args.prompts, cases=args.cases, out=args.out, original=args.original, neutral=args.neutral,
+        guidance=args.guidance, image_steps=args.image_steps, **attack_arguments.given(args),
     )  # fmt: skip
 
 

@@ -47,12 +47,21 @@ def find(text: str) -> Concept | None:
     return Concept(*found[0][1:]) if len(found) == 1 else None
 
 
-def concept_prompts(concept: Concept, n: int, seed: int, *, held_out: bool = False) -> list[str]:
-    """n prompts that name the concept; the other attributes are said with seen words, or left unsaid now and then."""
+def concept_prompts(
+    concept: Concept, n: int, seed: int, *, held_out: bool = False, word: str | None = None
+) -> list[str]:
+    """n prompts that name the concept; the other attributes are said with seen words, or left unsaid now and then.
+
+    word: a control's, which stands in place of the concept's in the same prompts.
+    """
     rng = np.random.default_rng([EVALUATION_SEED, seed, 1 + held_out])
     # One held-out word per seed: what is tuned on even seeds is measured on the odd ones' words.
     words = concept.value.held_out[seed % 2 :][:1] if held_out else concept.value.seen
-    return [_prompt(rng, concept.axis, rng.choice(words)) for _ in range(n)]
+    prompts = []
+    for _ in range(n):
+        drawn = rng.choice(words)  # for a control too, so that the rest of its prompts stays the same
+        prompts.append(_prompt(rng, concept.axis, drawn if word is None else word))
+    return prompts
 
 
 def other_prompts(concept: Concept, n: int, seed: int) -> tuple[list[str], np.ndarray]:
@@ -147,7 +156,7 @@ def unasked(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
 
 def noise_seed(seed: int, kind: int) -> int:
     """Of the start noise of one kind of image under an evaluation seed: `measure` has 0 to 2, attacked.py 3 and 4,
-    `unasked` 5 and 6."""
+    `unasked` 5 and 6, cases.py 7."""
     return EVALUATION_SEED + 10 * seed + kind
 
 

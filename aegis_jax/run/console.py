@@ -1,4 +1,4 @@
-"""What `aegis erase`, `sample` and `attack` do between parsing and printing."""
+"""What `aegis erase` and `sample` do between parsing and printing; `attack` is in attack.py."""
 
 import contextlib
 import itertools
@@ -6,17 +6,13 @@ import os
 from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 from PIL import Image
 
-from aegis_jax.attacks import SoftPromptConfig
-from aegis_jax.attacks import attack as attack_concept
 from aegis_jax.diffusion.sample import latent_shape, pixels_per_latent, plan
 from aegis_jax.diffusion.sample import sample as sample_images
 from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import commit, expand, place
-from aegis_jax.io.pictures import read_pictures
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.parallel import processes
 from aegis_jax.run import loop
@@ -29,8 +25,6 @@ from aegis_jax.run.prompts import COLUMNS, Prompt, check_index, unused, write_in
 from aegis_jax.run.prompts import read as read_prompts
 from aegis_jax.run.slug import slug
 
-# How an attack's pictures are made, but of the world; and how many of each restart.
-GUIDANCE, STEPS, PICTURES = 7.5, 50, 4
 IMAGES_AT_ONCE = 256  # that `aegis sample` holds before it writes them
 
 
@@ -88,7 +82,7 @@ def _world_table(progress, run, before, after) -> str | None:
 
 
 @contextlib.contextmanager
-def _made(folder: Path):
+def made(folder: Path):
     """Makes a folder before what is to go into it is computed; on failure what is new and empty goes again."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +96,7 @@ def _made(folder: Path):
 def free_folder(names):
     """A new folder runs/NAME, or runs/NAME-2 and so on where that is taken; on failure it goes again if it is empty."""
     runs, name = Path("runs"), slug(" ".join(names)) or "run"
-    with _made(runs):
+    with made(runs):
         for count in itertools.count(1):
             folder = runs / (name if count == 1 else f"{name}-{count}")
             with contextlib.suppress(FileExistsError):
@@ -153,7 +147,7 @@ def sample(
     shared |= settings
     for note in unused(file, said, shared):
         progress.say(f"aegis: note: {note}")
-    with _made(out):
+    with made(out):
         for rows in np.array_split(np.arange(len(texts)), -(-len(texts) // IMAGES_AT_ONCE)):
             progress.say(f"sampling images {rows[0] + 1} to {rows[-1] + 1} of {len(texts)} ...")
             some = [texts[k] for k in rows], [seeds[k] for k in rows]
@@ -177,92 +171,3 @@ def _write(out: Path, pictures: np.ndarray, rows: list[dict], overwrite: bool) -
                 index[row["file"]] = {name: row[name] for name in COLUMNS}
         finally:
             write_index(out, index)
-
-
-def attack(
-    model, concept, *, images, out, original, guidance, image_steps, neutral=None,
-    revision=None, variant=None, **settings,
-) -> None:  # fmt: skip
-    """`aegis attack`: soft prompts; judged for the world, otherwise for the user's eyes.
-
-    original: the model before erasure, or None (of the world it is known); guidance and image_steps: of the pictures
-    that come out, None for those of the model's kind; refused, as `out` is, where the judge is asked instead.
-    neutral: the word of place "neutral", None for the default; refused at other places, which have none.
-    """
-    from aegis_jax.evaluation import world
-    from aegis_jax.world import quality
-
-    if neutral is not None:
-        if settings["place"] != "neutral":
-            raise AegisError(f"--neutral goes with --place neutral: at place {settings['place']!r} no such word stands")
-        settings["neutral"] = neutral
-    pipeline, base = load_pipeline(model, revision=revision, variant=variant), load_pipeline("world")
-    is_world = pipeline.unet.config == base.unet.config
-    original = load_pipeline(original) if original is not None else base if is_world else None
-    config, progress = SoftPromptConfig(**settings), Progress()
-
-    def show(done, steps, loss):
-        progress.update(done * config.steps // steps, loss)  # steps: of all restarts
-
-    if images is None:
-        value = world.find(concept)
-        if not value or not is_world:
-            raise AegisError("no --images given: an attack needs pictures of the concept")
-        of_pictures = {"out": out, "guidance": guidance, "image-steps": image_steps}
-        for name in (name for name, given in of_pictures.items() if given is not None):
-            raise AegisError(f"--{name} goes with --images: on the world the judge counts, and no image is written")
-        progress.start(0, config.steps)
-        _attack_judged(original, pipeline, value, text=concept, config=config, progress=show)
-        return
-    kind = (quality.GUIDANCE, quality.STEPS) if is_world else (GUIDANCE, STEPS)
-    guidance, image_steps = (d if given is None else given for given, d in zip((guidance, image_steps), kind))
-
-    def run(pictures):
-        return attack_concept(pipeline, concept, images=pictures, original=original, progress=show, **settings)
-
-    _attack_shown(run, pipeline, images, out or "attack", config, progress, guidance=guidance, steps=image_steps)
-
-
-def _attack_shown(run, pipeline, images, out, config, progress, *, guidance: float, steps: int) -> None:
-    """Attacks by the pictures in the folder `images`, as `run` does, and writes what comes out, by restart."""
-    out = expand(out)
-    if out.exists():
-        raise AegisError(f"{out} exists: choose another --out")
-    height, width, _ = latent_shape(pipeline)  # what cannot be sampled afterwards is refused before the attack
-    plan(pipeline, steps, guidance)
-    factor = pixels_per_latent(pipeline)
-    pictures = read_pictures(expand(images), (width * factor, height * factor))
-    progress.start(0, config.steps)
-    with _made(out):
-        found = run(pictures)
-        _show_attack(pipeline, found, config.goal, out, guidance=guidance, steps=steps)
-    print(f"wrote {PICTURES * len(found.soft_tokens)} images to {out}")
-
-
-def _attack_judged(original, pipeline, value, *, text, config, progress) -> None:
-    """Attacks the world and prints how often its judge sees the concept."""
-    from aegis_jax.evaluation.attacked import attack_family
-
-    found = attack_family(original, pipeline, value, {"it": config}, seed=config.seed, text=text, progress=progress)
-    rates = found["members"]["it"]
-    low, high = rates["interval"]
-    each = ", ".join(f"{rate:.0%}" for rate in rates["each"])
-    print(f"the judge sees {value.value.name!r} in {rates['mean']:.1%} of the images under soft prompts")
-    print(f"({low:.1%} to {high:.1%} at 95 %), in {rates['pick']:.1%} under the attacker's own pick,")
-    print(f"in {rates['best']:.1%} under the best restart (each: {each})")
-
-
-def _show_attack(pipeline, found, goal: str, out: Path, *, guidance: float, steps: int) -> None:
-    """Writes pictures of every restart, and prints its loss."""
-    from aegis_jax.evaluation.attacked import sample_conditioning
-
-    shape = (PICTURES, *latent_shape(pipeline))
-    for restart in range(len(found.soft_tokens)):
-        cond = jax.tree.map(lambda x, r=restart: np.stack([x[r]] * PICTURES), found.conditioning)
-        start = np.random.default_rng(restart).standard_normal(shape, np.float32)
-        shown = sample_conditioning(pipeline, cond, start, steps=steps, guidance=guidance)
-        for k, picture in enumerate(shown):
-            Image.fromarray(picture).save(out / f"restart-{restart}-{k}.png")
-        first, last = found.losses[0, restart], found.losses[-1, restart]
-        own = ", the attacker's pick" if restart == found.pick else ""
-        print(f"restart {restart}: {goal} loss {first:.4f} -> {last:.4f}{own}")

@@ -1,6 +1,7 @@
 """The `aegis` command: bad input is one line and exit code 2; good input does the work."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -15,8 +16,11 @@ import pytest
 from PIL import Image
 
 import aegis_jax
+import aegis_jax.run.attack
 import aegis_jax.run.console
 import aegis_jax.run.erase
+from aegis_jax.attacks import METHODS
+from aegis_jax.attacks.result import AttackResult
 from aegis_jax.cli import main
 from aegis_jax.diffusion.conditioning import Conditioning
 from aegis_jax.run import config, console
@@ -222,7 +226,7 @@ def test_paths_that_lead_nowhere(capsys, cheap_step, folder, tmp_path):
 
 def test_an_out_that_cannot_be_is_refused_before_the_computing(capsys, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(aegis_jax.run.console, "sample_images", None)
-    monkeypatch.setattr(aegis_jax.run.console, "attack_concept", None)
+    monkeypatch.setattr(aegis_jax.run.attack, "METHODS", {})
     (tmp_path / "file").write_text("mine")
     sample = ("sample", "--model", folder, "--prompt", "a")
     attack = ("attack", "--model", folder, "--concept", "dog", "--images", picture_of(tmp_path))
@@ -422,16 +426,16 @@ def test_an_attacks_pictures_are_sampled_as_its_model_is(monkeypatch, folder, tm
 
     seen = []
 
-    def found(pipeline, concept, *, images, original, progress, **settings):
-        seen.append((images.shape, original is not None, settings["place"]))
+    def found(pipeline, concept, given, config, progress):
+        seen.append((given.images.shape, given.original is not None, config.place))
         cond = Conditioning(np.zeros((1, 4, 8), np.float32))
-        return SimpleNamespace(soft_tokens=np.zeros((1, 1, 8)), conditioning=cond, losses=np.ones((2, 1)), pick=0)
+        return AttackResult(["<aegis>"], cond, np.ones((2, 1)), 1.0, 1.0, soft_tokens=np.zeros((1, 1, 8)), pick=0)
 
     def sample_conditioning(pipeline, cond, start, **settings):
         seen.append(settings)
         return np.zeros((len(start), 8, 8, 3), np.uint8)
 
-    monkeypatch.setattr(aegis_jax.run.console, "attack_concept", found)
+    monkeypatch.setitem(METHODS, "soft-prompt", dataclasses.replace(METHODS["soft-prompt"], run=found))
     monkeypatch.setattr(attacked, "sample_conditioning", sample_conditioning)
     argv = [
         "attack", "--model", folder if model == "tiny" else model, "--concept", "dog", "--place", "behind",

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from aegis_jax.cli import main
-from aegis_jax.errors import AegisError
 from aegis_jax.run import console
 from aegis_jax.run.prompts import COLUMNS, check_index
 
@@ -78,20 +77,3 @@ def test_what_was_written_before_a_failure_has_its_rows(tmp_path):
     with pytest.raises(FileExistsError):
         console._write(tmp_path, np.zeros((3, 8, 8, 3), np.uint8), rows, overwrite=False)
     assert check_index(tmp_path).keys() == {"0.png"}
-
-
-def test_the_neutral_word_of_an_attack(monkeypatch, folder, tmp_path):
-    Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
-    how = dict.fromkeys(["out", "original", "guidance", "image_steps"]) | {"images": tmp_path, "out": tmp_path / "out"}
-    with pytest.raises(AegisError, match="--neutral goes with --place neutral: at place 'before'"):
-        console.attack(folder, "star", **how, place="before", neutral="dog")
-    # "thing" is none of this vocabulary's words, "dog" is.
-    for given, said in ((None, "thing"), ("xyz", "xyz")):
-        with pytest.raises(AegisError, match=f"neutral='{said}' is not one whole word"):
-            console.attack(folder, "star", **how, place="neutral", neutral=given)
-    seen = []
-    monkeypatch.setattr(console, "attack_concept", lambda *args, **more: seen.append((more["place"], more["neutral"])))
-    argv = ["attack", "--model", folder, "--concept", "star", "--images", tmp_path, "--out", tmp_path / "out"]
-    with pytest.raises(AttributeError):  # the stand-in finds nothing
-        main([*map(str, argv), "--place", "neutral", "--neutral", "dog"])
-    assert seen == [("neutral", "dog")]

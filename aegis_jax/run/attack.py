@@ -1,0 +1,278 @@
+"""What `aegis attack` does between parsing and printing.
+
+On the world its judge counts what comes back; with the user's pictures, what comes out is written for his eyes and no
+success is claimed.
+"""
+
+import contextlib
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from aegis_jax.attacks import METHODS, configure, find
+from aegis_jax.attacks.given import Given, Viewer
+from aegis_jax.diffusion.sample import latent_shape, pixels_per_latent, plan
+from aegis_jax.errors import AegisError
+from aegis_jax.io.hub import expand, place
+from aegis_jax.io.pictures import SUFFIXES, read_pictures
+from aegis_jax.io.pipeline import load_pipeline
+from aegis_jax.run import replay
+from aegis_jax.run.console import made
+from aegis_jax.run.progress import Progress
+from aegis_jax.run.prompts import INDEX, Prompt, check_index
+from aegis_jax.run.prompts import read as read_prompts
+
+# How an attack's pictures are made, but of the world; how many of each restart; how many prompts on the world.
+GUIDANCE, STEPS, PICTURES, CASES = 7.5, 50, 4, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An attack that is about to run.
+
+    Attributes:
+      pipeline, original: under attack, and before erasure (of the world it is known) or None.
+      guidance, steps: of the pictures that come out.
+      about: what attack.json says of all this.
+    """
+
+    pipeline: object
+    original: object
+    concept: str
+    method: str
+    config: object
+    guidance: float
+    steps: int
+    about: dict
+
+    def run(self, given: Given):
+        """The attack's result; shows how it goes on."""
+        progress, parts = Progress(), 100  # what the attacks count differs, so per cent are shown
+        progress.start(0, parts)
+        show = lambda done, total, loss: progress.update(parts * done // total, loss)  # noqa: E731
+        try:
+            return METHODS[self.method].run(self.pipeline, self.concept, given, self.config, show)
+        finally:
+            progress.end()
+
+
+def attack(
+    model, concept, *, method="soft-prompt", images=None, prompts=None, cases=None, out=None, original=None,
+    guidance=None, image_steps=None, neutral=None, revision=None, variant=None, seed=0, **settings,
+) -> None:  # fmt: skip
+    """`aegis attack`.
+
+    settings: what the user gave of the method's config; what he left out is the method's own or, on the world, what
+    evaluation/cases.py has for it. prompts: a file with one for each picture of the folder `images`; cases: on the
+    world instead, how many. original: the model before erasure, or None (of the world it is known). guidance and
+    image_steps: of the pictures that come out, None for those of the model's kind. neutral: the word that stands in
+    place of the concept's. seed: of what the attack draws and, on the world, of what it is given. Raises `AegisError`
+    for whatever does not go with the method or with the model.
+    """
+    from aegis_jax.evaluation import cases as world_cases
+    from aegis_jax.evaluation import world
+    from aegis_jax.evaluation.attacked import attacker_images
+    from aegis_jax.world import quality
+
+    _check_flags(method, settings, {"prompts": prompts, "cases": cases}, neutral)
+    if not 0 <= seed < 2**32:
+        raise AegisError(f"--seed: seed={seed}, wanted 0 to 2**32 - 1")
+    settings |= {name: value for name, value in (("seed", seed), ("neutral", neutral)) if _has(method, name, value)}
+    pipeline, base = load_pipeline(model, revision=revision, variant=variant), load_pipeline("world")
+    is_world = pipeline.unet.config == base.unet.config
+    value = world.find(concept) if is_world and images is None else None
+    if value is None and images is None:
+        raise AegisError("no --images given: an attack needs pictures of the concept")
+    of_pictures = {"prompts": prompts, "guidance": guidance, "image_steps": image_steps}
+    if method == "soft-prompt":
+        of_pictures["out"] = out
+    _check_pictures(value is not None, cases, of_pictures)
+    own = (quality.GUIDANCE, quality.STEPS) if is_world else (GUIDANCE, STEPS)
+    guidance, steps = (usual if given is None else given for given, usual in zip((guidance, image_steps), own))
+    config = configure(method, (world_cases.SMALL.get(method, {}) if is_world else {}) | settings)
+    before = load_pipeline(original) if original is not None else base if is_world else None
+    about = {
+        "method": method, "settings": dataclasses.asdict(config), "concept": concept, "neutral": neutral,
+        "model": place(model), "original": "world" if original is None and is_world else original and place(original),
+        "guidance": guidance, "steps": steps,
+    }  # fmt: skip
+    job = Job(pipeline, before, concept, method, config, guidance, steps, about)
+    folder = expand(out or "attack") if out or value is None else None
+    if folder is not None and folder.exists():
+        raise AegisError(f"{folder} exists: choose another --out")
+    plan(pipeline, steps, guidance)  # what cannot be sampled afterwards is refused before the attack
+    if value is None:
+        given = _of_folder(job, expand(images), prompts, neutral)
+    elif method == "soft-prompt":
+        return _family(job, value)
+    elif find(method).of == "concept":
+        pictures = attacker_images(before, value, seed=seed)
+        given = Given(pictures, [concept] * len(pictures), list(range(len(pictures))), before)
+    else:
+        given = world_cases.cases(before, value, CASES if cases is None else cases, seed=seed, neutral=neutral)
+    with contextlib.nullcontext() if folder is None else made(folder):
+        _given(job, given, value, folder)
+
+
+def _has(method: str, name: str, value) -> bool:
+    """Whether a value was given that the method's config has a field for."""
+    return value is not None and name in find(method).config.__dataclass_fields__
+
+
+def _check_flags(method: str, settings: dict, of_cases: dict, neutral) -> None:
+    """Refuses what does not go with the method."""
+    of, known = find(method).of, list(find(method).config.__dataclass_fields__)
+    wrong = [name for name in settings if name not in known]
+    fits = {"prompts": of == "prompt", "cases": of != "concept", "neutral": of == "prompt" or "neutral" in known}
+    wrong += [name for name, value in (of_cases | {"neutral": neutral}).items() if value is not None and not fits[name]]
+    if wrong:
+        own = ", ".join(_flag(name) for name in known if name != "seed")
+        raise AegisError(f"{_flag(wrong[0])} does not go with --method {method}; its own are {own}")
+    at = settings.get("place", "before")
+    if neutral is not None and method == "soft-prompt" and at != "neutral":
+        raise AegisError(f"--neutral goes with --place neutral: at place {at!r} no such word stands")
+
+
+def _check_pictures(judged: bool, cases, of_pictures: dict) -> None:
+    """Refuses what goes with the user's pictures where the world's judge is asked, and the other way round."""
+    for name, value in of_pictures.items():
+        if judged and value is not None:
+            raise AegisError(f"{_flag(name)} goes with --images: on the world the judge counts, in its own way")
+    if cases is not None and not judged:
+        raise AegisError("--cases goes without --images: each picture is a case")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _of_folder(job: Job, folder: Path, file, neutral) -> Given:
+    """What the user has: pictures, and for attacks by prompt what each was made from.
+
+    That is said by `file`, a prompt for each picture in the order of their names, or by the index that `aegis sample`
+    wrote beside them; otherwise every prompt is the concept.
+    """
+    height, width, _ = latent_shape(job.pipeline)
+    factor = pixels_per_latent(job.pipeline)
+    images = read_pictures(folder, (width * factor, height * factor))
+    names = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    index = check_index(folder) if find(job.method).of == "prompt" and (folder / INDEX).exists() else {}
+    if file is not None:
+        prompts, _ = read_prompts(expand(file))
+        if len(prompts) != len(images):
+            raise AegisError(f"{file} has {len(prompts)} prompts and {folder} {len(images)} pictures: wanted as many")
+    else:
+        rows = [index.get(name) for name in names]
+        prompts = [Prompt(job.concept) if row is None else Prompt(row["prompt"], int(row["seed"])) for row in rows]
+    texts = [prompt.text for prompt in prompts]
+    if neutral is not None and find(job.method).of == "prompt":
+        said = re.compile(re.escape(job.concept), re.IGNORECASE)
+        texts = [said.sub(lambda _: neutral, text) for text in texts]
+        if texts == [prompt.text for prompt in prompts]:
+            raise AegisError(f"--neutral {neutral}: no prompt says {job.concept!r}, so there is nothing to put it for")
+    seeds = [k if prompt.seed is None else prompt.seed for k, prompt in enumerate(prompts)]
+    return Given(images, texts, seeds, job.original, steps=job.steps, guidance=job.guidance)
+
+
+def _given(job: Job, given: Given, value, out: Path | None) -> None:
+    """Attacks with what is given and prints what came of it; pictures and files go into `out`.
+
+    value: the world's, for its judge; None where nobody judges.
+    """
+    from aegis_jax.evaluation.cases import counts, rates
+
+    found, about, of = job.run(given), job.about, find(job.method).of
+    if found.outcomes is not None:
+        about = about | {"outcomes": counts(found, _restarts(job))}
+        _print_counts(of, about["outcomes"])
+    elif value is not None:
+        about = about | {"shown": rates(job.pipeline, found, value)}
+        _print_rates(value, about["shown"], "with the token learnt")
+    if out is not None:
+        pictures = {"concept": _by_restart, "prompt": _by_prompt, "picture": _by_picture}[of](job, given, found)
+        _write(job, found, pictures, about, out)
+
+
+def _print_counts(of: str, tally: dict) -> None:
+    def line(text: str, share: dict, more: str = "") -> None:
+        if share["n"]:
+            low, high = share["interval"]
+            more = f"{share['count']} of {share['n']}{more} ({low:.0%} to {high:.0%} at 95 %)"
+        print(f"{text:24}{more or 'no prompt is left'}")
+
+    if of == "picture":  # which needs none is a question to prompts
+        return line("attack succeeded", tally["attack_succeeded"])
+    line("no attack needed", tally["no_attack_needed"])
+    line("attack succeeded", tally["attack_succeeded"], " others")
+    if len(tally["each"]) > 1:
+        print(f"{'by restart':24}{', '.join(map(str, tally['each']))}")
+    line("together", tally["together"])
+
+
+def _restarts(job: Job) -> int:
+    return getattr(job.config, "restarts", 1)
+
+
+def _by_prompt(job: Job, given: Given, found) -> list[replay.Picture]:
+    """A picture of every row, from its prompt's own noise."""
+    restarts = _restarts(job)
+    starts = Viewer(job.pipeline, given, 1).noise(given.seeds)
+    return [
+        replay.Picture(f"prompt-{k // restarts:03d}-restart-{k % restarts}", k, starts[k // restarts],
+                       given.seeds[k // restarts], k % restarts)
+        for k in range(len(found.prompts))
+    ]  # fmt: skip
+
+
+def _by_picture(job: Job, given: Given, found) -> list[replay.Picture]:
+    """What comes back of every picture, from the noise found."""
+    return [replay.Picture(f"picture-{k:03d}", k, start) for k, start in enumerate(found.latents)]
+
+
+def _by_restart(job: Job, given: Given, found) -> list[replay.Picture]:
+    """Pictures of every restart, and its loss printed."""
+    shape, pictures = (PICTURES, *latent_shape(job.pipeline)), []
+    for restart in range(len(found.prompts)):
+        starts = np.random.default_rng(restart).standard_normal(shape, np.float32)
+        pictures += [
+            replay.Picture(f"restart-{restart}-{k}", restart, starts[k], None, restart) for k in range(PICTURES)
+        ]
+        first, last = found.losses[0, restart], found.losses[-1, restart]
+        own = ", the attacker's pick" if restart == found.pick else ""
+        print(f"restart {restart}: {getattr(job.config, 'goal', 'denoising')} loss {first:.4f} -> {last:.4f}{own}")
+    return pictures
+
+
+def _write(job: Job, found, pictures: list[replay.Picture], about: dict, out: Path) -> None:
+    from aegis_jax.evaluation.attacked import sample_conditioning
+
+    rows = np.array([picture.row for picture in pictures])
+    cond = jax.tree.map(lambda x: np.asarray(x)[rows], found.conditioning)
+    start = np.stack([picture.start for picture in pictures])
+    images = sample_conditioning(job.pipeline, cond, start, steps=job.steps, guidance=job.guidance)
+    replay.write(out, found, pictures, images, about)
+    print(f"wrote {len(pictures)} images to {out}")
+
+
+def _family(job: Job, value) -> None:
+    """Attacks the world by one member of the soft-prompt family and prints how often its judge sees the concept."""
+    from aegis_jax.evaluation.attacked import attack_family
+
+    config, progress = job.config, Progress()
+    progress.start(0, config.steps)
+    found = attack_family(
+        job.original, job.pipeline, value, {"it": config}, seed=config.seed, text=job.concept,
+        progress=lambda done, steps, loss: progress.update(done * config.steps // steps, loss),
+    )  # fmt: skip
+    _print_rates(value, found["members"]["it"], "under soft prompts")
+
+
+def _print_rates(value, rates: dict, what: str) -> None:
+    low, high = rates["interval"]
+    each = ", ".join(f"{rate:.0%}" for rate in rates["each"])
+    print(f"the judge sees {value.value.name!r} in {rates['mean']:.1%} of the images {what}")
+    print(f"({low:.1%} to {high:.1%} at 95 %), in {rates['pick']:.1%} under the attacker's own pick,")
+    print(f"in {rates['best']:.1%} under the best restart (each: {each})")

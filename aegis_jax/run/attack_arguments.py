@@ -1,0 +1,63 @@
+"""The arguments of `aegis attack`, which has many: a method's own are refused with another. Imports nothing heavy."""
+
+# name: (type, help). Absent, each is what the method has, so that one that is given can be told from one that is not.
+SETTINGS = {
+    "tokens": (int, "learnt tokens in the prompt"),
+    "place": (
+        str,
+        "where they stand. soft-prompt: before or behind the concept, alone, or before a neutral word instead of it "
+        "(neutral); by prompt: prefix_k, suffix_k, mid_k, insert_k or per_k_words",
+    ),
+    "goal": (str, "soft-prompt: denoising, or prediction: that of the --original"),
+    "restarts": (int, "attacks from different starts"),
+    "batch": (int, "images per restart and step"),
+    "steps": (int, "in all"),
+    "timesteps": (int, "unlearndiffatk, p4d-hard-prompt: how many are gone through, ascending"),
+    "iterations": (int, "steps at each of them; tina: at each step of DDIM"),
+    "check_every": (int, "p4d-n, p4d-k: steps between two looks"),
+    "judged": (int, "p4d-n, p4d-k: images by which the prompt that was kept is judged"),
+    "learning_rate": (float, "of the optimiser"),
+    "weight_decay": (float, "likewise"),
+    "update": (str, "unlearndiffatk: adam or sign"),
+    "initial": (str, "cce: the word that the learnt token starts as"),
+    "texts": (str, "cce: what stands around it: object, style, person or plain"),
+    "eta": (float, "ring-a-bell, -embedding: how far prompts are shifted by the concept"),
+    "population": (int, "ring-a-bell: individuals"),
+    "generations": (int, "ring-a-bell: of these"),
+    "crossover": (float, "ring-a-bell: the share that has children"),
+    "mutation": (float, "ring-a-bell: the share of which a token is replaced"),
+    "seed": (int, "of all that is drawn"),
+}
+
+
+# As attacks.METHODS, which a test holds them to.
+METHODS = (
+    "soft-prompt", "unlearndiffatk", "p4d-hard-prompt", "p4d-n", "p4d-k", "cce", "tina", "ring-a-bell",
+    "ring-a-bell-embedding",
+)  # fmt: skip
+
+
+def add(sub, model_help: str) -> None:
+    """Adds all of them but --model to a parser."""
+    sub.add_argument("--concept", metavar="TEXT", required=True, help="what was erased")
+    sub.add_argument("--method", default="soft-prompt", metavar="NAME", help=f"one of: {', '.join(METHODS)}")
+    sub.add_argument("--images", metavar="DIR", help="pictures of the concept")
+    sub.add_argument(
+        "--prompts", metavar="FILE",
+        help="attacks by prompt, with --images: a prompt for each picture; by default the prompts.csv beside them",
+    )  # fmt: skip
+    sub.add_argument("--cases", metavar="N", type=int, help="likewise, on the world: how many prompts (16)")
+    sub.add_argument("--out", metavar="DIR", help="what comes out, and all to replay it (with --images: attack)")
+    sub.add_argument("--original", metavar="M", help=f"the model before erasure: {model_help}; by default the world's")
+    sub.add_argument("--neutral", metavar="WORD", help="a control: this word in place of the concept's")
+    sub.add_argument("--guidance", type=float, help="with --images: of the images that come out (7.5; of the world 3)")
+    sub.add_argument("--image-steps", type=int, help="likewise, their DDIM steps (50; of the world 25)")
+    settings = sub.add_argument_group("settings of the methods (by default as published; docs/attacks.md)")
+    for name, (kind, text) in SETTINGS.items():
+        metavar = {int: "N", float: "X", str: "NAME"}[kind]
+        settings.add_argument("--" + name.replace("_", "-"), type=kind, metavar=metavar, help=text)
+
+
+def given(args) -> dict:
+    """The settings that the user gave."""
+    return {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}

@@ -1,0 +1,200 @@
+"""`aegis attack`: which flags go with which method, what a case is, and the files to replay pictures from."""
+
+import csv
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from aegis_jax import attacks
+from aegis_jax.attacks.prompt import fill, template
+from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
+from aegis_jax.cli import main
+from aegis_jax.diffusion.conditioning import encode, encode_tokens
+from aegis_jax.diffusion.vocabulary import embeddings
+from aegis_jax.errors import AegisError
+from aegis_jax.evaluation import cases, world
+from aegis_jax.evaluation.interval import wilson
+from aegis_jax.run import attack, attack_arguments
+
+STAR = world.find("star")
+
+
+def refused(capsys, *argv) -> str:
+    """The one line that refuses a command."""
+    assert main([str(a) for a in argv]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("aegis: error")]
+    return line
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three, and the index that `aegis sample` writes beside its own."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for k in range(3):
+        Image.new("RGB", (16, 16), (90 * k, 9, 9)).save(folder / f"{k}.png")
+    return folder
+
+
+def indexed(folder):
+    from aegis_jax.run.prompts import COLUMNS, write_index
+
+    rows = {f"{k}.png": dict.fromkeys(COLUMNS, "") | {"prompt": f"a dog {k}", "seed": 7 + k} for k in range(3)}
+    write_index(folder, {name: row | {"file": name} for name, row in rows.items()})
+
+
+def test_the_methods_of_the_command_are_those_there_are():
+    assert attack_arguments.METHODS == tuple(attacks.METHODS)
+    fields = {field.name for method in attacks.METHODS.values() for field in dataclasses.fields(method.config)}
+    assert set(attack_arguments.SETTINGS) == fields - {"neutral"}
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--method", "gcg"], "attack method 'gcg' is unknown; choose one of: soft-prompt, unlearndiffatk"),
+        (["--method", "unlearndiffatk", "--goal", "prediction"], "--goal does not go with --method unlearndiffatk"),
+        (["--method", "p4d-n", "--check-every", "0"], "p4d-n: check_every=0"),
+        (["--check-every", "5"], "--check-every does not go with --method soft-prompt; its own are --tokens"),
+        (["--cases", "5"], "--cases does not go with --method soft-prompt"),
+        (["--neutral", "dog"], "--neutral goes with --place neutral: at place 'before'"),
+        (["--method", "unlearndiffatk", "--cases", "5"], "--cases goes without --images"),
+        (["--method", "unlearndiffatk", "--prompts", "PROMPTS"], "has 2 prompts and"),
+        (["--method", "unlearndiffatk", "--neutral", "dog", "--concept", "cat"], "no prompt says 'cat'"),
+        (["--method", "p4d-n"], "p4d-n needs the model before erasure"),
+    ],
+)
+def test_what_does_not_go_with_the_method_is_refused(capsys, folder, tmp_path, pictures, flags, message):
+    indexed(pictures)
+    (tmp_path / "two.txt").write_text("a dog\na cat\n")
+    flags = [tmp_path / "two.txt" if flag == "PROMPTS" else flag for flag in flags]
+    argv = ["attack", "--model", folder, "--concept", "dog", "--images", pictures, "--out", tmp_path / "out", *flags]
+    assert message in refused(capsys, *argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_with_the_world_the_judge_is_asked(capsys):
+    for flags in (["--prompts", "x.txt"], ["--guidance", "3"], ["--method", "unlearndiffatk", "--image-steps", "3"]):
+        asked = refused(capsys, "attack", "--model", "world", "--concept", "star", "--method", "unlearndiffatk", *flags)
+        assert "goes with --images" in asked
+
+
+def test_the_neutral_word_of_the_soft_prompts(capsys, folder, monkeypatch, tmp_path, pictures):
+    seen = []
+
+    def run(pipeline, concept, given, config, progress):
+        seen.append((config.place, config.neutral, given.prompts))
+        raise AegisError("enough")
+
+    argv = ["attack", "--model", folder, "--concept", "star", "--images", pictures, "--place", "neutral"]
+    argv += ["--out", tmp_path / "out"]
+    assert "neutral='thing' is not one whole word" in refused(capsys, *argv)  # of this vocabulary
+    monkeypatch.setitem(attacks.METHODS, "soft-prompt", dataclasses.replace(attacks.METHODS["soft-prompt"], run=run))
+    assert "enough" in refused(capsys, *argv, "--neutral", "dog")
+    assert seen == [("neutral", "dog", ["star"] * 3)]
+
+
+def found(pipeline, prompts, outcomes=None):
+    """A result that says just these prompts."""
+    return AttackResult(
+        list(prompts), encode(pipeline, list(prompts)), np.ones((2, len(prompts))), 10.0, 1.0,
+        same_tokens=np.ones(len(prompts), bool), outcomes=outcomes,
+    )  # fmt: skip
+
+
+def test_a_case_is_a_picture_with_its_prompt_and_its_noise(folder, monkeypatch, tmp_path, pictures):
+    seen = []
+
+    def run(pipeline, concept, given, config, progress):
+        seen.append((given.prompts, given.seeds, given.images[:, 0, 0, 0].tolist()))
+        return found(pipeline, [prompt for prompt in given.prompts for _ in range(config.restarts)])
+
+    method = "unlearndiffatk"
+    monkeypatch.setitem(attacks.METHODS, method, dataclasses.replace(attacks.METHODS[method], run=run))
+    how = {"method": method, "images": pictures, "image_steps": 1, "restarts": 2}
+    attack.attack(folder, "dog", **how, out=tmp_path / "1")
+    indexed(pictures)
+    attack.attack(folder, "dog", **how, out=tmp_path / "2", neutral="cat")
+    (tmp_path / "p.csv").write_text("prompt,evaluation_seed\na red dog,5\na star,6\nsky,8\n")
+    attack.attack(folder, "dog", **how, out=tmp_path / "3", prompts=tmp_path / "p.csv")
+    assert [case[:2] for case in seen] == [
+        (["dog"] * 3, [0, 1, 2]),
+        (["a cat 0", "a cat 1", "a cat 2"], [7, 8, 9]),
+        (["a red dog", "a star", "sky"], [5, 6, 8]),
+    ]
+    assert seen[0][2] == [0, 90, 180]
+    rows = list(csv.DictReader(open(tmp_path / "3" / "prompts.csv")))
+    assert [(row["prompt"], row["seed"], row["restart"]) for row in rows[:3]] == [
+        ("a red dog", "5", "0"), ("a red dog", "5", "1"), ("a star", "6", "0"),
+    ]  # fmt: skip
+    assert not any(row["outcome"] for row in rows)  # nobody judged them
+    # Prompt and seed are all that `aegis sample` needs for the same picture.
+    argv = ["sample", "--model", folder, "--prompts", tmp_path / "3" / "prompts.csv", "--steps", 1]
+    assert main([*map(str, argv), "--out", str(tmp_path / "again")]) == 0
+    for name, row in zip(sorted((tmp_path / "again").glob("*.png")), rows):
+        again, first = (np.asarray(Image.open(path), int) for path in (name, tmp_path / "3" / row["file"]))
+        assert np.abs(again - first).max() <= 1
+
+
+def test_outcomes_are_counted_by_prompt_and_apart():
+    outcomes = [NOT_NEEDED, NOT_NEEDED, SUCCEEDED, FAILED, FAILED, SUCCEEDED, FAILED, FAILED]
+    tally = cases.counts(AttackResult([], None, None, 0.0, 0.0, outcomes=outcomes), 2)
+    assert tally["no_attack_needed"] == {"count": 1, "n": 4, "share": 0.25, "interval": wilson(1, 4)}
+    assert tally["attack_succeeded"]["count"] == 2 and tally["attack_succeeded"]["n"] == 3
+    assert tally["together"]["count"] == 3 and tally["each"] == [1, 1] and tally["failed"] == 1
+    none_left = cases.counts(AttackResult([], None, None, 0.0, 0.0, outcomes=[NOT_NEEDED]), 1)
+    assert none_left["attack_succeeded"] == {"count": 0, "n": 0}
+
+
+def test_the_worlds_cases(monkeypatch):
+    def sample(pipeline, prompts, *, seed, **_):
+        return np.arange(len(prompts), dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+
+    monkeypatch.setattr(cases, "sample", sample)
+    monkeypatch.setattr(cases, "shows", lambda concept: lambda images: images[:, 0, 0, 0] != 1)
+    plain, neutral = (cases.cases(None, STAR, 4, seed=3, neutral=word) for word in (None, "thing"))
+    assert len(plain.prompts) == 3 and plain.images[:, 0, 0, 0].tolist() == [0, 2, 3]  # what shows no star is no case
+    assert plain.seeds == neutral.seeds and len(set(plain.seeds)) == 3
+    for one, other in zip(plain.prompts, neutral.prompts):
+        words = set(one.split()) & {word for seen in STAR.value.seen for word in seen.split()}
+        assert words and "thing" in other and not words & set(other.split())
+    with pytest.raises(AegisError, match="shows 'star' for none"):
+        monkeypatch.setattr(cases, "shows", lambda concept: lambda images: np.zeros(len(images), bool))
+        cases.cases(None, STAR, 4)
+
+
+def test_soft_tokens_replay_in_diffusers_as_a_textual_inversion(tiny, monkeypatch, tmp_path, pictures):
+    """Prompt, embedding file and start noise, as they were written, give PyTorch the same pictures."""
+    torch = pytest.importorskip("torch")
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    from tests.tiny import FEWEST
+
+    def run(pipeline, concept, given, config, progress):
+        gaps, text = template(pipeline.tokenizer, concept, "behind", config.tokens), pipeline.text_encoder
+        soft = np.random.default_rng(0).standard_normal((2, config.tokens, 32), np.float32)
+        rows = fill(jnp.stack([embeddings(pipeline, gaps.ids)] * 2), jnp.stack([gaps.slots] * 2), soft)
+        cond = encode_tokens(text.graph, text.params, rows)
+        return AttackResult(["red star <aegis>"] * 2, cond, np.ones((2, 2)), 9.0, 1.0, soft_tokens=soft, pick=0)
+
+    folder, out = tiny(**FEWEST), tmp_path / "out"
+    monkeypatch.setitem(attacks.METHODS, "soft-prompt", dataclasses.replace(attacks.METHODS["soft-prompt"], run=run))
+    attack.attack(folder, "red star", images=pictures, out=out, tokens=2, guidance=3.0, image_steps=3)
+    about = json.loads((out / "attack.json").read_text())
+    assert about["settings"]["tokens"] == 2 and about["method"] == "soft-prompt" and about["unet_evaluations"] == 9
+    latents = load_file(out / "latents.safetensors")
+    for restart in range(2):
+        pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        pipe.set_progress_bar_config(disable=True)
+        pipe.load_textual_inversion(str(out / f"restart-{restart}.safetensors"))
+        (row,) = [row for row in csv.DictReader(open(out / "prompts.csv")) if row["file"] == f"restart-{restart}-1.png"]
+        assert row["embedding"] == f"restart-{restart}.safetensors" and row["prompt"] == "red star <aegis>"
+        noise = torch.from_numpy(latents[f"restart-{restart}-1"])
+        made = pipe(row["prompt"], latents=noise, num_inference_steps=3, guidance_scale=3.0, output_type="np")
+        assert np.abs(made.images[0] * 255 - np.asarray(Image.open(out / row["file"]), float)).max() <= 2
