@@ -114,7 +114,9 @@ def _steps(net, data: Data, keys, soft, moments, first, *, batch: int, chunk: in
         update, moments = jax.vmap(_optimiser(rate).update)(gradient, moments, soft)
         return (optax.apply_updates(soft, update), moments), losses
 
-    (soft, moments), losses = jax.lax.scan(step, (soft, moments), first + jnp.arange(chunk, dtype=jnp.int32))
+    (soft, moments), losses = jax.lax.scan(
+        step, (soft, moments), first + jnp.arange(chunk, dtype=jnp.int32), unroll=chunk == 1
+    )
     return soft, moments, losses
 
 

@@ -79,5 +79,7 @@ def steps(net: Networks, fixed: Fixed, variable, moments, t, first, *, space, ch
         losses, gradient = loss_and_gradient(net, fixed, ids, jnp.where(t < 0, drawn, t), noise, remat=remat)
         return spaces.move(space, variable, moments, space.gradient(gradient, net.table)), losses
 
-    carry, losses = jax.lax.scan(step, (variable, moments), first + jnp.arange(chunk, dtype=jnp.int32))
+    carry, losses = jax.lax.scan(
+        step, (variable, moments), first + jnp.arange(chunk, dtype=jnp.int32), unroll=chunk == 1
+    )
     return *carry, losses, space.settled(carry[0], net.table)

@@ -61,7 +61,7 @@ def _refine(denoiser, empty, z_s, z_t, moments, t, s, *, chunk: int, rate: tuple
         update, moments = _optimiser(rate).update(gradient, moments, z_t)
         return (optax.apply_updates(z_t, update), moments), losses
 
-    (z_t, moments), losses = jax.lax.scan(step, (z_t, moments), length=chunk)
+    (z_t, moments), losses = jax.lax.scan(step, (z_t, moments), length=chunk, unroll=chunk == 1)
     return z_t, moments, losses
 
 
