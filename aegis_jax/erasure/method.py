@@ -45,6 +45,8 @@ class Method:
       tensors: (pipeline, settings) -> PyTorch keys of the changed tensors, in the order of "per_tensor".
       remedy: what to change where a loss or the state stops being finite, after "stopped; ".
       lanes: how runs share a batch, or None for a method whose runs do not.
+      check_concepts: (pipeline, concepts, settings) -> None; raises `AegisError` for concepts that `start` would
+        refuse, in a moment; or None.
       cost: (settings, number of concepts) -> UNet evaluations of a step (erasure.aegis.cost.Cost), or None.
     """
 
@@ -57,4 +59,5 @@ class Method:
     tensors: Callable
     remedy: str
     lanes: Lanes | None = None
+    check_concepts: Callable | None = None
     cost: Callable | None = None

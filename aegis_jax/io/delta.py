@@ -20,7 +20,7 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
 import jax
@@ -66,7 +66,7 @@ def opened(component: str, headers: Iterable[safetensors.Header]) -> Iterator[di
         yield dict(sorted(found.items()))
 
 
-def digest(named: Mapping[str, Tensor]) -> str:
+def digest(named: Mapping) -> str:
     """sha256 over key, PyTorch dtype, shape and bytes of the tensors, sorted by key.
 
     Keys, shapes and dtypes as PyTorch prints them: "conv_in.weight torch.float16 [320, 4, 3, 3]".
@@ -119,6 +119,56 @@ def write_delta(
         entries = [tensor.entry for tensor in replaced.values()]
         safetensors.write(path, entries, lambda key, rows: after[key].read(rows), metadata=metadata)
     return len(changed)
+
+
+def write_drift(
+    pipe: pipeline.Pipeline, drift: Mapping[str, jax.Array], path: str | os.PathLike, *, card: str, base: str,
+    hashes: Mapping[str, str], about: Mapping[str, str] | None = None,
+) -> int:  # fmt: skip
+    """The delta file of a pipeline as loaded and a drift of its UNet, without the export between.
+
+    Equal, byte for byte, to what `write_delta` makes of `save_pipeline(pipe, drift={"unet": drift}, card=card)`. drift:
+    {leaf path: array}, in float32. base: the name of the base model; hashes: `base_hashes` of it. Returns how many
+    tensors it holds. Raises `AegisError` if nothing was changed, or to values that are not finite in the base's type.
+    """
+    weights = pipe.source.folder.components["unet"].weights
+    leaves = tensors.leaves_of(pipe.unet, drift)
+    with opened("unet", weights.headers) as before:
+        new: dict[str, _Changed] = {}
+        for leaf in drift:
+            key = pipe.source.origins["unet"][leaf].key
+            old = before[key]
+            new[key] = _Changed(old.entry, tensors.rows_like(old.file, old.header, key, leaves[leaf]))
+        new = {key: tensor for key, tensor in sorted(new.items()) if not _is_equal(before[key], tensor)}
+        if not new:
+            raise AegisError("the erasure has changed nothing: there is nothing to write")
+        metadata = dict(about or {}) | {"format": "pt", "aegis_delta": VERSION, "base": base}
+        metadata |= {"base_sha256": digest({key: before[key] for key in new}), **hashes}
+        metadata |= {"result_sha256": digest(before | new), "card": card.encode(errors="replace").decode()}
+        entries = [tensor.entry for tensor in new.values()]
+        safetensors.write(path, entries, lambda key, rows: new[key].read(rows), metadata=metadata)
+    return len(new)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Changed:
+    """A tensor that stands in the place of one of a file: read(rows) gives it part by part."""
+
+    entry: safetensors.Entry
+    read: Callable
+
+    def parts(self) -> Iterator[np.ndarray]:
+        for rows in parts.split(self.entry.shape, self.entry.numpy_dtype.itemsize):
+            yield np.ascontiguousarray(self.read(rows)).reshape(-1).view(np.uint8)
+
+
+def base_hashes(base: folder.Folder) -> dict[str, str]:
+    """What a delta file's metadata say of a whole base model."""
+    found = {}
+    for name, component in (("unet_sha256", "unet"), ("text_sha256", "text_encoder")):
+        with opened(component, base.components[component].weights.headers) as named:
+            found[name] = digest(named)
+    return found
 
 
 def apply_delta(model, path: str | os.PathLike) -> pipeline.Pipeline:
@@ -297,7 +347,7 @@ def _check_equal(name: str, result: folder.Folder, original: folder.Folder) -> N
                 )
 
 
-def _is_equal(one: Tensor, other: Tensor) -> bool:
+def _is_equal(one: Tensor, other) -> bool:
     """Whether two tensors of the same size have the same bytes."""
     if parts.split(one.entry.shape, 1) == parts.split(other.entry.shape, 1):
         return all(np.array_equal(a, b) for a, b in zip(one.parts(), other.parts(), strict=True))

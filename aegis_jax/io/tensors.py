@@ -118,6 +118,12 @@ def write_like(
     return len(changed), entries
 
 
+def rows_like(file, header: safetensors.Header, key: str, leaf: Leaf) -> Callable:
+    """What gives rows of a leaf as they are written in the place of a source tensor."""
+    leaf = _in_full(file, header, key, leaf)
+    return functools.partial(_part_of({key: leaf}, [header.entries[key]]), key)
+
+
 def _part_of(leaves: dict[str, Leaf], entries: list[safetensors.Entry]) -> Callable:
     """What gives `safetensors.write` the parts of leaves, as `entries` say."""
     entries, drifts = {entry.key: entry for entry in entries}, _Drifts(leaves)

@@ -196,9 +196,10 @@ def _compile(step_fn, state) -> None:
         compile_ahead(step_fn, state)
 
 
-def trained(run, pipeline, progress) -> tuple[dict, list[dict], TensorLog]:
+def trained(run, pipeline, progress, *, is_compiled: bool = False) -> tuple[dict, list[dict], TensorLog]:
     """(what is to be added to the pipeline's parameters, metrics, per-tensor rows) of a run without a folder.
 
+    is_compiled: this process has trained such a run already, so that its programs are there.
     Raises `AegisError` and `loop.NonFiniteError` as `erase` does.
     """
     state, step_fn = _start(run, pipeline, progress)
@@ -209,8 +210,9 @@ def trained(run, pipeline, progress) -> tuple[dict, list[dict], TensorLog]:
         log.append(per_tensor)
         progress.update(step, values["L_e"])
 
-    progress.start(0, run.erase.steps)
-    _compile(step_fn, state)
+    progress.start(0, run.erase.steps, is_compiled)
+    if not is_compiled:
+        _compile(step_fn, state)
     state = loop.train(step_fn, state, done=0, steps=run.erase.steps, record=record, remedy=run.method.remedy)
     return _drift(run, pipeline, state), metrics, log
 

@@ -93,31 +93,74 @@ def erase_lanes(
     Raises `AegisError` for concepts or settings that no run can be started with; of lanes before any is computed.
     """
     progress, runs = progress or Silent(), _runs(concepts)
-    if lanes < 1:
-        raise AegisError(f"lanes={lanes}, wanted 1 or more")
+    _check(lanes)
     mesh, refused = lanes_mesh(), _refused(run, runs)
     devices = 1 if mesh is None else mesh.size
-    width = devices * min(lanes, math.ceil(len(runs) / devices))
-    if width == 1 or len(runs) == 1 or refused:
-        if width > 1 and len(runs) > 1:
+    count = devices * min(lanes, math.ceil(len(runs) / devices))
+    if count == 1 or len(runs) == 1 or refused:
+        if count > 1 and len(runs) > 1:
             progress.say(f"one erasure after another, not as lanes: {refused}")
-        yield from _one_by_one(pipeline, runs, run, progress)
+        yield from _one_by_one(pipeline, runs, run, progress, {})
         return
-    filled = [*runs, *runs[-1:] * (-len(runs) % width)]
+    filled = [*runs, *runs[-1:] * (-len(runs) % count)]
     started = lanes_lib.spread(run.method.lanes.start(pipeline, filled, run.erase), mesh)
-    step = None
-    for first in range(0, len(started), width):
-        state, frozen, own = lanes_lib.stack(started[first : first + width], mesh)
-        names = [" + ".join(texts) for texts in runs[first : first + width]]
-        progress.say(f"erasing {len(names)} at once: {', '.join(names)}")
-        progress.start(0, run.erase.steps)
-        if step is None:
-            single = functools.partial(run.method.step, config=run.erase)
-            step = lanes_lib.compiled_step(single, state, frozen, own, mesh)
-        state, books = _train(step, state, frozen, pipeline, run, progress, width)
-        for k in range(len(names)):
-            yield _result(pipeline, state, k, books[k], run)
-        del state  # the next group's is as large
+    compiled: dict = {}
+    for first in range(0, len(started), count):
+        group = dict(enumerate(runs[first : first + count]))
+        trained = _together(pipeline, started[first : first + count], group, run, mesh, progress, compiled)
+        yield from (found for _, found in trained)
+
+
+def width(run: RunConfig, lanes: int = LANES) -> int:
+    """How many runs of these settings share a batch on this host, `lanes` on each device; 1 where they cannot."""
+    _check(lanes)
+    mesh = lanes_mesh()
+    return 1 if _refused(run, []) else lanes * (1 if mesh is None else mesh.size)
+
+
+def erase_group(
+    pipeline: Pipeline, runs: dict, run: RunConfig, *, lanes: int = LANES, progress: Progress | None = None,
+    compiled: dict | None = None,
+) -> Iterator[tuple[int, Erased | AegisError]]:  # fmt: skip
+    """(lane, what its erasure has come to) of runs that each have their lane: {lane: its concepts}.
+
+    Always as many lanes as `width` says, the free ones filled with a run that is there: what comes of one depends
+    on its lane, but neither on its company nor on whether it has any. Where the settings allow no lanes the runs go
+    one by one. compiled: what was compiled for this pipeline, to be given again; a group of as many concepts and the
+    same settings then compiles nothing.
+
+    Raises `AegisError` for concepts or settings that no run can be started with.
+    """
+    progress, compiled = progress or Silent(), {} if compiled is None else compiled
+    if _refused(run, list(runs.values())):
+        yield from zip(runs, _one_by_one(pipeline, list(runs.values()), run, progress, compiled))
+        return
+    mesh, any_of_them = lanes_mesh(), next(iter(runs.values()))
+    filled = [list(runs.get(k, any_of_them)) for k in range(width(run, lanes))]
+    started = lanes_lib.spread(run.method.lanes.start(pipeline, filled, run.erase), mesh)
+    yield from _together(pipeline, started, runs, run, mesh, progress, compiled)
+
+
+def _together(
+    pipeline, started, runs: dict, run, mesh, progress, compiled
+) -> Iterator[tuple[int, Erased | AegisError]]:
+    """(lane, what it has come to) of the lanes that `runs` names; started: [(state, frozen), ...] of all."""
+    state, frozen, own = lanes_lib.stack(started, mesh)
+    names = [" + ".join(texts) for texts in runs.values()]
+    key = run.erase, len(next(iter(runs.values()))), len(started)
+    progress.say(f"erasing {len(names)} at once: {', '.join(names)}")
+    progress.start(0, run.erase.steps, key in compiled)
+    if key not in compiled:
+        single = functools.partial(run.method.step, config=run.erase)
+        compiled[key] = lanes_lib.compiled_step(single, state, frozen, own, mesh)
+    state, books = _train(compiled[key], state, frozen, pipeline, run, progress, len(started))
+    for k in runs:
+        yield k, _result(pipeline, state, k, books[k], run)
+
+
+def _check(lanes: int) -> None:
+    if lanes < 1:
+        raise AegisError(f"lanes={lanes}, wanted 1 or more")
 
 
 def _refused(run: RunConfig, runs: list) -> str | None:
@@ -131,16 +174,19 @@ def _refused(run: RunConfig, runs: list) -> str | None:
     return run.method.lanes.refused(run.erase)
 
 
-def _one_by_one(pipeline, runs: list, run: RunConfig, progress) -> Iterator[Erased | AegisError]:
+def _one_by_one(pipeline, runs: list, run: RunConfig, progress, compiled: dict) -> Iterator[Erased | AegisError]:
     for number, texts in enumerate(runs):
+        key = run.erase, len(texts)
         try:
-            drift, metrics, log = trained(dataclasses.replace(run, concepts=texts), pipeline, progress)
+            single = dataclasses.replace(run, concepts=tuple(texts))
+            drift, metrics, log = trained(single, pipeline, progress, is_compiled=key in compiled)
         except AegisError as stopped:
             # What keeps the first from starting may keep all, and nothing is lost yet.
             if number == 0 and not isinstance(stopped, NonFiniteError):
                 raise
             yield stopped
         else:
+            compiled[key] = True
             yield Erased(_on_host(drift), metrics, log.arrays(), log.names)
 
 
@@ -167,10 +213,10 @@ class _Book:
         self.log.append(per_tensor)
 
 
-def _train(step, state, frozen, pipeline, run: RunConfig, progress, width: int):
+def _train(step, state, frozen, pipeline, run: RunConfig, progress, count: int):
     """(the last state of a group of lanes, their books). Ends early only if none is finite any more."""
     names = run.method.tensors(pipeline, run.erase)
-    books, pending = [_Book(TensorLog(names), run.method.remedy) for _ in range(width)], None
+    books, pending = [_Book(TensorLog(names), run.method.remedy) for _ in range(count)], None
 
     def record(number, metrics):
         host = jax.device_get(metrics)

@@ -25,12 +25,13 @@ class Progress:
             print(file=self._stream, flush=True)
             self._is_open = False
 
-    def start(self, done: int, steps: int) -> None:
-        """Called before step `done + 1` of `steps`."""
+    def start(self, done: int, steps: int, is_compiled: bool = False) -> None:
+        """Called before step `done + 1` of `steps`; is_compiled: the first step takes no longer than the others."""
         self._first, self._steps = done, steps
         self._shown, self._part = 0.0, None
-        self._clock = None
-        self._show("compiling (once; the next run finds it in the cache) ...")
+        self._clock = time.perf_counter() if is_compiled else None
+        if not is_compiled:
+            self._show("compiling (once; the next run finds it in the cache) ...")
 
     def update(self, step: int, loss: float) -> None:
         """Called after each step, or after some."""
@@ -46,7 +47,7 @@ class Progress:
             return
         self._part = part
         self._shown = now
-        left = _duration((self._steps - step) / rate) if rate else "?"
+        left = duration((self._steps - step) / rate) if rate else "?"
         speed = f"{rate:.2f} steps/s" if rate else "..."
         self._show(f"step {step}/{self._steps}  {speed}  {left} left  loss {loss:.3e}")
         if last:
@@ -69,7 +70,8 @@ class Silent:
     end = start = update = lambda self, *args: None
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For people: 3 h 05 min, 2 min 10 s, 8 s."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

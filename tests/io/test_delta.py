@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import aegis_jax
 from aegis_jax import AegisError, apply_delta, load_pipeline, save_pipeline, write_delta
 from aegis_jax.cli import main
-from aegis_jax.io.delta import write_applied
+from aegis_jax.io.delta import base_hashes, write_applied, write_drift
 from aegis_jax.models.model import flatten, unflatten
 from tests.io.written import unet_tensors
 
@@ -70,6 +70,26 @@ def test_applied_it_is_the_full_export_to_the_last_byte(name, erased, tmp_path):
     saved = apply_delta(load_pipeline(base, variant=options.get("variant")), delta)
     save_pipeline(saved, tmp_path / "saved", card="# Without stars\r\n")
     assert contents(tmp_path / "saved") == contents(full)
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "sharded variant"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_of_a_drift_it_is_what_the_full_export_gives(name, dtype, erased, tmp_path):
+    """Without the export between, and also where the drift is too small for one of the tensors' type."""
+    variant, (base, _, _) = VARIETIES[name].get("variant"), erased(**VARIETIES[name])
+    loaded = load_pipeline(base, variant=variant, dtype=dtype)
+    moves = drift(loaded)
+    moves[max(moves)] *= 1e-30
+    about = {"concepts": '["梵高"]', "method": "paper"}
+    save_pipeline(loaded, tmp_path / "full", drift={"unet": moves}, card="# Without\r\n")
+    count = write_delta(tmp_path / "full", base, tmp_path / "full.safetensors", variant=variant, about=about)
+    hashes = base_hashes(loaded.source.folder)
+    more = {"card": "# Without\r\n", "base": base.name, "hashes": hashes, "about": about}
+    assert write_drift(loaded, moves, tmp_path / "delta.safetensors", **more) == count < len(moves)
+    assert (tmp_path / "delta.safetensors").read_bytes() == (tmp_path / "full.safetensors").read_bytes()
+    none = {path: 0 * move for path, move in moves.items()}
+    with pytest.raises(AegisError, match="changed nothing"):
+        write_drift(loaded, none, tmp_path / "none.safetensors", **more)
 
 
 def test_it_holds_what_differs_and_no_more(erased):

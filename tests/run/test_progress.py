@@ -64,4 +64,4 @@ def test_a_resumed_run_counts_its_own_steps(clock):
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (7300, "2 h 01 min")]
 )
 def test_durations(seconds, text):
-    assert progress_lib._duration(seconds) == text
+    assert progress_lib.duration(seconds) == text

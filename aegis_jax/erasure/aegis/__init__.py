@@ -3,7 +3,7 @@
 from aegis_jax.erasure import groups, trainable
 from aegis_jax.erasure.aegis.config import EraseConfig, check, latents_of_concepts
 from aegis_jax.erasure.aegis.cost import unet_evaluations
-from aegis_jax.erasure.aegis.setup import setup, setup_each
+from aegis_jax.erasure.aegis.setup import check_fit, setup, setup_each
 from aegis_jax.erasure.aegis.step import erase_step
 from aegis_jax.erasure.method import Lanes, Method
 from aegis_jax.models.layout import torch_key
@@ -40,4 +40,6 @@ def without_lanes(config: EraseConfig) -> str | None:
 
 lanes = Lanes(setup_each, without_lanes)
 remedy = "lower learning_rate, grp.omega, words.preserve or eta"
-method = Method(EraseConfig(), check, setup, erase_step, drift, described, tensors, remedy, lanes, unet_evaluations)
+method = Method(
+    EraseConfig(), check, setup, erase_step, drift, described, tensors, remedy, lanes, check_fit, unet_evaluations
+)

@@ -45,25 +45,22 @@ def freeze_each(pipeline, runs: list[list[str]], config: EraseConfig, placement=
     text_params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), text.params)
     in_float32 = dataclasses.replace(pipeline, text_encoder=dataclasses.replace(text, params=text_params))
 
-    def templates(count, tokens):
-        rows = np.concatenate([_template_ids(tokenizer, count, ids) for ids in tokens])
-        return _embed(text.graph, text_params, rows)
+    def templates(count):
+        rows = np.concatenate([_template_ids(tokenizer, count, ids) for own in tokens for ids in own])
+        return _dealt(_embed(text.graph, text_params, rows), runs)
 
-    vocabularies = [None] * len(runs)
+    # All runs' concepts in one call each.
+    owns = {
+        "concept_emb": _dealt(encode(in_float32, [concept for concepts in runs for concept in concepts]), runs),
+        "target_template": templates(slots[0]),
+        "prompt_template": templates(slots[1]),
+        "vocabulary": [None] * len(runs),
+    }
     if config.draws_words:
-        vocabularies = words.vocabularies(tokenizer, text.graph, text_params, runs, config.seed)
-
-    def own(concepts, tokens, vocabulary) -> dict:
-        return {
-            "concept_emb": encode(in_float32, concepts),
-            "target_template": templates(slots[0], tokens),
-            "prompt_template": templates(slots[1], tokens),
-            "vocabulary": vocabulary,
-        }
-
+        owns["vocabulary"] = words.vocabularies(tokenizer, text.graph, text_params, runs, config.seed)
     dtype = compute_dtype(config.compute_dtype)
     place = (lambda tree: tree) if placement is None else placement.place
-    first, *others = [own(*run) for run in zip(runs, tokens, vocabularies)]
+    first, *others = [dict(zip(owns, each)) for each in zip(*owns.values())]
     frozen = Frozen(
         unet=jax.tree.map(lambda x: jnp.asarray(x, dtype), unet.params),
         precise=trainable.precise(unet.params, config.trainable, dtype),
@@ -79,6 +76,19 @@ def freeze_each(pipeline, runs: list[list[str]], config: EraseConfig, placement=
     )
     frozen = place(frozen)
     return [frozen, *(dataclasses.replace(frozen, **place(each)) for each in others)]
+
+
+def _dealt(rows, runs: list[list[str]]) -> list:
+    """The rows of all runs' concepts, one after another, as those of each run: arrays of its own."""
+    host, ends = jax.device_get(rows), np.cumsum([len(concepts) for concepts in runs])
+    return [jax.device_put(jax.tree.map(lambda x: x[i:j], host)) for i, j in zip([0, *ends], ends)]  # noqa: B023
+
+
+def check_fit(pipeline, concepts: list[str], config: EraseConfig) -> None:
+    """Raises `AegisError` for concepts that `setup` would refuse: by their texts and number."""
+    check_concepts(config, len(concepts))
+    for concept in concepts:
+        concept_tokens(pipeline.tokenizer, concept, config.soft.tokens)
 
 
 def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=None) -> tuple[State, Frozen]:

@@ -104,12 +104,15 @@ def vocabularies(tokenizer, text_graph, text_params, runs: list[list[str]], seed
         # `jax.eval_shape` asks for shapes, and these are the same whichever words are left out.
         return [_vocabulary(tokenizer, ids, [tokenizer.tokens(c) for c in run], len(ids)) for run in runs]
     states = partial(_states, tokenizer, text_graph, text_params)
-    word_states = states([[i] for i in ids])
+    word_states = states([[i] for i in ids], 3)
     centre = word_states.mean(0)
+    tokens = [[tokenizer.tokens(concept) for concept in concepts] for concepts in runs]
+    # Of the whole length, so that no run's encoding depends on how long another's is.
+    all_named = _unit(states([row for named in tokens for row in named], tokenizer.model_max_length) - centre)
     found = []
-    for concepts in runs:
-        named = [tokenizer.tokens(concept) for concept in concepts]
-        nearest = (_unit(word_states - centre) @ _unit(states(named) - centre).T).max(1)
+    for named in tokens:
+        mine, all_named = np.split(all_named, [len(named)])
+        nearest = (_unit(word_states - centre) @ mine.T).max(1)
         kept = ids[(nearest <= SIMILAR) & ~np.isin(ids, [i for tokens in named for i in tokens])]
         found.append(_vocabulary(tokenizer, kept, named, len(ids)))
     return found
@@ -136,16 +139,18 @@ def _vocabulary(tokenizer, kept: np.ndarray, named: list[list[int]], most: int) 
     )
 
 
-def _states(tokenizer, text_graph, text_params, rows: list[list[int]]) -> np.ndarray:
-    """The encodings (n, D) of token rows, each at its end-of-text token; what follows that cannot change them."""
-    longest = max(map(len, rows)) + 2
-    ids = np.full((len(rows), longest), tokenizer.eos_token_id, np.int32)
+def _states(tokenizer, text_graph, text_params, rows: list[list[int]], length: int) -> np.ndarray:
+    """The encodings (n, D) of token rows, each at its end-of-text token; what follows that cannot change them.
+
+    length: of what is encoded, in tokens; BOS and EOS are two of them.
+    """
+    ids = np.full((len(rows), length), tokenizer.eos_token_id, np.int32)
     ends = np.array([len(row) + 1 for row in rows])
     for i, row in enumerate(rows):
         ids[i, : ends[i]] = [tokenizer.bos_token_id, *row]
     at_once, parts = min(_AT_ONCE, len(rows)), []
     for i in range(0, len(rows), at_once):
-        some = np.resize(ids[i : i + at_once], (at_once, longest))  # filled up, for one program
+        some = np.resize(ids[i : i + at_once], (at_once, length))  # filled up, for one program
         states = encode_ids(text_graph, text_params, some).embedding
         parts.append(np.asarray(states[np.arange(at_once), np.resize(ends[i : i + at_once], at_once)]))
     return np.concatenate(parts)[: len(rows)]

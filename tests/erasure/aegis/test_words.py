@@ -182,10 +182,10 @@ def test_many_words_are_encoded_in_parts(monkeypatch, pipeline):
     text, tokenizer = pipeline.text_encoder, pipeline.tokenizer
     rows = [tokenizer.tokens(phrase) for phrase in ("dog", "a red star", "star dog", "cat", "red")]
     states = functools.partial(words._states, tokenizer, text.graph, text.params)
-    whole = states(rows)
+    whole = states(rows, tokenizer.model_max_length)
     monkeypatch.setattr(words, "_AT_ONCE", 2)
-    np.testing.assert_allclose(states(rows), whole, atol=1e-5)
-    alone = [states([row])[0] for row in rows]
+    np.testing.assert_allclose(states(rows, 8), whole, atol=1e-5)
+    alone = [states([row], len(row) + 2)[0] for row in rows]
     np.testing.assert_allclose(alone, whole, atol=1e-5)
 
 
