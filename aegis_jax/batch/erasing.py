@@ -1,0 +1,78 @@
+"""What a worker does with a group of rows: erases them as lanes of one batch and makes a delta file of each."""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from aegis_jax.batch.plan import Row
+from aegis_jax.batch.worker import Result
+from aegis_jax.errors import AegisError
+from aegis_jax.io import delta
+from aegis_jax.io.folder import Folder
+from aegis_jax.io.pipeline import Pipeline
+from aegis_jax.run import card
+from aegis_jax.run.lanes import Erased, erase_group, width
+
+
+def base_hash(folder: Folder, hashes: dict[str, str]) -> str:
+    """Of all that an erasure reads of its base: the UNet, the text encoder and tokenizer, and the noise schedule.
+
+    hashes: `delta.base_hashes` of the folder.
+    """
+    digest = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode())
+    for name in ("unet", "text_encoder", "scheduler"):
+        digest.update(json.dumps(folder.components[name].config, sort_keys=True).encode())
+    for file in sorted((folder.path / "tokenizer").iterdir()):
+        if file.suffix in (".json", ".txt") and file.is_file():
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+class Eraser:
+    """`worker.work`'s `erase` and `width` for a pipeline; what was compiled serves all groups that have the shape.
+
+    hashes: `delta.base_hashes` of the pipeline's folder. lanes: on each device.
+    """
+
+    def __init__(self, pipeline: Pipeline, model: str, hashes: dict[str, str], lanes: int, progress):
+        self._pipeline, self._model, self._hashes = pipeline, model, hashes
+        self._lanes, self._progress, self._compiled = lanes, progress, {}
+
+    def width(self, row: Row) -> int:
+        return width(row.run, self._lanes)
+
+    def __call__(self, group: dict[int, Row]) -> Iterator[tuple[int, Result | AegisError]]:
+        runs = {lane: row.concepts for lane, row in group.items()}
+        run = next(iter(group.values())).run
+        erased = erase_group(
+            self._pipeline, runs, run, lanes=self._lanes, progress=self._progress, compiled=self._compiled
+        )
+        for lane, found in erased:
+            yield lane, found if isinstance(found, AegisError) else self._result(group[lane], found)
+
+    def _result(self, row: Row, erased: Erased) -> Result | AegisError:
+        """A delta file, its own metrics beside it; an `AegisError` if what came out cannot be written."""
+        strange = erased.drift.keys() - {"unet"}
+        if strange:
+            return AegisError(
+                f"method={row.run.erase.method} changes the {min(strange)}, a delta carries the UNet only"
+            )
+        about = {"concepts": json.dumps(row.concepts, ensure_ascii=False), "method": row.run.erase.method}
+        with tempfile.TemporaryDirectory(prefix="aegis-") as folder:
+            path, run = Path(folder) / "delta.safetensors", dataclasses.replace(row.run, concepts=row.concepts)
+            try:
+                count = delta.write_drift(
+                    self._pipeline, erased.drift["unet"], path, card=card.text(run, erased.metrics),
+                    base=self._model, hashes=self._hashes, about=about,
+                )  # fmt: skip
+            except AegisError as error:
+                if isinstance(error.__cause__, OSError):  # the disk's
+                    raise
+                return error
+            content = path.read_bytes()
+        lines = "".join(json.dumps(line) + "\n" for line in erased.metrics)
+        record = {"tensors": count, "bytes": len(content), "last": erased.metrics[-1]}
+        return Result({".safetensors": content, ".metrics.jsonl": lines.encode()}, record)

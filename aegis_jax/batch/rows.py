@@ -1,0 +1,151 @@
+"""From a plan file to a `Plan`; everything that is wrong with it is told at once, line by line, before anything runs.
+
+A .csv has a column `name`, may have `words` (related words that are erased with it, parted by ";"), and any other
+column is a config key of the method, an empty cell leaving it as it is:
+
+    name,words,steps
+    Van Gogh,starry night;Vincent van Gogh,
+    Monet,,800
+
+A .jsonl has an object a line: {"name": "Van Gogh", "words": ["starry night"], "steps": 800, "grp": {"mu": 0.2}}.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from aegis_jax.errors import AegisError
+from aegis_jax.run import config as run_config
+from aegis_jax.run.config import RunConfig
+
+LISTED = 20  # bad rows that are named in one message
+_OWN = ("name", "words")
+_NOT_THE_METHODS = {field.name for field in dataclasses.fields(RunConfig)} - {"erase"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A row as it stands in the file: its line, concepts, and overrides: texts of a .csv, values of a .jsonl."""
+
+    line: int
+    concepts: tuple[str, ...]
+    texts: tuple[tuple[str, str], ...] = ()
+    values: tuple[tuple[str, object], ...] = ()
+
+
+def read(path: Path) -> list[Asked]:
+    """The rows of a plan file. Raises `AegisError` naming every line that is none."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise AegisError(f"{path} does not exist: give a plan, a .csv or .jsonl with a row for each erasure") from None
+    except UnicodeDecodeError as error:
+        raise AegisError(f"{path} is not UTF-8 ({error}): save it as that") from None
+    kinds = {".csv": _of_csv, ".jsonl": _of_jsonl}
+    if path.suffix.lower() not in kinds:
+        raise AegisError(f"{path} is no plan: give a .csv or a .jsonl")
+    rows, problems = kinds[path.suffix.lower()](text)
+    _refuse(path, problems)
+    if not rows:
+        raise AegisError(f"{path} has no rows: give one for each erasure")
+    return rows
+
+
+def check(path: Path, rows: list[Asked], run: RunConfig, fits: Callable) -> list[tuple]:
+    """(concepts, {config key: value}, run) of each row, as `plan.make` takes them.
+
+    run: the settings that rows change. fits: (run, concepts) -> None, raises `AegisError` for concepts that the model
+    cannot take. Raises `AegisError` naming every line with an unknown key, a value out of range, a concept that does
+    not fit or a row that was there before.
+    """
+    problems, found, settled, first = [], [], {}, {}
+    for row in rows:
+        overrides = row.texts, row.values
+        try:
+            if repr(overrides) not in settled:
+                settled[repr(overrides)] = _settings(run, row)
+            values, own = settled[repr(overrides)]
+            fits(own, row.concepts)
+        except AegisError as error:
+            problems.append((row.line, str(error)))
+            continue
+        same = first.setdefault((row.concepts, json.dumps(values)), row.line)
+        if same != row.line:
+            problems.append((row.line, f"{row.concepts[0]!r} with the same settings is on line {same} already"))
+        found.append((row.concepts, values, own))
+    _refuse(path, problems)
+    return found
+
+
+def check_keys(keys) -> None:
+    """Raises `AegisError` for a config key that says nothing of a single erasure."""
+    for key in keys:
+        if key.partition(".")[0] in _NOT_THE_METHODS:
+            raise AegisError(f"config key {key!r} is not the method's: a batch has no checkpoints, pictures or meshes")
+
+
+def _settings(run: RunConfig, row: Asked) -> tuple[dict, RunConfig]:
+    check_keys(key for key, _ in (*row.texts, *row.values))
+    own = run_config.merge(run, dict(row.values), row.texts)
+    values = {k: v for k, v in run_config.values(own).items() if k.partition(".")[0] not in _NOT_THE_METHODS}
+    return values, own
+
+
+def _of_csv(text: str) -> tuple[list[Asked], list]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=None)
+    rows, problems = [], []
+    try:
+        names = [(name or "").strip() for name in reader.fieldnames or ()]
+        if "name" not in names:
+            return [], [(1, f"no column name (its columns: {', '.join(names) or 'none'})")]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice or "" in names:
+            return [], [(1, f"column {twice[0]!r} is there twice" if twice and twice[0] else "a column without a name")]
+        reader.fieldnames = names
+        for row in reader:
+            line = reader.line_num
+            if None in row:
+                problems.append((line, f"{len(names) + len(row[None])} cells, but {len(names)} columns"))
+                continue
+            cells = {name: (cell or "").strip() for name, cell in row.items()}
+            words = [word.strip() for word in cells.get("words", "").split(";") if word.strip()]
+            if not cells["name"]:
+                problems.append((line, "the name is empty"))
+                continue
+            texts = tuple((name, cell) for name, cell in cells.items() if name not in _OWN and cell)
+            rows.append(Asked(line, (cells["name"], *words), texts))
+    except csv.Error as error:
+        problems.append((reader.line_num, str(error)))
+    return rows, problems
+
+
+def _of_jsonl(text: str) -> tuple[list[Asked], list]:
+    rows, problems = [], []
+    for line, said in enumerate(text.split("\n"), 1):
+        if not said.strip():
+            continue
+        try:
+            row = json.loads(said)
+        except (ValueError, RecursionError) as error:
+            problems.append((line, f"no JSON ({error})"))
+            continue
+        name, words = (row.pop("name", None), row.pop("words", [])) if isinstance(row, dict) else (None, [])
+        if not isinstance(name, str) or not name.strip():
+            problems.append((line, 'no name: wanted an object like {"name": "Van Gogh"}'))
+        elif not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
+            problems.append((line, f"words is {words!r:.80}, wanted a list of texts"))
+        else:
+            concepts = (name.strip(), *(word.strip() for word in words))
+            rows.append(Asked(line, concepts, values=tuple(run_config.flat(row).items())))
+    return rows, problems
+
+
+def _refuse(path: Path, problems: list[tuple[int, str]]) -> None:
+    """Raises an `AegisError` that lists the problems, if there are any."""
+    if problems:
+        listed = [f"line {line}: {what}" for line, what in sorted(problems)[:LISTED]]
+        more = [f"and {len(problems) - LISTED} lines more"] * (len(problems) > LISTED)
+        raise AegisError(f"{path}: {'; '.join(listed + more)}")

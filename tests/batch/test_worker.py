@@ -1,0 +1,215 @@
+"""Workers that share a ledger: whatever becomes of them, every row is done once, with the same bytes."""
+
+import collections
+import hashlib
+import json
+import os
+import random
+import signal
+import threading
+import time
+import tracemalloc
+
+import pytest
+
+from aegis_jax.batch import worker as worker_lib
+from aegis_jax.batch.ledger import ATTEMPTS, LOST, Ledger, records
+from aegis_jax.batch.store import open_store
+from aegis_jax.batch.worker import Result, stoppable, work
+from aegis_jax.errors import AegisError
+from tests.batch import racing
+
+
+@pytest.fixture
+def ledger():
+    """ledger(name, **options): a view of this test's own, in memory."""
+    store = racing.store()
+    return lambda name, **options: Ledger(store, name, **options)
+
+
+def results(folder):
+    return {path.name: path.read_bytes() for path in (folder / "results").iterdir()}
+
+
+def run(plan, ledger, erase, width=racing.WIDTH):
+    ledger.keep_plan(plan)
+    work(plan, ledger, erase, lambda row: width, poll=0.01)
+
+
+def test_four_workers_killed_at_fifty_moments(tmp_path):
+    """Every concept is done exactly once, and the results are those of a worker that nobody disturbed."""
+    count, context, out = 60, racing.processes(), tmp_path / "out"
+    start = random.Random(7)
+
+    def started(name):
+        arguments = (str(out), name, count, 0.1, 0.4)
+        process = context.Process(target=racing.worker, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    running, kills = [started(f"first {k}") for k in range(4)], 0
+    while kills < 50:
+        time.sleep(start.uniform(0.0, 0.06))
+        k = start.randrange(4)
+        if running[k].exitcode is None:  # else it has found all done, or is about to be
+            running[k].kill()
+            kills += 1
+        running[k].join()
+        running[k] = started(f"again {kills}")
+    for process in running:
+        process.join(60)
+        assert process.exitcode == 0
+    plan = racing.plan(count)
+    records = [json.loads(path.read_text()) for path in (out / "done").iterdir()]
+    assert collections.Counter(tuple(record["concepts"]) for record in records) == {
+        row.concepts: 1 for row in plan.rows
+    }
+    assert not (out / "failed").exists() and not (out / "attempts").exists()
+    run(plan, Ledger(open_store(tmp_path / "calm", new=True), "calm"), racing.erase(0))
+    assert results(out) == results(tmp_path / "calm")
+    for record in records:
+        assert record["sha256"] in {hashlib.sha256(x).hexdigest() for x in results(out).values()}
+
+
+def test_six_race_for_two_hundred_keys(tmp_path):
+    context = racing.processes()
+    barrier, won = context.Barrier(6), context.Queue()
+    racers = [
+        context.Process(target=racing.race, args=(str(tmp_path / "out"), f"racer {k}", 200, barrier, won), daemon=True)
+        for k in range(6)
+    ]
+    for racer in racers:
+        racer.start()
+    keys = [key for _ in racers for key in won.get(timeout=120)]
+    assert len(keys) == len(set(keys)) == 200
+
+
+def test_a_group_is_of_one_program_and_each_row_in_its_lane(ledger):
+    """As many as fit, whatever their order in the plan, and lanes that do not depend on the company."""
+    groups = []
+
+    def erase(group):
+        groups.append({lane: row.name for lane, row in group.items()})
+        for lane in group:
+            yield lane, Result({".safetensors": b""}, {})
+
+    asked = [(("a",), {}, None), (("b",), {"steps": 2}, None), (("c", "of"), {}, None)]
+    asked += [((name,), {}, None) for name in "defg"]
+    plan = racing.plan_lib.make("model", "hash", asked)
+    mine = ledger("somebody")
+    mine.keep_plan(plan)
+    assert mine.claim(plan.rows[3].id)  # "d" is another's
+    rest = ledger("somebody else")
+    # Begins with the first row, for a name whose offset is 0.
+    rest.worker = next(name for name in map(str, range(99)) if plan.from_offset(name)[0].name == "a")
+    thread = threading.Timer(0.2, lambda: mine.commit(plan.rows[3].id, {}))
+    thread.start()
+    run(plan, rest, erase, width=3)
+    # Of the settings {} and one concept there are a, d, e, f, g, in lanes 0, 1, 2, 0, 1.
+    assert groups == [{0: "a", 2: "e", 1: "g"}, {0: "b"}, {0: "c"}, {0: "f"}]
+
+
+def test_a_row_that_fails_is_told_and_blocks_no_other(ledger):
+    """One that cannot be done is given up at once, one that only might be is tried again, alone."""
+    tried = []
+
+    def erase(group):
+        names = [row.name for row in group.values()]
+        tried.append(names)
+        if "concept 1" in names:
+            raise RuntimeError("the  machine\nhiccuped")
+        for lane, row in group.items():
+            bad = row.name == "concept 4"
+            yield lane, AegisError("step 3: L_e is not finite") if bad else Result({".safetensors": b"x"}, {})
+
+    plan = racing.plan(6)
+    mine = ledger("only")
+    run(plan, mine, erase)
+    now = mine.survey()
+    assert {row.name for row in plan.rows if row.id in now.done} == {f"concept {k}" for k in (0, 2, 3, 5)}
+    assert {row.name for row in plan.rows if row.id in now.failed} == {"concept 1", "concept 4"}
+    one, four = (records(mine.store, "failed", now.failed)[plan.rows[k].id] for k in (1, 4))
+    assert (one["reason"], one["attempt"]) == ("RuntimeError: the machine hiccuped", ATTEMPTS)
+    assert (four["reason"], four["attempt"]) == ("step 3: L_e is not finite", 1)
+    with_one = [names for names in tried if "concept 1" in names]
+    assert len(with_one) == ATTEMPTS and with_one[1:] == [["concept 1"]] * (ATTEMPTS - 1)
+
+
+def test_a_broken_machine_stops_and_uses_up_no_attempts(ledger):
+    def full(group):
+        raise AegisError("no space left") from OSError(28, "no space")
+        yield
+
+    def broken(group):
+        raise RuntimeError("no such kernel")
+        yield
+
+    plan, mine = racing.plan(40), ledger("only")
+    with pytest.raises(AegisError, match="no space left"):
+        run(plan, mine, full)
+    assert not mine.survey().attempts
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        run(plan, mine, broken)
+    now = mine.survey()
+    assert len(now.attempts) == racing.WIDTH * worker_lib.STRIKES and not now.failed
+    run(plan, ledger("sound"), racing.erase(0))  # all claims were let go
+    assert len(mine.survey().done) == 40
+
+
+def test_one_that_takes_its_workers_with_it_is_given_up(ledger):
+    """As where a machine's memory is too small: somebody says so in the end, and nobody goes on for ever."""
+    plan, clock = racing.plan(2), [0.0]
+    ledger("first").keep_plan(plan)
+    victim = plan.rows[0].id
+    for k in range(LOST):
+        mine = ledger(f"lost {k}", clock=lambda: clock[0], lease=10)
+        if k == 0:
+            assert mine.claim(victim)
+            continue
+        assert mine.abandoned([victim]) == {}
+        clock[0] += 11
+        assert mine.abandoned([victim]) == {victim: k} and mine.take(victim, k)
+    last = ledger("last", clock=lambda: clock[0])
+    last.abandoned([victim])
+    clock[0] += 11
+    assert not last.take(victim, last.abandoned([victim])[victim])
+    run(plan, last, racing.erase(0))
+    assert last.survey().failed == {victim} and last.survey().done == {plan.rows[1].id}
+
+
+def test_sigterm_frees_the_claims(ledger):
+    """In the command: the exit code is 128 + 15, and nobody has to wait for a lease."""
+    plan = racing.plan(3)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt) as stopped, stoppable():
+        run(plan, ledger("mine", lease=1000), racing.erase(60))
+    assert stopped.value.signum == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
+    log = []
+    run(plan, ledger("next"), racing.erase(0, log))
+    assert sorted(log) == [row.name for row in plan.rows]
+
+
+def test_a_thousand_take_the_memory_of_ten(monkeypatch):
+    """Each result goes before the next comes: what grows with the plan is its rows alone."""
+    size = 1 << 20
+
+    def peak(count):
+        plan, kept = racing.plan(count), []
+        mine = Ledger(racing.store(), "only")
+        monkeypatch.setattr(mine, "keep", lambda key, data: kept.append(key) or "")  # the disk is not the question
+
+        def erase(group):
+            for lane in group:
+                yield lane, Result({".safetensors": bytes(size)}, {})
+
+        tracemalloc.start()
+        run(plan, mine, erase, width=50)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(kept) == count
+        return found
+
+    few, many = peak(10), peak(1000)
+    assert few >= size and many < few + 5 * size  # a thousand results would be 1000 * size
