@@ -1,0 +1,132 @@
+"""Plan files: what they say, and everything that is wrong with them at once."""
+
+import json
+
+import pytest
+
+from aegis_jax.batch import rows
+from aegis_jax.errors import AegisError
+from aegis_jax.run import config
+
+
+def fits(run, concepts):
+    for concept in concepts:
+        if len(concept) > 20:
+            raise AegisError(f"concept {concept!r} has too many tokens")
+
+
+@pytest.fixture
+def checked(tmp_path):
+    """checked(text, ending) -> [(concepts, settings, run), ...]."""
+
+    def check(text, ending="csv"):
+        path = tmp_path / f"plan.{ending}"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return rows.check(path, rows.read(path), config.load("world"), fits)
+
+    return check
+
+
+CSV = """\
+name , words,steps,grp.rule,seed
+Van Gogh, starry night ; Vincent ,,,
+"Monet, Claude",,800,,1
+
+梵高,,,none,
+"""
+LINES = """\
+{"name": "Van Gogh", "words": ["starry night", "Vincent"]}
+{"name": " Monet, Claude", "steps": 800, "seed": 1}
+
+{"name": "梵高", "grp": {"rule": "none"}, "words": []}
+"""
+
+
+@pytest.mark.parametrize(("text", "ending"), [(CSV, "csv"), ("\ufeff" + CSV, "CSV"), (LINES, "jsonl")])
+def test_rows(checked, text, ending):
+    found = checked(text, ending)
+    assert [concepts for concepts, _, _ in found] == [
+        ("Van Gogh", "starry night", "Vincent"),
+        ("Monet, Claude",),
+        ("梵高",),
+    ]
+    world = config.values(config.load("world"))
+    plain, monet, other = (values for _, values, _ in found)
+    assert plain == {key: world[key] for key in plain} and {"steps", "grp.rule", "method"} < plain.keys()
+    assert not {"model", "picture.images", "mesh.data", "concepts", "checkpoint.every"} & plain.keys()
+    assert monet == plain | {"steps": 800, "seed": 1} and other == plain | {"grp.rule": "none"}
+    assert [run.erase.steps for _, _, run in found] == [500, 800, 500]
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_a_method_of_its_own_keeps_the_scale(checked):
+    (_, values, run), _ = checked("name,method\nstar,esd\nheart,\n")
+    assert run.erase.method == values["method"] == "esd" and run.erase.soft.use == "none" and run.erase.batch == 4
+
+
+def test_all_bad_rows_are_told_at_once(checked):
+    text = """\
+name,words,steps,trainable
+star,,,
+heart,,many,
+,,,
+star,,,
+red,,0,
+blue,,,everything
+one,two,,,five
+a name that is far too long for it,,,
+"""
+    with pytest.raises(AegisError) as refused:
+        checked(text)
+    said = str(refused.value)
+    assert "line 4: the name is empty" in said and "line 8: 5 cells, but 4 columns" in said
+    with pytest.raises(AegisError) as refused:
+        checked(text.replace(",,,\nstar", "moon,,,\nstar").replace("two,,,five", "two,,"))
+    said = str(refused.value)
+    assert "plan.csv: line 3: config key 'steps': got 'many' (str), wanted a whole number; line 5: 'star' with" in said
+    assert "the same settings is on line 2 already; line 6: config: steps=0 (want at least 1); line 7: config:" in said
+    assert "trainable='everything' (want full | " in said and "line 9: concept 'a name that is far" in said
+    assert said.count("line ") == 6 and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "ending", "parts"),
+    [
+        ("name,stpes\nstar,5\n", "csv", ["line 2", "unknown config key 'stpes'", "did you mean 'steps'?"]),
+        ("name,picture.images\nstar,5\n", "csv", ["line 2", "'picture.images' is not the method's"]),
+        ("name,mesh.data\nstar,2\nred,\n", "csv", ["line 2", "'mesh.data' is not the method's"]),
+        ("name,model\nstar,world\n", "csv", ["line 2", "'model' is not the method's"]),
+        ("concept\nstar\n", "csv", ["line 1: no column name (its columns: concept)"]),
+        ("", "csv", ["no column name (its columns: none)"]),
+        ("name\n", "csv", ["has no rows"]),
+        ("name,steps,steps\nstar,1,2\n", "csv", ["column 'steps' is there twice"]),
+        ("name,\nstar,1\n", "csv", ["a column without a name"]),
+        (b"name\nst\xffr\n", "csv", ["is not UTF-8"]),
+        ('name\n"star\n', "csv", []),
+        ("star\n", "txt", ["is no plan: give a .csv or a .jsonl"]),
+        ('{"name": "star"}\nstar\n{"words": []}\n[1]\n', "jsonl", ["line 2: no JSON", "line 3: no name", "line 4: no"]),
+        ('{"name": "star", "words": "a"}\n', "jsonl", ["line 1: words is 'a', wanted a list of texts"]),
+        ('{"name": "star", "steps": "5"}\n', "jsonl", ["line 1: config key 'steps': got '5' (str)"]),
+        ('{"name": "star", "steps": 5}\n{"name": "star", "steps": 5}', "jsonl", ["line 2: 'star' with the same"]),
+        ('{"name": "star", "grp": {"omga": 1}}\n', "jsonl", ["unknown config key 'grp.omga'"]),
+    ],
+)
+def test_what_is_refused(checked, text, ending, parts):
+    if not parts:  # an open quote runs to the end: a name like any other
+        assert checked(text, ending)[0][0] == ("star",)
+        return
+    with pytest.raises(AegisError) as refused:
+        checked(text, ending)
+    for part in parts:
+        assert part in str(refused.value)
+
+
+def test_no_more_are_listed_than_can_be_read(checked):
+    with pytest.raises(AegisError) as refused:
+        checked("name,steps\n" + "star,0\n" * 50)
+    assert str(refused.value).count("; line ") == rows.LISTED - 1 and "and 30 lines more" in str(refused.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(AegisError, match="does not exist: give a plan"):
+        rows.read(tmp_path / "none.csv")
