@@ -40,7 +40,7 @@ def _notice(message, category, filename, lineno, file=None, line=None) -> None:
 
 
 def _run(argv) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:2] == ["batch", "status"]:
         argv = ["batch status", *argv[2:]]
     args, rest = _parser().parse_known_args(argv)
@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "batch", _batch, "Erase many concepts, one delta file each; start it as often as there are machines.",
         epilog="Any setting can be changed with --config.key=value. The same command again goes on with what is left. "
+        "aegis batch status DIR says how far it is. "
         "Exit codes: 0 all done, 1 some concepts failed for good, 2 something to mend, 128 + signal.",
     )  # fmt: skip
     sub.add_argument("plan", metavar="PLAN", help="a .csv or .jsonl: name, words, config keys (docs/scale.md)")

@@ -39,10 +39,14 @@ class Eraser:
 
     def __init__(self, pipeline: Pipeline, model: str, hashes: dict[str, str], lanes: int, progress):
         self._pipeline, self._model, self._hashes = pipeline, model, hashes
-        self._lanes, self._progress, self._compiled = lanes, progress, {}
+        self._lanes, self._progress = lanes, progress
+        self._compiled: dict = {}
+        self._widths: dict[int, int] = {}  # by the number of the settings
 
     def width(self, row: Row) -> int:
-        return width(row.run, self._lanes)
+        if row.settings not in self._widths:
+            self._widths[row.settings] = width(row.run, self._lanes)
+        return self._widths[row.settings]
 
     def __call__(self, group: dict[int, Row]) -> Iterator[tuple[int, Result | AegisError]]:
         runs = {lane: row.concepts for lane, row in group.items()}

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 
 from aegis_jax.batch.ledger import Ledger
@@ -152,7 +153,9 @@ def _erase(ledger: Ledger, erase: Callable, group: dict[int, Row], progress) -> 
         final = count == 1 and isinstance(error, AegisError)
         for row in left.values():
             ledger.fail(row.id, f"{type(error).__name__}: {error}", final=final)
-        progress.say(f"{' + '.join(row.name for row in left.values())}: {type(error).__name__}: {error}")
+        if not isinstance(error, AegisError):
+            traceback.print_exception(error)
+        progress.say(f"{', '.join(row.name for row in left.values())}: {type(error).__name__}: {error}")
         return error
     return None
 

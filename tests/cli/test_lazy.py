@@ -25,6 +25,7 @@ def loaded_after(code):
         "from aegis_jax import AegisError; import aegis_jax; dir(aegis_jax)",
         "from aegis_jax.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
         "from aegis_jax.cli import main\ntry: main(['erase', '--help'])\nexcept SystemExit: pass",
+        "from aegis_jax.cli import main\ntry: main(['batch', '--help'])\nexcept SystemExit: pass",
         "from aegis_jax.cli import main\ntry: main(['erase', '--models', 'x'])\nexcept SystemExit: pass",
     ],
 )

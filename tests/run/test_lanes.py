@@ -12,8 +12,10 @@ from aegis_jax.erasure.method import Lanes
 from aegis_jax.erasure.trainable import is_trainable
 from aegis_jax.errors import AegisError
 from aegis_jax.models.model import flatten
+from aegis_jax.run import config
 from aegis_jax.run.config import RunConfig
 from aegis_jax.run.erase import _with_params
+from aegis_jax.run.lanes import erase_group, width
 from aegis_jax.run.loop import NonFiniteError
 from tests.run import untrained
 
@@ -160,6 +162,23 @@ def test_without_lanes_one_goes_after_another_and_says_so(method, folder, keys, 
     assert len(said.lines) == 1 and f"one erasure after another, not as lanes: {reason}" in said.lines[0]
     assert method == [] and isinstance(found[1], NonFiniteError)
     compare(found[0], aegis_jax.erase(folder, "star", config={**KEYS, **keys}))
+
+
+def test_a_lane_of_its_own(method, folder):
+    """A run of a group comes to the same, bit by bit, in whatever company, and groups of one shape compile once."""
+    run = config.merge(config.RunConfig(), KEYS, [])
+    pipeline, compiled = aegis_jax.load_pipeline(folder), {}
+    options = {"lanes": 3, "compiled": compiled}
+    alone = dict(erase_group(pipeline, {2: ("star",)}, run, **options))
+    among = dict(erase_group(pipeline, {0: ("heart",), 1: ("blue",), 2: ("star",)}, run, **options))
+    assert method == [["star"] * 3, ["heart", "blue", "star"]] and len(compiled) == 1
+    assert list(alone) == [2] and list(among) == [0, 1, 2] and isinstance(among[0], NonFiniteError)
+    assert alone[2].metrics == among[2].metrics
+    for path, move in alone[2].drift["unet"].items():
+        assert move.any() and (among[2].drift["unet"][path] == move).all()
+    assert width(run, 3) == 3 and width(config.merge(run, {"trainable": "full"}), 3) == 1
+    with pytest.raises(AegisError, match="lanes=0"):
+        width(run, 0)
 
 
 def test_a_single_one_needs_no_lanes(method, folder):
