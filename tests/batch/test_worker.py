@@ -109,15 +109,18 @@ def test_a_group_is_of_one_program_and_each_row_in_its_lane(ledger):
     assert groups == [{0: "a", 2: "e", 1: "g"}, {0: "b"}, {0: "c"}, {0: "f"}]
 
 
-def test_a_row_that_fails_is_told_and_blocks_no_other(ledger):
-    """One that cannot be done is given up at once, one that only might be is tried again, alone."""
+@pytest.mark.parametrize(("error", "attempts"), [(RuntimeError, ATTEMPTS), (AegisError, 2)])
+def test_a_row_that_fails_is_told_and_blocks_no_other(ledger, error, attempts):
+    """One whose loss goes bad is given up at once; one with which all of a group failed is tried again, alone: three
+    times in all, or until what it says is an error of its own.
+    """
     tried = []
 
     def erase(group):
         names = [row.name for row in group.values()]
         tried.append(names)
         if "concept 1" in names:
-            raise RuntimeError("the  machine\nhiccuped")
+            raise error("the  machine\nhiccuped")
         for lane, row in group.items():
             bad = row.name == "concept 4"
             yield lane, AegisError("step 3: L_e is not finite") if bad else Result({".safetensors": b"x"}, {})
@@ -129,10 +132,10 @@ def test_a_row_that_fails_is_told_and_blocks_no_other(ledger):
     assert {row.name for row in plan.rows if row.id in now.done} == {f"concept {k}" for k in (0, 2, 3, 5)}
     assert {row.name for row in plan.rows if row.id in now.failed} == {"concept 1", "concept 4"}
     one, four = (records(mine.store, "failed", now.failed)[plan.rows[k].id] for k in (1, 4))
-    assert (one["reason"], one["attempt"]) == ("RuntimeError: the machine hiccuped", ATTEMPTS)
+    assert (one["reason"], one["attempt"]) == (f"{error.__name__}: the machine hiccuped", attempts)
     assert (four["reason"], four["attempt"]) == ("step 3: L_e is not finite", 1)
     with_one = [names for names in tried if "concept 1" in names]
-    assert len(with_one) == ATTEMPTS and with_one[1:] == [["concept 1"]] * (ATTEMPTS - 1)
+    assert len(with_one) == attempts and with_one[1:] == [["concept 1"]] * (attempts - 1)
 
 
 def test_a_broken_machine_stops_and_uses_up_no_attempts(ledger):
