@@ -156,7 +156,7 @@ def _erase(ledger: Ledger, erase: Callable, group: dict[int, Row], progress) -> 
         if not isinstance(error, AegisError):
             traceback.print_exception(error)
         progress.say(f"{', '.join(row.name for row in left.values())}: {type(error).__name__}: {error}")
-        return error
+        return error.with_traceback(None)  # which would hold all that was on the device
     return None
 
 

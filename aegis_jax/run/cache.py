@@ -1,9 +1,12 @@
 """The persistent compilation cache: a second run of the same program starts in seconds."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import jax
+
+from aegis_jax.run.claim import one_at_a_time
 
 
 def enable() -> None:
@@ -22,3 +25,12 @@ def enable() -> None:
         return  # a home that is missing or cannot be written costs compile time only
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def in_turn():
+    """While entered, other processes of this host with the same cache wait here: what one compiles, the next ones find.
+
+    Workers of a batch start together and would all compile the same, for minutes.
+    """
+    folder = jax.config.jax_compilation_cache_dir
+    return one_at_a_time(Path(folder)) if folder and Path(folder).is_dir() else contextlib.nullcontext()

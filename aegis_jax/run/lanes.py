@@ -17,6 +17,7 @@ from aegis_jax.erasure import lanes as lanes_lib
 from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
 from aegis_jax.parallel.mesh import lanes_mesh
+from aegis_jax.run import cache
 from aegis_jax.run.config import RunConfig
 from aegis_jax.run.erase import EraseResult, in_full, off_device, on_device, settings, trained, with_drift
 from aegis_jax.run.loop import NonFiniteError
@@ -133,6 +134,7 @@ def erase_group(
     """
     progress, compiled = progress or Silent(), {} if compiled is None else compiled
     if _refused(run, list(runs.values())):
+        progress.say(f"erasing {', '.join(' + '.join(texts) for texts in runs.values())}")
         yield from zip(runs, _one_by_one(pipeline, list(runs.values()), run, progress, compiled))
         return
     mesh, any_of_them = lanes_mesh(), next(iter(runs.values()))
@@ -152,7 +154,8 @@ def _together(
     progress.start(0, run.erase.steps, key in compiled)
     if key not in compiled:
         single = functools.partial(run.method.step, config=run.erase)
-        compiled[key] = lanes_lib.compiled_step(single, state, frozen, own, mesh)
+        with cache.in_turn():
+            compiled[key] = lanes_lib.compiled_step(single, state, frozen, own, mesh)
     state, books = _train(compiled[key], state, frozen, pipeline, run, progress, len(started))
     for k in runs:
         yield k, _result(pipeline, state, k, books[k], run)

@@ -1,5 +1,6 @@
 """run/cache.py: where compiled programs are kept."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -49,3 +50,25 @@ def test_a_folder_that_cannot_be_made_is_no_error(unset, tmp_path, monkeypatch):
     monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "file" / "here"))
     cache.enable()
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_what_compiles_does_so_in_turn(unset, tmp_path):
+    """Another process of this host with the same cache waits; without a cache nobody does."""
+    fcntl = pytest.importorskip("fcntl")
+    with cache.in_turn():  # no cache
+        pass
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+
+    def is_free():
+        other = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(other)
+        return True
+
+    with cache.in_turn():
+        assert not is_free()
+    assert is_free()
