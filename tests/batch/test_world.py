@@ -20,7 +20,8 @@ COMMAND = [
 
 
 def results(folder):
-    return {path.name: path.read_bytes() for path in (folder / "results").iterdir()}
+    store = open_store(folder)
+    return {name: store.read(f"results/{name}")[0] for name in store.names("results")}
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """How a run starts: soft tokens, pools, and what is refused before it."""
 
 import dataclasses
+import importlib
 import types
 
 import jax
@@ -8,9 +9,29 @@ import numpy as np
 import pytest
 
 from aegis_jax.erasure import latents
-from aegis_jax.erasure.aegis.config import EraseConfig, GRPConfig, LatentsConfig, SoftConfig, check
+from aegis_jax.erasure.aegis import words
+from aegis_jax.erasure.aegis.config import EraseConfig, GRPConfig, LatentsConfig, SoftConfig, WordsConfig, check
 from aegis_jax.erasure.aegis.setup import _pools, setup, uses_pool
 from aegis_jax.errors import AegisError
+
+
+def test_what_all_runs_concepts_are_is_encoded_in_one_call(pipeline, monkeypatch):
+    """And each run has what it has alone."""
+    setup_lib = importlib.import_module("aegis_jax.erasure.aegis.setup")  # in its room that is the function
+    config = EraseConfig(words=WordsConfig(preserve=1.0))
+    runs = [["star", "a red star"], ["dog", "red"], ["cat", "star"]]
+    alone = [setup_lib.freeze(pipeline, concepts, config) for concepts in runs]
+    encoded, states = [], []
+    encode, _states = setup_lib.encode, words._states
+    monkeypatch.setattr(setup_lib, "encode", lambda p, texts: encoded.append(texts) or encode(p, texts))
+    monkeypatch.setattr(words, "_states", lambda *args: states.append(args[3]) or _states(*args))
+    together = setup_lib.freeze_each(pipeline, runs, config)
+    assert encoded == [["star", "a red star", "dog", "red", "cat", "star"], ""] and len(states) == 2
+    for ours, theirs in zip(together, alone, strict=True):
+        for name in ("concept_emb", "target_template", "prompt_template", "vocabulary"):
+            for one, other in zip(*(jax.tree.leaves(getattr(x, name)) for x in (ours, theirs)), strict=True):
+                np.testing.assert_allclose(one, other, 1e-5, 1e-6)
+        assert ours.unet is together[0].unet
 
 
 def _words(pipeline):
