@@ -50,7 +50,7 @@ def test_four_workers_killed_at_fifty_moments(tmp_path):
 
     running, kills = [started(f"first {k}") for k in range(4)], 0
     while kills < 50:
-        time.sleep(start.uniform(0.0, 0.06))
+        time.sleep(start.uniform(0.0, 0.15))
         k = start.randrange(4)
         if running[k].exitcode is None:  # else it has found all done, or is about to be
             running[k].kill()
@@ -62,14 +62,14 @@ def test_four_workers_killed_at_fifty_moments(tmp_path):
         assert process.exitcode == 0
     plan = racing.plan(count)
     done = open_store(out)
-    records = [json.loads(done.read(f"done/{name}")[0]) for name in done.names("done")]
-    assert collections.Counter(tuple(record["concepts"]) for record in records) == {
-        row.concepts: 1 for row in plan.rows
-    }
-    assert not (out / "failed").exists() and not (out / "attempts").exists()
+    told = [json.loads(done.read(f"done/{name}")[0]) for name in done.names("done")]
+    assert collections.Counter(tuple(record["concepts"]) for record in told) == {row.concepts: 1 for row in plan.rows}
+    assert not done.names("failed") and not done.names("attempts")
+    # Some were killed while they had rows, which others have taken over.
+    assert any(claim["lost"] for claim in records(done, "claims", (row.id for row in plan.rows)).values())
     run(plan, Ledger(open_store(tmp_path / "calm", new=True), "calm"), racing.erase(0))
     assert results(out) == results(tmp_path / "calm")
-    for record in records:
+    for record in told:
         assert record["sha256"] in {hashlib.sha256(x).hexdigest() for x in results(out).values()}
 
 
