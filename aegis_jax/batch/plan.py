@@ -93,18 +93,16 @@ def row_id(base: str, concepts, values: dict) -> str:
 def parse(text: str, where: str) -> Plan:
     """The plan that `Plan.text` wrote. Raises `AegisError` for anything else."""
     try:
-        first, *lines = [json.loads(line) for line in text.splitlines()]
-        if first["aegis_batch"] != VERSION:
-            raise AegisError(f"{where} is a plan of version {first['aegis_batch']!r}, known is {VERSION}")
+        first, *lines = [json.loads(line) for line in text.removesuffix("\n").split("\n")]
+        version = first["aegis_batch"]
         asked = [(line["concepts"], first["settings"][line["settings"]], None) for line in lines]
         plan = make(first["model"], first["base"], asked)
-        whole = plan.text() == text
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        if isinstance(error, AegisError):
-            raise
-        whole = False
-    if not whole:
+    except (ValueError, KeyError, TypeError, IndexError):
+        plan = None
+    if plan is None or (version == VERSION and plan.text() != text):
         raise AegisError(f"{where} is no plan that aegis batch wrote, or was changed since: restore it")
+    if version != VERSION:
+        raise AegisError(f"{where} is a plan of version {version!r}, known is {VERSION}: install a newer aegis_jax")
     return plan
 
 
