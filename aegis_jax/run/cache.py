@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from aegis_jax.run.claim import one_at_a_time
+from aegis_jax.run.claim import first_alone
 
 
 def enable() -> None:
@@ -27,10 +27,10 @@ def enable() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def in_turn():
-    """While entered, other processes of this host with the same cache wait here: what one compiles, the next ones find.
+def compiling():
+    """To be entered while programs are compiled that other processes of this host may want too.
 
-    Workers of a batch start together and would all compile the same, for minutes.
+    Workers of a batch start together: one compiles, and the others wait and find in the cache what it has compiled.
     """
     folder = jax.config.jax_compilation_cache_dir
-    return one_at_a_time(Path(folder)) if folder and Path(folder).is_dir() else contextlib.nullcontext()
+    return first_alone(Path(folder)) if folder and Path(folder).is_dir() else contextlib.nullcontext()

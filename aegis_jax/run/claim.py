@@ -178,3 +178,24 @@ def one_at_a_time(folder: Path):
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def first_alone(folder: Path):
+    """The first process of this host to come here works alone; those that come meanwhile wait, then all go on at once.
+
+    folder: exists. Where the system or the file system has no such locks, and between hosts, nobody waits.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without such locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)

@@ -154,7 +154,7 @@ def _together(
     progress.start(0, run.erase.steps, key in compiled)
     if key not in compiled:
         single = functools.partial(run.method.step, config=run.erase)
-        with cache.in_turn():
+        with cache.compiling():
             compiled[key] = lanes_lib.compiled_step(single, state, frozen, own, mesh)
     state, books = _train(compiled[key], state, frozen, pipeline, run, progress, len(started))
     for k in runs:

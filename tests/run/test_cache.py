@@ -1,6 +1,7 @@
 """run/cache.py: where compiled programs are kept."""
 
-import os
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -52,23 +53,30 @@ def test_a_folder_that_cannot_be_made_is_no_error(unset, tmp_path, monkeypatch):
     assert jax.config.jax_compilation_cache_dir is None
 
 
-def test_what_compiles_does_so_in_turn(unset, tmp_path):
-    """Another process of this host with the same cache waits; without a cache nobody does."""
-    fcntl = pytest.importorskip("fcntl")
-    with cache.in_turn():  # no cache
+def test_one_compiles_and_those_beside_it_wait(unset, tmp_path):
+    """Then all go on at once; without a cache nobody waits."""
+    with cache.compiling():
         pass
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    order, first_is_in = [], threading.Event()
 
-    def is_free():
-        other = os.open(tmp_path, os.O_RDONLY)
-        try:
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(other)
-        return True
+    def first():
+        with cache.compiling():
+            first_is_in.set()
+            time.sleep(0.3)
+            order.append("first")
 
-    with cache.in_turn():
-        assert not is_free()
-    assert is_free()
+    both = threading.Barrier(2, timeout=30)
+
+    def other():
+        first_is_in.wait(30)
+        with cache.compiling():
+            order.append("other")
+            both.wait()  # both are inside
+
+    threads = [threading.Thread(target=target) for target in (first, other, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert order == ["first", "other", "other"] and not both.broken
