@@ -110,6 +110,8 @@ def refuse_other(kept: Plan, ours: Plan, where: str) -> None:
     """Raises the `AegisError` that says in what a plan differs from the one that was begun."""
     if kept.base != ours.base:
         what = f"was begun with another base model ({kept.model})"
+    elif kept.model != ours.model:  # results name it
+        what = f"was begun with the same base under another name ({kept.model}, here {ours.model})"
     elif kept.settings != ours.settings:
         what = "was begun with other settings" + _difference(kept.settings, ours.settings)
     else:

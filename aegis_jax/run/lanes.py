@@ -139,8 +139,10 @@ def erase_group(
         return
     mesh, any_of_them = lanes_mesh(), next(iter(runs.values()))
     filled = [list(runs.get(k, any_of_them)) for k in range(width(run, lanes))]
-    started = lanes_lib.spread(run.method.lanes.start(pipeline, filled, run.erase), mesh)
-    yield from _together(pipeline, started, runs, run, mesh, progress, compiled)
+    spread, start = lanes_lib.spread, run.method.lanes.start
+    yield from _together(
+        pipeline, spread(start(pipeline, filled, run.erase), mesh), runs, run, mesh, progress, compiled
+    )
 
 
 def _together(
@@ -148,15 +150,17 @@ def _together(
 ) -> Iterator[tuple[int, Erased | AegisError]]:
     """(lane, what it has come to) of the lanes that `runs` names; started: [(state, frozen), ...] of all."""
     state, frozen, own = lanes_lib.stack(started, mesh)
+    count = len(started)
+    del started  # a group that was started for itself: the device has the stack of it
     names = [" + ".join(texts) for texts in runs.values()]
-    key = run.erase, len(next(iter(runs.values()))), len(started)
+    key = run.erase, len(next(iter(runs.values()))), count
     progress.say(f"erasing {len(names)} at once: {', '.join(names)}")
     progress.start(0, run.erase.steps, key in compiled)
     if key not in compiled:
         single = functools.partial(run.method.step, config=run.erase)
         with cache.compiling():
             compiled[key] = lanes_lib.compiled_step(single, state, frozen, own, mesh)
-    state, books = _train(compiled[key], state, frozen, pipeline, run, progress, len(started))
+    state, books = _train(compiled[key], state, frozen, pipeline, run, progress, count)
     for k in runs:
         yield k, _result(pipeline, state, k, books[k], run)
 

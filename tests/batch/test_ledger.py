@@ -132,6 +132,7 @@ def test_a_plan_is_kept_and_no_other_taken(ledger, store):
     others = {
         "another plan, of 2 rows ('blue' not among them)": plan_lib.make("sd14", "abc", asked("star", "red", "blue")),
         "another plan, of 2 rows": plan_lib.make("sd14", "abc", asked("star")),
+        "the same base under another name (sd14, here sd-1.4)": plan_lib.make("sd-1.4", "abc", asked("star", "red")),
         "another base model (sd14)": plan_lib.make("sd21", "abd", asked("star", "red")),
         "other settings (steps was 1, is 2)": plan_lib.make("sd14", "abc", asked("star", "red", steps=2)),
     }
