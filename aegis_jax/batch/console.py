@@ -33,14 +33,14 @@ def batch(plan_file, model, out, *, config, overrides, lanes: int | None, lease:
     path, progress = expand(plan_file), Progress()
     asked = rows.read(path)
     store = open_store(out, new=True)
-    run = settings(model, asked[0].concepts, config, overrides)
+    run = settings(model, asked.rows[0].concepts, config, overrides)
     pipeline = off_device(load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None))
 
     def fits(run, concepts):
         if run.method.check_concepts:
             run.method.check_concepts(pipeline, list(concepts), run.erase)
 
-    found, name = rows.check(path, asked, run, fits), place(run.model)
+    found, name = rows.check(asked, run, fits), place(run.model)
     name = Path(name).name if Path(name).is_absolute() else name
     hashes = delta.base_hashes(pipeline.source.folder)
     plan = plan_lib.make(name, base_hash(pipeline.source.folder, hashes), found)

@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from aegis_jax.erasure.presets import PRESETS
 from aegis_jax.errors import AegisError
 from aegis_jax.run import config as run_config
 from aegis_jax.run.config import RunConfig
@@ -36,8 +37,18 @@ class Asked:
     values: tuple[tuple[str, object], ...] = ()
 
 
-def read(path: Path) -> list[Asked]:
-    """The rows of a plan file. Raises `AegisError` naming every line that is none."""
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A plan file as read: its rows, the columns of a .csv that are config keys, and [(line, what is wrong), ...]."""
+
+    path: Path
+    rows: list[Asked]
+    columns: list[str]
+    problems: list[tuple[int, str]]
+
+
+def read(path: Path) -> File:
+    """A plan file. Raises `AegisError` if it has no row that can be read; `check` tells what is wrong with others."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -47,22 +58,25 @@ def read(path: Path) -> list[Asked]:
     kinds = {".csv": _of_csv, ".jsonl": _of_jsonl}
     if path.suffix.lower() not in kinds:
         raise AegisError(f"{path} is no plan: give a .csv or a .jsonl")
-    rows, problems = kinds[path.suffix.lower()](text)
-    _refuse(path, problems)
-    if not rows:
+    found = File(path, *kinds[path.suffix.lower()](text))
+    if not found.rows:
+        _refuse(path, found.problems)
         raise AegisError(f"{path} has no rows: give one for each erasure")
-    return rows
+    return found
 
 
-def check(path: Path, rows: list[Asked], run: RunConfig, fits: Callable) -> list[tuple]:
+def check(file: File, run: RunConfig, fits: Callable) -> list[tuple]:
     """(concepts, {config key: value}, run) of each row, as `plan.make` takes them.
 
     run: the settings that rows change. fits: (run, concepts) -> None, raises `AegisError` for concepts that the model
-    cannot take. Raises `AegisError` naming every line with an unknown key, a value out of range, a concept that does
-    not fit or a row that was there before.
+    cannot take. Raises `AegisError` naming every line that could not be read, with an unknown key, a value out of
+    range, a concept that does not fit or a row that was there before.
     """
-    problems, found, settled, first = [], [], {}, {}
-    for row in rows:
+    unknown = _unknown(run, file.columns)
+    problems = file.problems + [(1, what) for what in unknown.values()]
+    found, settled, first = [], {}, {}
+    for row in file.rows:
+        row = dataclasses.replace(row, texts=tuple((key, text) for key, text in row.texts if key not in unknown))
         overrides = row.texts, row.values
         try:
             if repr(overrides) not in settled:
@@ -76,8 +90,23 @@ def check(path: Path, rows: list[Asked], run: RunConfig, fits: Callable) -> list
         if same != row.line:
             problems.append((row.line, f"{row.concepts[0]!r} with the same settings is on line {same} already"))
         found.append((row.concepts, values, own))
-    _refuse(path, problems)
+    _refuse(file.path, problems)
     return found
+
+
+def _unknown(run: RunConfig, columns: list[str]) -> dict[str, str]:
+    """{column: what is wrong with it} of those that are a key of no method, whatever stands in them."""
+    methods = [run.erase, *(preset.settings for preset in PRESETS.values())]
+    known = {key for settings in methods for key in run_config.keys(dataclasses.replace(run, erase=settings))}
+    wrong = {}
+    for column in columns:
+        try:
+            check_keys([column])
+            if column not in known:
+                run_config.merge(run, {}, [(column, "")])
+        except AegisError as error:
+            wrong[column] = str(error)
+    return wrong
 
 
 def check_keys(keys) -> None:
@@ -94,16 +123,20 @@ def _settings(run: RunConfig, row: Asked) -> tuple[dict, RunConfig]:
     return values, own
 
 
-def _of_csv(text: str) -> tuple[list[Asked], list]:
+def _of_csv(text: str) -> tuple[list[Asked], list, list]:
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey=None)
-    rows, problems = [], []
+    rows, names, problems = [], [], []
     try:
         names = [(name or "").strip() for name in reader.fieldnames or ()]
         if "name" not in names:
-            return [], [(1, f"no column name (its columns: {', '.join(names) or 'none'})")]
+            return [], [], [(1, f"no column name (its columns: {', '.join(names) or 'none'})")]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice or "" in names:
-            return [], [(1, f"column {twice[0]!r} is there twice" if twice and twice[0] else "a column without a name")]
+            return (
+                [],
+                [],
+                [(1, f"column {twice[0]!r} is there twice" if twice and twice[0] else "a column without a name")],
+            )
         reader.fieldnames = names
         for row in reader:
             line = reader.line_num
@@ -119,10 +152,10 @@ def _of_csv(text: str) -> tuple[list[Asked], list]:
             rows.append(Asked(line, (cells["name"], *words), texts))
     except csv.Error as error:
         problems.append((reader.line_num, str(error)))
-    return rows, problems
+    return rows, [name for name in names if name not in _OWN], problems
 
 
-def _of_jsonl(text: str) -> tuple[list[Asked], list]:
+def _of_jsonl(text: str) -> tuple[list[Asked], list, list]:
     rows, problems = [], []
     for line, said in enumerate(text.split("\n"), 1):
         if not said.strip():
@@ -140,7 +173,7 @@ def _of_jsonl(text: str) -> tuple[list[Asked], list]:
         else:
             concepts = (name.strip(), *(word.strip() for word in words))
             rows.append(Asked(line, concepts, values=tuple(run_config.flat(row).items())))
-    return rows, problems
+    return rows, [], problems
 
 
 def _refuse(path: Path, problems: list[tuple[int, str]]) -> None:
