@@ -3,7 +3,7 @@
 Nothing else knows how many there are. Every process runs the same program; what is written, shown or measured is the
 first one's. Who fails in a part that all go through says so to all, by JAX's coordination service, so that all end with
 the same line. Who fails anywhere else ends, and the others within `HEARTBEAT` seconds (JAX aborts them, exit code 134).
-One that neither dies nor goes on is found by `Watchdog`.
+One that neither dies nor goes on is found by `Watchdog` while steps are made, and anywhere else after `LONGEST`.
 
 Taking part, by environment: AEGIS_NUM_PROCESSES, AEGIS_PROCESS_ID and JAX_COORDINATOR_ADDRESS=HOST:PORT (process 0's);
 or AEGIS_NUM_PROCESSES=auto where JAX knows the cluster: within srun, on a Cloud TPU slice, in a GKE job.
@@ -14,6 +14,7 @@ import faulthandler
 import itertools
 import json
 import os
+import re
 import socket
 import statistics
 import sys
@@ -29,9 +30,12 @@ from aegis_jax.errors import AegisError
 
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 LEAVING = 10  # seconds that one which ends waits for the others
-FOREVER = 7 * 24 * 3600  # seconds: of waiting for what only a process that died would not say, and then all end
+LONGEST = 6 * 3600  # seconds that what one does and the others wait for may take: loading, export, pictures
+COMING = 300  # seconds that the others have to come
 STUCK = 134  # exit code of the watchdog: that of an abort, as JAX ends those whose peer has died
 USER, FAILED = 2, 1  # exit codes of the command: what the user can mend, anything else
+# What XLA says where a connection is lost, and where one does not answer.
+_LOST = re.compile("UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|[Cc]onnection|[Gg]loo|NCCL|[Pp]eer|Broken pipe")
 _numbers = itertools.count()  # of the meetings so far; the same in all, since all come to the same ones
 
 
@@ -42,19 +46,34 @@ class AgreedError(AegisError):
 def start() -> None:
     """Joins the others that the environment names, if it names any. Before anything else that asks for a device.
 
-    Raises `AegisError` for a wrong or incomplete environment, and if the others do not come.
+    Raises `AegisError` for a wrong or incomplete environment. If the others do not come within `COMING` seconds this
+    process ends with `STUCK`, since they may at the next attempt: by one line, but for the first one, which JAX aborts.
     """
     asked = _asked()
     if asked is None or jax.distributed.is_initialized():
         return
+    if asked.get("process_id"):
+        _reach(asked["coordinator_address"])
+    limits = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": LEAVING}
     try:
-        jax.distributed.initialize(**asked, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LEAVING)
+        jax.distributed.initialize(**asked, initialization_timeout=COMING, **limits)
     except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise AegisError(
-            f"the processes named by AEGIS_NUM_PROCESSES did not come together: {first}; check that all run and "
-            "reach JAX_COORDINATOR_ADDRESS"
-        ) from error
+        why = str(error).strip().splitlines()[0]
+        raise AegisError(f"AEGIS_NUM_PROCESSES={os.environ['AEGIS_NUM_PROCESSES']}: {why}") from error
+
+
+def _reach(address: str) -> None:
+    """Waits until process 0 listens: JAX would abort, with no word on what to look at."""
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + COMING
+    while True:
+        try:
+            return socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            if time.monotonic() > until:
+                why = f"process 0 was not reached at JAX_COORDINATOR_ADDRESS={address} for {COMING} s ({error})"
+                _leave(f"aegis: error: {why}; check that it runs, and the address", STUCK)
+            time.sleep(0.2)
 
 
 def _asked() -> dict | None:
@@ -65,7 +84,8 @@ def _asked() -> dict | None:
     if count == "auto":
         return {}
     number, address = os.environ.get("AEGIS_PROCESS_ID", "").strip(), os.environ.get("JAX_COORDINATOR_ADDRESS", "")
-    if not (count.isdecimal() and number.isdecimal() and int(number) < int(count) and address):
+    numbered = count.isdecimal() and number.isdecimal() and int(number) < int(count)
+    if not (numbered and re.fullmatch(r".+:\d+", address)):
         raise AegisError(
             f"AEGIS_NUM_PROCESSES={count!r}, AEGIS_PROCESS_ID={number!r}, JAX_COORDINATOR_ADDRESS={address!r}; wanted "
             "how many (or auto), which one from 0 on, and HOST:PORT of process 0"
@@ -103,7 +123,7 @@ def first(compute: Callable):
     if is_first():
         result, failure = _tried(compute)
         client.key_value_set(f"aegis/{number}", json.dumps({"value": result, "error": failure}))
-    said = json.loads(client.blocking_key_value_get(f"aegis/{number}", FOREVER * 1000))
+    said = json.loads(client.blocking_key_value_get(f"aegis/{number}", LONGEST * 1000))
     _together(number)
     _raise_first([(0, said)])
     return said["value"]
@@ -145,15 +165,24 @@ def ending(*together):
     except Exception as error:
         if not several():
             raise
+        why, of_xla = str(error).strip(), isinstance(error, jax.errors.JaxRuntimeError)
         if isinstance(error, AegisError | OSError):
-            text, code = f"aegis: error: {' '.join(str(error).split())}", USER
-        elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            why = str(error).strip().splitlines()[0]
-            text, code = f"aegis: error: another process has gone ({why}); go on with --resume", STUCK
+            text, code = f"aegis: error: {' '.join(why.split())}", USER
+        elif of_xla and "RESOURCE_EXHAUSTED" in why:
+            text, code = (
+                f"aegis: error: the device's memory is full ({why.splitlines()[0]}); lower --config.batch",
+                USER,
+            )
+        elif of_xla and _LOST.search(why):
+            text, code = f"aegis: error: another process has gone ({why.splitlines()[0]}); go on with --resume", STUCK
         else:
             text, code = traceback.format_exc(), FAILED
-        print(f"{text} ({_who(jax.process_index(), socket.gethostname())})", file=sys.stderr, flush=True)
-        os._exit(code)
+        _leave(f"{text} ({_who(jax.process_index(), socket.gethostname())})", code)
+
+
+def _leave(text: str, code: int) -> None:
+    print(text, file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 def on_host(tree):
@@ -212,9 +241,8 @@ class Watchdog:
             waited = time.monotonic() - self._last
             if waited > self.patience:
                 text = f"aegis: error: no step for {waited:.0f} s: a process hangs; all end, go on with --resume"
-                print(f"{text} ({_who(jax.process_index(), socket.gethostname())})", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(all_threads=True)
-                os._exit(STUCK)
+                _leave(f"{text} ({_who(jax.process_index(), socket.gethostname())})", STUCK)
 
 
 def _client():
@@ -236,14 +264,14 @@ def _exchange(mine: dict) -> list[dict]:
     number, client = next(_numbers), _client()
     client.key_value_set(f"aegis/{number}/{jax.process_index()}", json.dumps(mine))
     keys = [f"aegis/{number}/{k}" for k in range(jax.process_count())]
-    said = [json.loads(client.blocking_key_value_get(key, FOREVER * 1000)) for key in keys]
+    said = [json.loads(client.blocking_key_value_get(key, LONGEST * 1000)) for key in keys]
     _together(number)
     return said
 
 
 def _together(number: int) -> None:
     """Waits until all have read: the first one, with which the service ends, may be about to fail."""
-    _client().wait_at_barrier(f"aegis/{number}", FOREVER * 1000)
+    _client().wait_at_barrier(f"aegis/{number}", LONGEST * 1000)
 
 
 def _raise_first(said) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 import aegis_jax
 from aegis_jax import cli
+from aegis_jax.errors import AegisError
 from aegis_jax.parallel import processes
 from tests.multidevice.test_erase_step import HERE
 from tests.run import untrained
@@ -142,6 +143,7 @@ def test_what_is_missing_on_one_ends_all(model, tmp_path):
     lines = f"""
         import os, pathlib, sys
         from aegis_jax import cli
+from aegis_jax.errors import AegisError
         link = pathlib.Path({str(link)!r} + os.environ["AEGIS_PROCESS_ID"])
         if os.environ["AEGIS_PROCESS_ID"] == "0":
             link.symlink_to({str(model)!r})
@@ -209,6 +211,7 @@ def test_a_stuck_process_is_found():
         {"AEGIS_NUM_PROCESSES": "2"},
         {"AEGIS_NUM_PROCESSES": "2", "AEGIS_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "localhost:1"},
         {"AEGIS_NUM_PROCESSES": "2", "AEGIS_PROCESS_ID": "1"},
+        {"AEGIS_NUM_PROCESSES": "2", "AEGIS_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "localhost"},
     ],
 )
 def test_a_wrong_environment_is_one_line(environment, monkeypatch, capsys):
@@ -217,6 +220,41 @@ def test_a_wrong_environment_is_one_line(environment, monkeypatch, capsys):
     assert cli.main(["erase", "--model", "world", "--concept", "star", "--out", "x"]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "AEGIS_PROCESS_ID" in told and "HOST:PORT" in told
+
+
+def test_a_first_process_that_does_not_come():
+    """One line that says where it was looked for, and a code after which a scheduler tries again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"  # bound, and nobody listens
+        code = "from aegis_jax.parallel import processes; processes.COMING = 1; processes.start()"
+        known = {"AEGIS_NUM_PROCESSES": "2", "AEGIS_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": address}
+        ran = [sys.executable, "-c", code]
+        done = subprocess.run(ran, env={**os.environ, **known}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == processes.STUCK and done.stderr.count("\n") == 1 and address in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: Connection reset by peer"), 134, "another process has gone"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nlong"), 2, "no memory on the device"),
+        (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: a wrong kernel"), 1, "Traceback"),
+        (AegisError("mend it"), 2, "aegis: error: mend it"),
+        (ZeroDivisionError("ours"), 1, "Traceback"),
+    ],
+)
+def test_what_one_process_fails_by(error, code, told, monkeypatch, capsys):
+    """What restarting mends is told apart from what it does not."""
+    left = []
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes.os, "_exit", left.append)
+    with processes.ending():
+        raise error
+    assert left == [code] and told in capsys.readouterr().err
+    for agreed in (processes.AgreedError("all"), KeyboardInterrupt()):
+        with pytest.raises(type(agreed)), processes.ending():
+            raise agreed
 
 
 def test_one_process_alone_asks_nobody(monkeypatch):
