@@ -15,7 +15,7 @@ def project(rows: jax.Array) -> jax.Array:
     They are max(x - mu, 0) with the one mu at which they sum to 1, found by bisection between the largest entry less 1,
     where the sum is at least 1, and the largest entry, where it is 0. Which entries stay above 0 then says mu exactly.
     """
-    high = rows.max(-1, keepdims=True)
+    rows = rows - rows.max(-1, keepdims=True)  # which moves no projection, and large entries then cost no digits
 
     def halve(_, bounds):
         low, high = bounds
@@ -23,11 +23,10 @@ def project(rows: jax.Array) -> jax.Array:
         above = jnp.maximum(rows - middle, 0).sum(-1, keepdims=True) >= 1
         return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
-    low, _ = jax.lax.fori_loop(0, BISECTIONS, halve, (high - 1, high))
+    largest = jnp.zeros_like(rows[..., :1])
+    low, _ = jax.lax.fori_loop(0, BISECTIONS, halve, (largest - 1, largest))
     kept = rows > low
-    # Relative to the largest entry, so that large entries cost no digits.
-    excess = jnp.where(kept, rows - high, 0).sum(-1, keepdims=True) - 1
-    mu = high + excess / jnp.maximum(kept.sum(-1, keepdims=True), 1)
+    mu = (jnp.where(kept, rows, 0).sum(-1, keepdims=True) - 1) / jnp.maximum(kept.sum(-1, keepdims=True), 1)
     return jnp.maximum(rows - mu, 0)
 
 

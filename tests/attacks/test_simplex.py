@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -24,6 +24,7 @@ def by_sorting(row):
 
 @settings(deadline=None, max_examples=60)
 @given(arrays(np.float32, (3, 40), elements=NUMBERS))
+@example(np.full((3, 40), -8, np.float32))
 def test_rows_are_the_nearest_of_the_simplex(rows):
     found = np.asarray(project(rows))
     assert (found >= 0).all()

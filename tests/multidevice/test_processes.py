@@ -24,7 +24,7 @@ from tests.run.runs import metrics
 
 SMALL = {"mid_block_type": None, "up_block_types": ["UpBlock2D"]}
 KEYS = {
-    "method": "esd", "steps": 24, "batch": 4, "trainable": "kv", "latents.steps": 3, "latents.refresh_every": 1,
+    "method": "esd", "steps": 40, "batch": 4, "trainable": "kv", "latents.steps": 3, "latents.refresh_every": 1,
     "picture.images": 0, "checkpoint.every": 10, "compute_dtype": "float32",
 }  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_two_processes_stop_together_and_one_goes_on(model, tmp_path):
     done = len(metrics(out))
     assert f"SIGTERM after step {done}" in first[2] and f"SIGTERM after step {done}" in second[2]
     assert "saved; go on with" in first[2] and "saved; go on with" not in second[2]
-    assert [p.name for p in (out / "checkpoints").iterdir()] == [str(done)] and done < KEYS["steps"]
+    assert max(int(p.name) for p in (out / "checkpoints").iterdir()) == done < KEYS["steps"]
     aegis_jax.erase(out=out, resume=True, overrides=[("mesh.data", "1")])
     assert_same_run(out, whole, KEYS["steps"])
 
@@ -143,7 +143,6 @@ def test_what_is_missing_on_one_ends_all(model, tmp_path):
     lines = f"""
         import os, pathlib, sys
         from aegis_jax import cli
-from aegis_jax.errors import AegisError
         link = pathlib.Path({str(link)!r} + os.environ["AEGIS_PROCESS_ID"])
         if os.environ["AEGIS_PROCESS_ID"] == "0":
             link.symlink_to({str(model)!r})
@@ -238,7 +237,7 @@ def test_a_first_process_that_does_not_come():
     ("error", "code", "told"),
     [
         (jax.errors.JaxRuntimeError("UNAVAILABLE: Connection reset by peer"), 134, "another process has gone"),
-        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nlong"), 2, "no memory on the device"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nlong"), 2, "memory is full"),
         (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: a wrong kernel"), 1, "Traceback"),
         (AegisError("mend it"), 2, "aegis: error: mend it"),
         (ZeroDivisionError("ours"), 1, "Traceback"),

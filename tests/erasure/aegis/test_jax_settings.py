@@ -30,7 +30,10 @@ def run(pipeline, name):
 
 @pytest.mark.parametrize("name", [pytest.param("paper", marks=pytest.mark.slow), "aegis+-two-latents"])
 def test_a_step_says_the_same_with_64_bits_and_strict_promotion(pipeline, name):
-    """Both at once: no number becomes wider, no draw another, and no types are mixed."""
+    """Both at once: no number becomes wider, no draw another, and no types are mixed.
+
+    To 1e-4 where the number itself is less than a tenth: a tensor's cosine is a small sum of large parts.
+    """
     wanted, wanted_types = run(pipeline, name)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         metrics, types = run(pipeline, name)
@@ -38,5 +41,6 @@ def test_a_step_says_the_same_with_64_bits_and_strict_promotion(pipeline, name):
     for ours, theirs in zip(metrics, wanted, strict=True):
         assert ours.keys() == theirs.keys()
         for key in theirs:
-            close = lambda a, b, key=key: np.testing.assert_allclose(a, b, 1e-3, 1e-8, err_msg=key)  # noqa: E731
+            least = 1e-4 if key == "per_tensor" else 1e-8
+            close = lambda a, b, key=key, least=least: np.testing.assert_allclose(a, b, 1e-3, least, err_msg=key)  # noqa: E731
             jax.tree.map(close, ours[key], theirs[key])
