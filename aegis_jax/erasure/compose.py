@@ -86,10 +86,17 @@ def outside(change: Mapping[str, np.ndarray], preserved: np.ndarray, threshold: 
     return {path: free @ (free.T @ np.asarray(d, np.float64)) for path, d in change.items()}
 
 
-def interference(changes: list[Mapping[str, np.ndarray]], rows: list[np.ndarray]) -> np.ndarray:
+def answers(change: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """What a change does to rows (n, d): X D of all its projections in the order of their paths, flat."""
+    return np.concatenate([(rows @ np.asarray(change[path], np.float64)).ravel() for path in sorted(change)])
+
+
+def interference(changes: Iterable[Mapping[str, np.ndarray]], rows: list[np.ndarray]) -> np.ndarray:
     """M (N, N), M[i, j] = ||X_j D_i|| / ||X_j D_j|| over all projections: what erasure i does to the rows of concept j,
     beside what j's own does. 1 on the diagonal; near 0 elsewhere, a plain sum will do. NaN where j's own does nothing.
+
+    changes: gone through once, so that they need not all be in memory.
     """
-    does = np.array([[np.sqrt(sum(((x @ d) ** 2).sum() for d in change.values())) for x in rows] for change in changes])
+    does = np.array([[np.linalg.norm(answers(change, x)) for x in rows] for change in changes])
     own = np.diagonal(does)
     return does / np.where(own > 0, own, np.nan)

@@ -93,7 +93,7 @@ def write_delta(
     Raises `AegisError` if anything but values of the UNet differs, if nothing does, or if `path` exists (with
     `overwrite`: is no delta file).
     """
-    path = _checked_path(path, overwrite)
+    path = check_path(path, overwrite)
     original = folder.examine(hub.locate(base, revision=revision, variant=variant), variant)
     result = _examined(erased, variant)
     _check_others(result, original)
@@ -113,7 +113,7 @@ def write_delta(
         card = result.path / "README.md"
         if card.is_file():
             metadata["card"] = card.read_bytes().decode(errors="replace")
-        path = _checked_path(path, overwrite)  # again: it took a while to read both models
+        path = check_path(path, overwrite)  # again: it took a while to read both models
         with safetensors.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         entries = [tensor.entry for tensor in replaced.values()]
@@ -185,7 +185,7 @@ def apply_delta(model, path: str | os.PathLike) -> pipeline.Pipeline:
         raise AegisError("the pipeline was built in memory, a delta file needs the base model: load it from its files")
     headers = loaded.source.folder.components["unet"].weights.headers
     keys = {origin.key: leaf for leaf, origin in loaded.source.origins["unet"].items()}
-    with _checked(path, loaded.source.folder) as new, opened("unet", headers) as before:
+    with checked(path, loaded.source.folder) as new, opened("unet", headers) as before:
         leaves = dict(flatten(loaded.unet.params))
         for key in new.keys() & keys.keys():  # the others are read past by PyTorch too
             leaf, old = keys[key], before[key]
@@ -194,6 +194,31 @@ def apply_delta(model, path: str | os.PathLike) -> pipeline.Pipeline:
             leaves[leaf] = _leaf(leaf, leaves[leaf], new[key].read())
     unet = dataclasses.replace(loaded.unet, params=unflatten(leaves))
     return dataclasses.replace(loaded, unet=unet)
+
+
+def read_drift(
+    pipe: pipeline.Pipeline, path: str | os.PathLike, hashes: Mapping[str, str]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """({leaf path: what a delta file adds to it, float32}, the file's metadata).
+
+    pipe: as loaded from its files; hashes: `base_hashes` of these, so that of many delta files of one base each costs
+    one pass over the UNet and not three. Raises `AegisError` as `apply_delta` does.
+    """
+    leaves = {origin.key: leaf for leaf, origin in pipe.source.origins["unet"].items()}
+    shapes = {leaf: array.shape for leaf, array in flatten(pipe.unet.params).items()}
+    drift = {}
+    with (
+        checked(path, pipe.source.folder, hashes) as new,
+        opened("unet", pipe.source.folder.components["unet"].weights.headers) as before,
+    ):
+        for key in sorted(new.keys() & leaves.keys()):
+            leaf = leaves[key]
+            array = np.empty(shapes[leaf], np.float32)
+            target = layout.to_torch(leaf, array)
+            apart = new[key].read().astype(np.float32) - before[key].read().astype(np.float32)
+            target[...] = apart.reshape(target.shape)
+            drift[leaf] = array
+        return drift, dict(next(iter(new.values())).header.metadata)
 
 
 def write_applied(
@@ -210,7 +235,7 @@ def write_applied(
         raise AegisError(f"{inside} lies in {outside}, which would be replaced: move it, or choose another folder")
     original = folder.examine(hub.locate(base, revision=revision, variant=variant), variant)
     export.check_whole(original)
-    with _checked(path, original) as new:
+    with checked(path, original) as new:
         with new_folder(destination, overwrite=overwrite, needed=export.weight_bytes(original)) as (root, _):
             export.copy_root(original, root)
             for name, component in original.components.items():
@@ -259,8 +284,11 @@ def read_delta(path: str | os.PathLike) -> safetensors.Header:
 
 
 @contextlib.contextmanager
-def _checked(path: str | os.PathLike, base: folder.Folder) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a delta file that was made for `base` and is whole, while the file is open."""
+def checked(
+    path: str | os.PathLike, base: folder.Folder, hashes: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a delta file that was made for `base` and is whole, while the file is open. hashes: `base_hashes`
+    of the base, where they are known."""
     header = read_delta(path)
     said, wrong = header.metadata, f"{header.path} was made for another base model than {base.path}"
     if said.get("base"):
@@ -273,9 +301,9 @@ def _checked(path: str | os.PathLike, base: folder.Folder) -> Iterator[dict[str,
         agree.check_entries("unet", new, {key: old.get(key) for key in new}, header.path, base.path)
         if digest({key: old[key] for key in new}) != said["base_sha256"]:
             raise AegisError(f"{wrong}: the tensors that it replaces differ; give the base model that it was made of")
-        if digest(old) != said["unet_sha256"]:
+        if (hashes["unet_sha256"] if hashes else digest(old)) != said["unet_sha256"]:
             raise AegisError(f"{wrong}: other tensors of the UNet differ; give the base model that it was made of")
-        if digest(text) != said["text_sha256"]:
+        if (hashes["text_sha256"] if hashes else digest(text)) != said["text_sha256"]:
             raise AegisError(f"{wrong}: its text encoder is another; give the base model that it was made of")
         if digest(old | new) != said["result_sha256"]:
             raise AegisError(f"{header.path} is damaged, its tensors are not those it was written with: copy it again")
@@ -291,7 +319,8 @@ def _leaf(path: str, leaf: jax.Array, tensor: np.ndarray) -> jax.Array:
     return jax.device_put(array, leaf.sharding)
 
 
-def _checked_path(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
+def check_path(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
+    """Where a delta file shall go, expanded. Raises `AegisError` for a folder, and for what may not be replaced."""
     path = hub.expand(path)
     if path.is_dir():
         raise AegisError(f"{path} is a folder: name a file, e.g. {path / 'erased.safetensors'}")
