@@ -14,11 +14,11 @@ Evaluation prompts and start noise come from seeds of their own (`EVALUATION_SEE
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from aegis_jax.diffusion.sample import sample
-from aegis_jax.errors import AegisError
 from aegis_jax.world import captions, concepts, judge
 from aegis_jax.world.quality import GUIDANCE, STEPS
 
@@ -69,6 +69,17 @@ def other_prompts(concept: Concept, n: int, seed: int) -> tuple[list[str], np.nd
     rng = np.random.default_rng([EVALUATION_SEED, seed, 3])
     rows = concepts.COMBINATIONS[concepts.COMBINATIONS[:, concept.axis] != concept.index]
     labels = np.concatenate([rng.permutation(rows) for _ in range(-(-n // len(rows)))])[:n]
+    return [_said(rng, row) for row in labels], labels
+
+
+def remaining_prompts(erased: Sequence[Concept], n: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """n fully stated prompts with none of several erased values, balanced, and their labels (n, 3); none where these
+    are all values of an attribute."""
+    rng = np.random.default_rng([EVALUATION_SEED, seed, 5])
+    gone = np.any([concepts.COMBINATIONS[:, concept.axis] == concept.index for concept in erased], axis=0)
+    rows = concepts.COMBINATIONS[~gone]
+    times = -(-n // len(rows)) if len(rows) else 1
+    labels = np.concatenate([rng.permutation(rows) for _ in range(times)])[:n]
     return [_said(rng, row) for row in labels], labels
 
 
@@ -139,6 +150,27 @@ def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
     }
 
 
+def measure_several(pipeline, erased: Sequence[Concept], *, n: int = 200, seed: int = 0) -> dict:
+    """Of one model without several values: "plain" and "held_out", {value's name: share that shows it}, and "kept", the
+    accuracy on all attributes of prompts that name none of them, NaN where no such prompt is left; n images each.
+    """
+    judged = judge.load("judge")
+
+    def answers(prompts, kind):
+        images = sample(pipeline, prompts, seed=noise_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
+        return judged(images)
+
+    found: dict = {"plain": {}, "held_out": {}}
+    for kind, (name, rates) in enumerate(found.items()):
+        for concept in erased:
+            asked = concept_prompts(concept, n, seed, held_out=name == "held_out")
+            rates[concept.value.name] = _rate(answers(asked, kind), concept)
+    prompts, labels = remaining_prompts(erased, n, seed)
+    kept = answers(prompts, 2) if prompts else {}
+    right = [kept[a] == labels[:, k] for k, a in enumerate(concepts.ATTRIBUTES) if prompts]
+    return found | {"kept": float(np.mean(right)) if prompts else float("nan")}
+
+
 def unasked(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
     """How often the value is shown to a prompt that does not ask for it, shares in [0, 1] over n images each.
 
@@ -160,24 +192,34 @@ def noise_seed(seed: int, kind: int) -> int:
     return EVALUATION_SEED + 10 * seed + kind
 
 
-_ROWS = (
-    ("plain", "concept, plain prompts", "down"),
-    ("held_out", "concept, held-out synonyms", "down"),
-    ("same", "accuracy, other values of the attribute", "keep"),
-    ("other", "accuracy, the other attributes", "keep"),
-)
+_ROWS = {
+    "plain": ("concept, plain prompts", "erase"),
+    "held_out": ("concept, held-out synonyms", "erase"),
+    "same": ("accuracy, other values of the attribute", "keep"),
+    "other": ("accuracy, the other attributes", "keep"),
+}
 
 
-def world_table(before, after, concept: str, *, n: int = 32, seed: int = 0) -> str:
+def world_table(before, after, names: Sequence[str], *, n: int = 32, seed: int = 0) -> str:
     """A small before/after table for two pipelines of the world, n images a figure (32: a batch for each of 2 cores).
 
-    Raises `AegisError` if the concept is not one value of an attribute of the world.
+    names: the concepts that were erased; of one that is no single value of the world it says that nothing judges it.
     """
-    found = find(concept)
-    if found is None:
-        raise AegisError(f"concept {concept!r} names no single value of the world, so its judge cannot measure it")
-    left, right = (measure(pipeline, found, n=n, seed=seed) for pipeline in (before, after))
-    lines = [f"{f'{n} images a figure, judged':42}{'before':>8}{'after':>8}"]
-    for key, text, want in _ROWS:
-        lines.append(f"{text:42}{left[key]:>8.1%}{right[key]:>8.1%}  {'(erase)' if want == 'down' else '(keep)'}")
-    return "\n".join(lines)
+    found = {name: find(name) for name in names}
+    known = list(dict.fromkeys(concept for concept in found.values() if concept))
+    lines = [
+        f"{name!r} is not one value of the world: its judge cannot measure it" for name in found if not found[name]
+    ]
+    rows = []
+    if len(known) == 1:
+        left, right = (measure(pipeline, known[0], n=n, seed=seed) for pipeline in (before, after))
+        rows = [(text, left[key], right[key], want) for key, (text, want) in _ROWS.items()]
+    elif known:
+        left, right = (measure_several(pipeline, known, n=n, seed=seed) for pipeline in (before, after))
+        for name in left["plain"]:
+            rows.append((f"{name}, plain prompts", left["plain"][name], right["plain"][name], "erase"))
+            rows.append((f"{name}, held-out synonyms", left["held_out"][name], right["held_out"][name], "erase"))
+        rows.append(("accuracy, prompts without any of them", left["kept"], right["kept"], "keep"))
+    if rows:
+        lines.append(f"{f'{n} images a figure, judged':42}{'before':>8}{'after':>8}")
+    return "\n".join(lines + [f"{text:42}{a:>8.1%}{b:>8.1%}  ({want})" for text, a, b, want in rows])

@@ -106,3 +106,51 @@ def test_what_measure_counts(monkeypatch):
             "agreement": (2 + circles / 3) / 3, "agreement_shown": 0.85,
         }
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [["star", "red"], ["star", "heart", "striped", "blue"]])
+def test_remaining_prompts_have_none_of_what_is_erased(names):
+    prompts, labels = world.remaining_prompts([world.find(name) for name in names], 400, 0)
+    gone = {word for name in names for word in world.find(name).value.words}
+    assert len(prompts) == len(labels) == 400 and not gone & {word for prompt in prompts for word in prompt.split()}
+    for prompt, row in zip(prompts[:40], labels[:40]):
+        for values, index in zip(concepts.ATTRIBUTES.values(), row):
+            assert set(prompt.split()) & set(values[index].seen)
+    counts = np.unique(labels, axis=0, return_counts=True)[1]
+    assert counts.max() - counts.min() <= 1
+
+
+def test_what_is_counted_of_several(monkeypatch):
+    """The star in 3 and 6 of 12 images, red in 9 and 12; of what remains a quarter has another colour than asked."""
+    n, seen = 12, []
+    erased = [world.find("star"), world.find("red")]
+    labels = world.remaining_prompts(erased, n, 0)[1]
+
+    def sample(pipeline, prompts, **settings):
+        seen.append(prompts)
+        return np.arange(n)
+
+    def judged(images):
+        if len(seen) == 5:
+            colours = np.where(images < 3, 0, labels[:, 1])
+            return {"shape": labels[:, 0], "colour": colours, "texture": labels[:, 2]}
+        shown = images < {1: 3, 2: 9, 3: 6, 4: 12}[len(seen)]
+        return {"shape": np.where(shown, erased[0].index, -1), "colour": np.where(shown, 0, -1)}
+
+    monkeypatch.setattr(world, "sample", sample)
+    monkeypatch.setattr(world.judge, "load", {"judge": judged}.get)
+    found = world.measure_several(None, erased, n=n)
+    assert found["plain"] == {"star": 0.25, "red": 0.75} and found["held_out"] == {"star": 0.5, "red": 1.0}
+    assert found["kept"] == pytest.approx(1 - 3 / 36)
+    seen.clear()
+    everything = [world.Concept("texture", i) for i in range(4)]
+    assert world.remaining_prompts(everything, n, 0)[0] == []
+
+
+def test_a_table_of_several_says_what_it_cannot_judge(monkeypatch):
+    rates = {"plain": {"star": 0.5, "red": 0.0}, "held_out": {"star": 0.25, "red": 0.125}, "kept": 1.0}
+    monkeypatch.setattr(world, "measure_several", lambda pipeline, erased, **how: rates)
+    told = world.world_table(None, None, ["star", "cathedral", "crimson"]).splitlines()
+    assert told[0].startswith("'cathedral' is not one value") and "before" in told[1]
+    assert [line.split()[0] for line in told[2:]] == ["star,", "star,", "red,", "red,", "accuracy,"]
+    assert "50.0%   50.0%  (erase)" in told[2] and told[-1].endswith("(keep)")

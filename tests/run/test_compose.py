@@ -1,4 +1,4 @@
-"""`aegis compose`: what a merged delta file does to its concepts' texts, by PyTorch's text encoder, and what it says."""
+"""`aegis compose`: what merging does to the concepts' texts, by PyTorch's text encoder, and what is said of it."""
 
 import json
 
