@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--concept", metavar="TEXT", action="append", help="what to erase; may be repeated (default: the config's)"
     )
+    sub.add_argument("--concepts", metavar="FILE", help="the same from a .csv or .jsonl with a row each (name, words)")
     sub.add_argument("--out", metavar="DIR", help="run folder (default: runs/CONCEPTS, the next free)")
     sub.add_argument(
         "--config",
@@ -199,9 +200,18 @@ def _erase(args):
 
     cache.enable()
     console.erase(
-        args.model, args.concept, config=args.config, overrides=_weights(args) + args.overrides,
+        args.model, _concepts(args), config=args.config, overrides=_weights(args) + args.overrides,
         out=args.out, resume=args.resume, auto_resume=args.auto_resume, overwrite=args.overwrite,
     )  # fmt: skip
+
+
+def _concepts(args) -> list[str] | None:
+    if args.concepts is None:
+        return args.concept
+    from aegis_jax.batch import rows
+    from aegis_jax.io.hub import expand
+
+    return list(dict.fromkeys([*(args.concept or ()), *rows.together(expand(args.concepts))]))
 
 
 def _plan(args):

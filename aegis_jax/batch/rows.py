@@ -65,6 +65,21 @@ def read(path: Path) -> File:
     return found
 
 
+def together(path: Path) -> list[str]:
+    """The concepts of all rows, in their order and each once, for one model without any of them.
+
+    Raises `AegisError` naming every line that could not be read, and those with settings: one run has but one.
+    """
+    file = read(path)
+    problems = file.problems + [
+        (row.line, f"sets {(*row.texts, *row.values)[0][0]}, but one run has the same settings for all its concepts")
+        for row in file.rows
+        if row.texts or row.values
+    ]
+    _refuse(path, problems)
+    return list(dict.fromkeys(concept for row in file.rows for concept in row.concepts))
+
+
 def check(file: File, run: RunConfig, fits: Callable) -> list[tuple]:
     """(concepts, {config key: value}, run) of each row, as `plan.make` takes them.
 

@@ -131,3 +131,12 @@ def test_no_more_are_listed_than_can_be_read(checked):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(AegisError, match="does not exist: give a plan"):
         rows.read(tmp_path / "none.csv")
+
+
+def test_all_rows_for_one_model(tmp_path):
+    path = tmp_path / "all.csv"
+    path.write_text("name,words\nVan Gogh,starry night;Vincent\nMonet,\nVincent,\n")
+    assert rows.together(path) == ["Van Gogh", "starry night", "Vincent", "Monet"]
+    path.write_text("name,words,steps\nVan Gogh,,\nMonet,,800\n,,\n")
+    with pytest.raises(AegisError, match=r"line 3: sets steps, but one run .*; line 4: the name is empty"):
+        rows.together(path)

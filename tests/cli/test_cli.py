@@ -56,6 +56,7 @@ def refused(capsys, *argv):
         (["sample", "--model", "world", "--prompt", "a", "--batch", "0"], ["--batch 0"]),
         (["erase"], ["no model"]),
         (["erase", "--concept", "star"], ["no model"]),
+        (["erase", "--model", "world", "--concepts", "none.csv"], ["none.csv", "does not exist"]),
         (["erase", "--resume"], ["--out"]),
         (["erase", "--auto-resume"], ["--out"]),
         (["erase", "--overwrite", "--resume", "--out", "x"], ["not allowed with"]),
