@@ -59,7 +59,7 @@ def write_lora(
         metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     entries = [safetensors.Entry(key, "F32", x.shape) for key, x in tensors.items()]
     safetensors.write(_checked_out(out, overwrite), entries, lambda key, rows: tensors[key][rows], metadata=metadata)
-    return sum("down" in key or "lora_A" in key for key in tensors), float(np.sqrt(lost / whole))
+    return sum(key.endswith(("lora_A.weight", "lora_down.weight")) for key in tensors), float(np.sqrt(lost / whole))
 
 
 def low_rank(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:

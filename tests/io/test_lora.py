@@ -65,6 +65,8 @@ def test_diffusers_adds_what_is_nearest(made, tmp_path, names, rank, capsys):
     with safe_open(path, "np") as file:
         new, said = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
     whole = lost = 0.0
+    matrices = sum(x.ndim > 1 for x in new.values())
+    assert f"({matrices} matrices of rank {rank};" in told and matrices < len(new)
     for key, old in before.items():
         change = (new[key].astype(np.float64) - old if key in new else np.zeros(old.shape)).reshape(len(old), -1)
         nearest = np.zeros_like(change)
