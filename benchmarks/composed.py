@@ -16,7 +16,7 @@ import tempfile
 
 from benchmarks import trials
 
-WAYS = ("closed", "null-space", "sum")
+WAYS = ("closed:1", "closed:10", "null-space", "sum")  # as --by and --lamb
 
 
 def names_of(batch: pathlib.Path, count: int) -> list[tuple[str, pathlib.Path]]:
@@ -49,7 +49,8 @@ def merged(files: list[pathlib.Path], way: str):
         return aegis_jax.apply_delta(base, files[0])
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "merged.safetensors"
-        compose.write(files, "world", out, by=way)
+        by, _, lamb = way.partition(":")
+        compose.write(files, "world", out, by=by, lamb=float(lamb or 1))
         return aegis_jax.apply_delta(base, out)
 
 
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
     options = trials.parser(__doc__, "composed.json")
     options.add_argument("batch", type=pathlib.Path, help="the --out of aegis batch")
     options.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8])
-    options.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    options.add_argument("--ways", nargs="+", default=list(WAYS))
     options.add_argument("--joint", type=pathlib.Path, nargs="*", default=[], help="run folders")
     options.add_argument("--images", type=int, default=32, help="a figure")
     given = options.parse_args(argv)

@@ -28,6 +28,7 @@ from aegis_jax.run import card
 
 BY = ("closed", "null-space", "sum")
 PROMPTS, PRESERVED = 64, 256  # of random words: for each erasure, and for what is to stay
+FREE = 1e-2  # null-space: share of the random words' largest variance up to which a direction counts as free of them
 SHOWN = 0.1  # interference from which a pair is named
 
 
@@ -135,7 +136,7 @@ def compose(
         does.append([np.linalg.norm(x) for x in each])
     drift = merged.solve() if by == "closed" else total
     if by == "null-space":
-        drift = outside(drift, texts.preserved)
+        drift = outside(drift, texts.preserved, FREE)
     drift = {leaf: x.astype(np.float32) for leaf, x in drift.items()}
     sizes = np.array([np.linalg.norm(x) or np.nan for x in own])
     whole = {leaf: drift.get(leaf, zero) for leaf, zero in zeros.items()}

@@ -128,6 +128,7 @@ def test_padded_rows_of_all_members_in_one_call_match_pytorch(folders, pipelines
         assert not np.any(gradients[r, config.tokens :])
 
 
+@pytest.mark.slow
 def test_a_restart_does_not_depend_on_what_shares_its_calls(pipelines, images, found, monkeypatch):
     erased, original = pipelines
     monkeypatch.setattr(rows, "PIXELS_PER_CPU_CALL", 4 * 64)  # one row at a time
@@ -162,6 +163,7 @@ def test_what_a_member_finds(pipelines, found):
     np.testing.assert_allclose(result.conditioning.embedding, again.embedding, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_restarts_descend_on_what_was_held_out(pipelines, images):
     erased, original = pipelines
     changes = {"goal": "prediction", "restarts": 6}  # as many rows as `found` has: the same program

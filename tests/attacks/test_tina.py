@@ -64,11 +64,12 @@ def test_the_inversion_matches_pytorch_in_float64(tiny, inverted):
                 loss = (up(z_t) - z_t).square().mean()
                 (z_t.grad,) = torch.autograd.grad(loss, z_t)
                 optimiser.step()
-            np.testing.assert_allclose(losses[i, row], loss.item(), rtol=2e-3)
+            np.testing.assert_allclose(losses[i, row], loss.item(), 2e-3, 1e-6)
             z_s = z_t.detach()
         np.testing.assert_allclose(found[row], z_s[0], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_iterations_bring_the_fixed_point_and_the_picture_nearer(pipeline, inverted):
     z_0, few, losses = inverted
     timesteps, empty = ddim_timesteps(pipeline.scheduler, STEPS), per_latent(encode(pipeline, ""), 2)

@@ -98,6 +98,7 @@ def compared(gate, side, perturb=lambda step: None):
     return agreement.compare(ours, step.kept, drift, exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["p1", "p2"])
 def test_gate_passes(gate, side):
     found, problems = compared(gate, side)
@@ -105,6 +106,7 @@ def test_gate_passes(gate, side):
     assert 0.2 < found["share of tensors in conflict"] < 0.8
 
 
+@pytest.mark.slow
 def test_gate_fails_on_other_weights(gate):
     def perturb(step):
         with torch.no_grad():

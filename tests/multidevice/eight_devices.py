@@ -239,7 +239,8 @@ def test_each_of_eight_devices_holds_an_eighth_of_sd14():
     assert whole > 2 * 859e6 and whole / 8 <= held <= 1.1 * whole / 8
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [pytest.param(8, 1, marks=pytest.mark.slow), (2, 4)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
 def test_each_of_eight_devices_computes_an_eighth(pipeline, data, fsdp):
     """Of what a step asks the network: the batch is split over all of them."""
 
