@@ -15,8 +15,15 @@ metadata() {
   curl -sf -H Metadata-Flavor:Google "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
 }
 
-# Whether a host has ended for good: then there is nothing left to do for any.
-is_over() { gcloud storage ls "$RUN/exit/**" >/dev/null 2>&1; }
+# Whether nothing is left to do for any. Of hosts that work together the end of one is all's; a worker of a batch that ends
+# with 0 or 1 has seen everything settled, but one that could not work (2) says nothing of the others.
+is_over() {
+  if $TOGETHER; then
+    gcloud storage ls "$RUN/exit/**" >/dev/null 2>&1
+  else
+    gcloud storage cat "$RUN/exit/**" 2>/dev/null | grep -qE '^[01] '
+  fi
+}
 
 insist() {
   until "$@"; do

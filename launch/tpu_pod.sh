@@ -211,8 +211,15 @@ mig_ssh() {
 # Numbers of what is created and lost as one.
 parts() { if [[ $api == queued ]]; then seq 0 $((slices - 1)); else echo 0; fi; }
 
-# The largest exit code of hosts that have ended for good; fails while none has.
-finished() { ask gcloud storage cat "$run/exit/**" | sort -rn | awk 'NR == 1 {print $1} END {exit NR == 0}'; }
+# The run's exit code; fails while it goes on. Hosts that work together end as one. A worker of a batch that ends with 0 or
+# 1 has seen everything settled; another code is its own trouble, and the run's when all workers have ended so.
+finished() {
+  local codes
+  codes=$(ask gcloud storage cat "$run/exit/**" | awk '{print $1}' | sort -rn)
+  if ! $together && grep -qx '[01]' <<<"$codes"; then codes=$(grep -x '[01]' <<<"$codes"); fi
+  if ! $together && ! grep -qx '[01]' <<<"$codes" && (($(grep -c . <<<"$codes") < slices)); then return 1; fi
+  head -n 1 <<<"$codes" | grep .
+}
 
 stage() {
   local commit archive

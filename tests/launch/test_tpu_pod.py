@@ -30,7 +30,7 @@ case "$*" in
   *"managed describe"*) found ;;
   *"managed list-instances"*) look "$RUNNING" ;;
   "config get-value project") echo PROJECT ;;
-  "storage cat "*) [[ -e $FAKE/over ]] && echo "${CODE:-0} host-0" ;;
+  "storage cat "*) [[ -e $FAKE/over ]] && echo -e "${CODE:-0} host-0" ;;
 esac
 """
 BATCH = ["--", "aegis", "batch", "my plan.csv", "--model", "world"]
@@ -207,6 +207,20 @@ def test_a_run_that_is_over_is_not_begun_again(cloud):
 
 
 @pytest.mark.parametrize(
+    ("codes", "slices", "code"),
+    [("2 a", 2, None), ("2 a\\n2 b", 2, 2), ("2 a\\n0 b", 3, 0), ("1 a\\n2 b\\n0 c", 4, 1)],
+)
+def test_one_worker_of_a_batch_that_could_not_work_does_not_end_the_others(cloud, codes, slices, code):
+    """It is over once one has seen everything settled (0, 1), or all have given up."""
+    (cloud / "over").touch()
+    (cloud / "states").write_text("FAILED\n")  # what it comes to look at if it goes on
+    (cloud / "there").touch()
+    done = pod(cloud, "up", "v5e", "2x4", "--slices", str(slices), *BATCH, CODE=codes)
+    over = f"this run is over, exit code {code}" in done.stdout
+    assert over == (code is not None) and (done.returncode == code if over else "could not be made" in done.stderr)
+
+
+@pytest.mark.parametrize(
     ("argv", "told"),
     [
         (["up", "v9", "2x2", *BATCH], "--tpu v9"),
@@ -237,6 +251,7 @@ shift
 words=()
 for word; do [[ $word == -* ]] || words+=("${word/#gs:\/\//$FAKE/bucket/}"); done
 case ${words[0]} in
+  cat) files=$(compgen -G "${words[1]%\*\*}*") && cat $files ;;
   ls) compgen -G "${words[1]%\*\*}*" >/dev/null ;;
   cp) mkdir -p "$(dirname "${words[2]}")" && cp "${words[1]}" "${words[2]}" ;;
 esac
@@ -289,6 +304,14 @@ def test_a_host_does_nothing_once_another_has_ended_for_good(host):
     (host / "bucket" / "b" / "r" / "exit").mkdir(parents=True)
     (host / "bucket" / "b" / "r" / "exit" / "h7").write_text("0 h7\n")
     assert start(host, [1]).returncode == 0 and (host / "codes").read_text() == "1\n"
+
+
+def test_a_worker_of_a_batch_goes_on_where_another_could_not(host):
+    (host / "bucket" / "b" / "r" / "exit").mkdir(parents=True)
+    (host / "bucket" / "b" / "r" / "exit" / "h7").write_text("2 h7\n")
+    assert start(host, [137, 0]).returncode == 0 and marks(host) == {"h1": "0", "h7": "2"}
+    assert start(host, [1], together="true", ENDPOINTS="10.0.0.7").returncode == 0
+    assert marks(host)["h1"] == "0"  # of hosts that work together the end of one is all's
 
 
 @pytest.mark.parametrize("older", ["", "yes"])
