@@ -62,7 +62,7 @@ class Ledger:
         self._clock = clock
         self._held: dict[str, _Held] = {}
         self._seen: dict[str, tuple[bytes, float]] = {}  # of others' claims: generation, and since when it is that
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     def keep_plan(self, plan: plan_lib.Plan) -> None:
         """Writes the plan down, or makes sure that it is the one that was. Raises `AegisError` if it is another."""
@@ -167,15 +167,19 @@ class Ledger:
     def renew(self) -> None:
         """Renews the claims; one that another has taken is lost, and what it comes to is committed or discarded."""
         for row in list(self._held):
+            held = self._held.get(row)
+            if held is None:
+                continue
+            # Not within the lock: a store that is slow must not keep the worker from what it does meanwhile.
+            generation = self.store.swap(f"claims/{row}.json", self._claim("held", held.lost), held.generation)
             with self._lock:
-                held = self._held.get(row)
-                if held is None:
-                    continue
-                generation = self.store.swap(f"claims/{row}.json", self._claim("held", held.lost), held.generation)
-                if generation is None:
+                here = self._held.get(row) is held
+                if here and generation is None:
                     del self._held[row]
-                else:
+                elif here:
                     held.generation = generation
+            if not here and generation is not None:  # let go meanwhile, of which this renewal knew nothing
+                self.store.swap(f"claims/{row}.json", self._claim("free", held.lost), generation)
 
     def release(self) -> None:
         """Lets all claims go: others may take them at once."""
@@ -185,8 +189,8 @@ class Ledger:
     def _let_go(self, row: str) -> None:
         with self._lock:
             held = self._held.pop(row, None)
-            if held is not None:
-                self.store.swap(f"claims/{row}.json", self._claim("free", held.lost), held.generation)
+        if held is not None:
+            self.store.swap(f"claims/{row}.json", self._claim("free", held.lost), held.generation)
 
     def _forget(self, row: str) -> None:
         with self._lock:

@@ -136,6 +136,17 @@ def test_bad_input_is_told_before_anything_is_written(batch, tmp_path, text, opt
     assert [path.name for path in tmp_path.iterdir()] == ["plan.csv"]
 
 
+def test_concepts_of_closed_forms_are_looked_at_beforehand_too(folder, tmp_path, capsys):
+    lines = [{"name": "star"}, {"name": "red", "guide": ["sky", "sea"]}, {"name": "star " * 40}]
+    plan = tmp_path / "plan.jsonl"
+    plan.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    argv = ["batch", plan, "--model", folder, "--out", tmp_path / "out", "--config.method=uce"]
+    assert main([str(a) for a in argv]) == 2
+    told = capsys.readouterr().err
+    assert "line 2: guide names 2 texts for 1 concepts" in told and "line 3: concept 'star" in told
+    assert told.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
 def test_a_plan_that_has_changed_is_refused(batch, method, tmp_path):  # noqa: F811
     assert batch("name\nstar\n")[0] == 0
     before = sorted(tmp_path.rglob("*"))
@@ -164,3 +175,15 @@ def test_a_full_disk_is_no_concepts_fault(batch, method, tmp_path, monkeypatch):
     code, _, err = batch("name\nstar\nred\n")
     assert code == 2 and "no space left" in err
     monkeypatch.undo()
+
+
+def test_errors_of_no_known_kind_are_told_apart_from_concepts_that_fail(batch, tmp_path, monkeypatch):
+    """A scheduler tries this worker again, and takes the batch for unfinished."""
+
+    def broken(*args, **more):
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(erasing, "erase_group", broken)
+    code, out, err = batch("name\n" + "".join(f"{name}\n" for name in ("star", "red", "blue")), "--lanes", "1")
+    assert code == 134 and out == "" and "no such kernel" in err
+    assert not list((tmp_path / "out").glob("failed/*"))

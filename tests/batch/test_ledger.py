@@ -1,6 +1,7 @@
 """Claims, leases and commits, one call at a time."""
 
 import json
+import threading
 
 import pytest
 
@@ -167,3 +168,41 @@ def test_an_id_is_of_base_concepts_and_settings():
     assert len(ids) == 12 and plan_lib.row_id("abc", ("star",), {"b": 1, "a": 2}) == plan_lib.row_id(
         "abc", ["star"], {"a": 2, "b": 1}
     )
+
+
+class Slow:
+    """A store whose swaps wait for `go`, and say by `asked` that they do."""
+
+    def __init__(self, store):
+        self.store, self.asked, self.go = store, threading.Event(), threading.Event()
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    def swap(self, *args):
+        self.asked.set()
+        assert self.go.wait(30)
+        return self.store.swap(*args)
+
+
+def test_a_store_that_is_slow_to_renew_keeps_nobody(store):
+    """What is claimed, committed and let go meanwhile is not held up, and ends as if nothing had been renewed."""
+    slow = Slow(store)
+    mine, other = Ledger(slow, "mine", lease=10), Ledger(store, "other", lease=10)
+    assert mine.claim("a") and mine.claim("b")
+    renewing = threading.Thread(target=mine.renew)
+    renewing.start()
+    assert slow.asked.wait(30)
+    assert mine.claim("c") and mine.commit("a", {})  # while the swap of a waits
+    slow.go.set()
+    renewing.join(30)
+    assert mine._held.keys() == {"b", "c"}
+    slow.asked.clear(), slow.go.clear()
+    renewing = threading.Thread(target=mine.renew)
+    renewing.start()
+    assert slow.asked.wait(30)
+    letting_go = threading.Thread(target=mine.release)  # both swap the same claim
+    letting_go.start()
+    slow.go.set()
+    renewing.join(30), letting_go.join(30)
+    assert mine._held == {} and other.abandoned(["b", "c"]) == {"b": 0, "c": 0}

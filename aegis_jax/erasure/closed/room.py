@@ -16,6 +16,7 @@ from aegis_jax.erasure.closed import oce, projections, rece, speed, uce
 from aegis_jax.erasure.closed.config import OCEConfig, RECEConfig, SPEEDConfig, UCEConfig, check
 from aegis_jax.erasure.closed.rows import check_texts, encoded, erased_and_goals, moment_of_words
 from aegis_jax.erasure.method import Method
+from aegis_jax.erasure.texts import check_text_width
 from aegis_jax.errors import AegisError
 from aegis_jax.models.layout import torch_key
 
@@ -52,6 +53,13 @@ def _started(solve, pipeline, concepts, config, placement=None) -> tuple[State, 
     metrics = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
     zeros = {path: jnp.zeros_like(x) for path, x in drift.items()}
     return State(jnp.int32(0), zeros), Solution(drift, metrics)
+
+
+def check_fit(pipeline, concepts: list[str], config) -> None:
+    """Raises `AegisError` for texts that `start` would refuse."""
+    check_texts(pipeline.tokenizer, concepts, config.guide, config.preserve)
+    check_text_width(pipeline.unet.config, pipeline.text_encoder.params)
+    projections.paths(pipeline.unet.params, config.projections)
 
 
 def _stacked(pairs) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +151,8 @@ def tensors(pipeline, config) -> list[str]:
 
 def _method(settings, solve) -> Method:
     remedy = "check the model's weights, or raise lamb"
-    return Method(settings, check, partial(_started, solve), step, drift, described, tensors, remedy)
+    start = partial(_started, solve)
+    return Method(settings, check, start, step, drift, described, tensors, remedy, check_concepts=check_fit)
 
 
 METHODS = {
