@@ -1,0 +1,154 @@
+"""judges/judge.py and judges/__init__.py: the rule that turns probabilities into answers, specs, plug-ins."""
+
+import hashlib
+import importlib.metadata
+import subprocess
+
+import hypothesis
+import hypothesis.extra.numpy
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from aegis_jax import judges
+from aegis_jax.errors import AegisError
+from aegis_jax.judges.judge import Judge, digest
+
+IMAGES = np.zeros((3, 4, 4, 3), np.uint8)
+CHURCH = "church, church building"
+
+
+def judge(rows=((0.2, 0.5, 0.3),) * 3, labels=("a", "b", "c"), **more):
+    return Judge("fake", labels, lambda images: np.array(rows), "0", **more)
+
+
+def probabilities(groups):
+    return hypothesis.extra.numpy.arrays(
+        np.float32, (5, sum(map(len, groups))), elements=st.floats(0, 1, width=32), unique=True
+    )
+
+
+GROUPS = (("a", "b", "c"), ("d", "e"))
+
+
+@hypothesis.given(probabilities(GROUPS))
+def test_one_label_of_each_group_is_shown(p):
+    found = judge(labels=tuple("abcde"), groups=GROUPS).shown(p)
+    for row, shown in zip(p, found):
+        for group, columns in zip(GROUPS, ((0, 1, 2), (3, 4))):
+            wanted = max(columns, key=lambda k: row[k])
+            assert [k for k in columns if shown[k]] == [wanted], group
+
+
+@hypothesis.given(probabilities(GROUPS), st.integers(1, 4))
+def test_the_first_few_of_a_group(p, top):
+    found = judge(labels=tuple("abcde"), groups=GROUPS, top=top).shown(p)
+    np.testing.assert_array_equal(found[:, :3].sum(1), min(top, 3))
+    np.testing.assert_array_equal(found[:, 3:].sum(1), min(top, 2))
+    # No label that is shown has less than one that is not.
+    assert all(row[:3][shown[:3]].min() >= row[:3][~shown[:3]].max(initial=0) for row, shown in zip(p, found))
+
+
+def test_thresholds_hold_each_on_their_own():
+    found = judge(thresholds={"a": 0.2, "b": 0.6}).shown(np.array([[0.2, 0.5, 0.9], [0.1, 0.7, 0.9]], np.float32))
+    assert found.tolist() == [[True, False, False], [False, True, False]]  # c has none, so it is never shown
+
+
+def test_answers_and_shows_go_by_the_same():
+    both = judge(labels=("a", "b", "c"), groups=(("c", "a"), ("b",)))
+    assert both.answers(both.probabilities(IMAGES)).tolist() == [["c", "b"]] * 3
+    assert both.shows(IMAGES, "c").all() and both.shows(IMAGES, "b").all() and not both.shows(IMAGES, "a").any()
+    assert both.group("a") == ("c", "a")
+
+
+def test_labels_are_found_as_people_write_them():
+    known = judge(labels=(CHURCH, "Vincent_van_Gogh", "tench, Tinca tinca"))
+    for text, wanted in (("church", CHURCH), ("vincent van gogh", known.labels[1]), ("Tinca Tinca", known.labels[2])):
+        assert known.find(text) == wanted
+    with pytest.raises(AegisError, match="no label 'gogh'; it has 'Vincent_van_Gogh'$"):
+        known.find("gogh")
+    with pytest.raises(AegisError, match="no label 'dog'; it has 'church, church building', 'Vinc"):
+        known.find("dog")
+    with pytest.raises(AegisError, match="'crane' may be 'crane, bird', 'crane, machine': say which"):
+        judge(labels=("crane, bird", "crane, machine", "x")).find("crane")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": ("a", "a", "b")}, "must differ"),
+        ({"labels": ()}, "at least one"),
+        ({"groups": (("a", "b"),)}, "each of its labels once"),
+        ({"groups": (("a", "b", "c"), ("a",))}, "each of its labels once"),
+        ({"thresholds": {"x": 0.5}}, r"does not have: \['x'\]"),
+        ({"top": 0}, "top=0"),
+    ],
+)
+def test_a_judge_that_makes_no_sense_is_refused(change, said):
+    with pytest.raises(AegisError, match=said):
+        judge(**change)
+
+
+def test_what_it_is_asked_and_what_it_gives_is_checked():
+    for images in (IMAGES[0], IMAGES.astype(np.float32), IMAGES[..., :1]):
+        with pytest.raises(AegisError, match="wanted uint8"):
+            judge().probabilities(images)
+    for rows in (((0.2, 0.5, 0.3),), ((0.2, 0.8),) * 3, ((np.nan, 0, 1),) * 3):
+        with pytest.raises(AegisError, match="wanted finite numbers"):
+            judge(rows).probabilities(IMAGES)
+    assert judge().probabilities(IMAGES[:0]).shape == (0, 3)
+
+
+def test_a_digest_is_what_sha256sum_prints(tmp_path):
+    files = [tmp_path / name for name in ("b.safetensors", "a.safetensors")]
+    for k, file in enumerate(files):
+        file.write_bytes(bytes([k]) * 10)
+    assert digest(files[:1]) == hashlib.sha256(files[0].read_bytes()).hexdigest()
+    printed = subprocess.run(
+        ["sha256sum", "a.safetensors", "b.safetensors"], cwd=tmp_path, capture_output=True, check=True
+    ).stdout
+    assert digest(files) == hashlib.sha256(printed).hexdigest()
+
+
+class Point:
+    value = "somewhere:judge"
+
+    def __init__(self, name, made):
+        self.name, self.made = name, made
+
+    def load(self):
+        if isinstance(self.made, Exception):
+            raise self.made
+        return lambda what, options: self.made if self.made is not None else judge(about={"what": what} | options)
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    points = [Point("mine", None), Point("broken", ImportError("no torch")), Point("wrong", "a text")]
+
+    def entry_points(group):
+        assert group == "aegis_jax.judges"
+        return points
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+
+
+def test_kinds_of_other_packages(installed):
+    assert judges.load("mine:some/thing:else?a=1&b=").about == {"what": "some/thing:else", "a": "1", "b": ""}
+    with pytest.raises(AegisError, match="'broken' of somewhere:judge cannot be loaded: ImportError"):
+        judges.load("broken:")
+    with pytest.raises(AegisError, match="gave no aegis_jax.judges.Judge"):
+        judges.load("wrong")
+    with pytest.raises(AegisError, match="'other' is unknown; there are: world, .*mine"):
+        judges.load("other:x")
+
+
+def test_options_are_read_strictly(installed):
+    for spec in ("mine?a=1&a=2", "mine?a"):
+        with pytest.raises(AegisError, match="each name once"):
+            judges.load(spec)
+    with pytest.raises(AegisError, match="option 'top' is unknown; there are: none"):
+        judges.load("world?top=3")
+    assert judges.take({"top": "3"}, top=int) == {"top": 3}
+    with pytest.raises(AegisError, match="top='x', wanted int"):
+        judges.take({"top": "x"}, top=int)
