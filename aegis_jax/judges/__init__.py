@@ -14,7 +14,10 @@ from aegis_jax.judges.judge import Judge, digest
 __all__ = ["GROUP", "KINDS", "Judge", "digest", "load"]
 
 GROUP = "aegis_jax.judges"
-KINDS = {"world": "aegis_jax.judges.world"}  # a module with `load(what, options)`; imported when asked for
+# Modules with `load(what, options)`, imported when asked for.
+KINDS = {kind: f"aegis_jax.judges.{name}" for kind, name in (
+    ("world", "world"), ("hf", "hf"), ("nudenet", "nudity"), ("clip", "zero_shot"),
+)}  # fmt: skip
 
 
 def load(spec: str) -> Judge:

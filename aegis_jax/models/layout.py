@@ -5,16 +5,18 @@ The path of a leaf is the PyTorch module path, so only the last part of the name
   kernel, rank 4, HWIO     <->  weight, OIHW
   kernel, rank 2, (in,out) <->  weight, (out, in)
   scale, embedding         <->  weight
-  bias                     <->  bias
+  bias, and any other      <->  the same name
 """
 
 import numpy as np
 
+_WEIGHTS = ("kernel", "scale", "embedding")
+
 
 def torch_key(path: str) -> str:
     """`down_blocks.0.resnets.0.conv1.kernel` -> `down_blocks.0.resnets.0.conv1.weight`."""
-    module, _, leaf = path.rpartition(".")
-    return f"{module}.{'bias' if leaf == 'bias' else 'weight'}"
+    module, dot, leaf = path.rpartition(".")
+    return f"{module}{dot}{'weight' if leaf in _WEIGHTS else leaf}"
 
 
 def to_torch(path: str, array):
