@@ -111,30 +111,32 @@ _KINDS = dict.fromkeys(_TEXT_DEFAULTS, kinds.SIZE) | {
 }
 
 
-class CLIPTextModel(nnx.Module):
-    """The text encoder of SD 1.x and 2.x, driven by its transformers config.json.
+def checked(config: dict) -> dict:
+    """A text config with its defaults. Raises `AegisError` for another architecture or an unsupported option."""
+    config = _TEXT_DEFAULTS | config
+    problems = kinds.problems(config, _KINDS)
+    refuse(problems, "text encoder")
+    architectures = config.get("architectures") or ["CLIPTextModel"]
+    if architectures != ["CLIPTextModel"]:
+        problems.append(f"architectures={architectures} (supported: ['CLIPTextModel'])")
+    if config["hidden_act"] not in ACTIVATIONS:
+        problems.append(f"hidden_act={config['hidden_act']!r} (supported: {', '.join(ACTIVATIONS)})")
+    if config["hidden_size"] % config["num_attention_heads"]:
+        heads = config["num_attention_heads"]
+        problems.append(f"hidden_size={config['hidden_size']} is not divisible by num_attention_heads={heads}")
+    if config.get("model_type") == "clip" and "text_config" in config:  # of both towers
+        problems.append("model_type='clip' with a text_config of its own (supported: clip_text_model)")
+    if config.get("use_attention_mask"):
+        problems.append("use_attention_mask=True (supported: False, padding attended to as in SD 1.x and 2.x)")
+    refuse(problems, "text encoder")
+    return config
 
-    Raises `AegisError` for another architecture or an unsupported option.
-    """
+
+class CLIPTextModel(nnx.Module):
+    """The text encoder of SD 1.x and 2.x, driven by its transformers config.json; `checked` says what is refused."""
 
     def __init__(self, config, *, rngs):
-        config = _TEXT_DEFAULTS | config
-        problems = kinds.problems(config, _KINDS)
-        refuse(problems, "text encoder")
-        architectures = config.get("architectures") or ["CLIPTextModel"]
-        if architectures != ["CLIPTextModel"]:
-            problems.append(f"architectures={architectures} (supported: ['CLIPTextModel'])")
-        if config["hidden_act"] not in ACTIVATIONS:
-            problems.append(f"hidden_act={config['hidden_act']!r} (supported: {', '.join(ACTIVATIONS)})")
-        if config["hidden_size"] % config["num_attention_heads"]:
-            heads = config["num_attention_heads"]
-            problems.append(f"hidden_size={config['hidden_size']} is not divisible by num_attention_heads={heads}")
-        if config.get("model_type") == "clip" and "text_config" in config:  # of both towers
-            problems.append("model_type='clip' with a text_config of its own (supported: clip_text_model)")
-        if config.get("use_attention_mask"):
-            problems.append("use_attention_mask=True (supported: False, padding attended to as in SD 1.x and 2.x)")
-        refuse(problems, "text encoder")
-        self.text_model = CLIPTextTransformer(config, rngs=rngs)
+        self.text_model = CLIPTextTransformer(checked(config), rngs=rngs)
 
 
 def embed(graph, params, input_ids):
