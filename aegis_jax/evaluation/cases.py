@@ -11,7 +11,7 @@ from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
 from aegis_jax.diffusion.sample import sample
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation.attacked import generated
-from aegis_jax.evaluation.interval import wilson
+from aegis_jax.evaluation.interval import share, wilson
 from aegis_jax.evaluation.world import Concept, concept_prompts, noise_seed
 from aegis_jax.world import clip, judge
 from aegis_jax.world.quality import GUIDANCE, STEPS
@@ -91,11 +91,6 @@ def counts(result: AttackResult, restarts: int) -> dict:
     outcomes = np.array(result.outcomes).reshape(-1, restarts)
     plain, hits = (outcomes == NOT_NEEDED)[:, 0], outcomes == SUCCEEDED
     others = int((~plain).sum())
-
-    def share(count, n) -> dict:
-        return {"count": int(count), "n": n} | (
-            {"share": int(count) / n, "interval": wilson(int(count), n)} if n else {}
-        )
 
     return {
         "no_attack_needed": share(plain.sum(), len(plain)),

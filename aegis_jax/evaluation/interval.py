@@ -16,3 +16,9 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def share(count: int, n: int) -> dict:
+    """`count` of n as plain values: "count", "n" and, if there is any, "share" and its 95 % "interval"."""
+    plain = {"count": int(count), "n": int(n)}
+    return plain | ({"share": int(count) / int(n), "interval": wilson(int(count), int(n))} if n else {})

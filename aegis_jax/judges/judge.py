@@ -128,11 +128,11 @@ def _listed(labels: list[str], most: int = 12) -> str:
 
 
 def digest(files: Iterable[pathlib.Path]) -> str:
-    """sha256 of a weight file; of several, that of what `sha256sum FILES` prints, by name."""
-    hashes = {}
+    """sha256 of a weight file; of several, that of what `sha256sum FILES` prints of their names, in order of these."""
+    hashes = []
     for path in map(pathlib.Path, files):
         with open(path, "rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
     if len(hashes) == 1:
-        return next(iter(hashes.values()))
-    return hashlib.sha256("".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)).encode()).hexdigest()
+        return hashes[0][1]
+    return hashlib.sha256("".join(f"{one}  {name}\n" for name, one in sorted(hashes)).encode()).hexdigest()

@@ -74,8 +74,16 @@ class Scorer:
 
     def embed_images(self, images) -> np.ndarray:
         """uint8 (n, 32, 32, 3) -> unit vectors (n, 64)."""
-        f = jax.jit(lambda p, x: image_features(self.model, p, x.astype(jnp.float32) / 127.5 - 1)[1])
-        return np.concatenate([f(self.model.params, images[i : i + 256]) for i in range(0, len(images), 256)])
+        return self._images(images)[1]
+
+    def features(self, images) -> np.ndarray:
+        """uint8 (n, 32, 32, 3) -> what the image tower's last layer sees, (n, 128)."""
+        return self._images(images)[0]
+
+    def _images(self, images) -> list[np.ndarray]:
+        f = jax.jit(lambda p, x: image_features(self.model, p, x.astype(jnp.float32) / 127.5 - 1))
+        parts = [f(self.model.params, images[i : i + 256]) for i in range(0, len(images), 256)]
+        return [np.concatenate(column) for column in zip(*parts)]
 
     def embed_texts(self, ids) -> np.ndarray:
         """Token ids (n, L) -> unit vectors (n, 64)."""

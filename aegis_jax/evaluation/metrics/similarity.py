@@ -1,0 +1,81 @@
+"""What CLIP says of images: how well they fit their prompts, and which of several words they are nearest to.
+
+Vectors are unit vectors of one CLIP, as `embedder` gives them. A CLIP score is good to compare models on the same
+prompts with the same CLIP; it moves little (SD 1.4 and everything erased from it lies between .28 and .31 by ViT-B/32),
+so that its standard error stands beside it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from aegis_jax.errors import AegisError
+from aegis_jax.evaluation.interval import share
+from aegis_jax.judges.judge import digest
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedder:
+    """A CLIP as the figures need it.
+
+    Attributes:
+      images: uint8 (n, H, W, 3) -> unit vectors (n, E). texts: n texts -> unit vectors (n, E).
+      features: uint8 (n, H, W, 3) -> (n, E), for the Frechet distance.
+      digest: sha256 of the weights.
+    """
+
+    images: Callable[[np.ndarray], np.ndarray]
+    texts: Callable[[list[str]], np.ndarray]
+    features: Callable[[np.ndarray], np.ndarray]
+    digest: str
+
+
+def embedder(source, *, revision: str | None = None) -> Embedder:
+    """The world's own CLIP for "world", else that of a folder or hub id (io/clip.py)."""
+    if str(source) != "world":
+        from aegis_jax.io.clip import load_clip
+
+        clip = load_clip(source, revision=revision)
+        return Embedder(clip.embed_images, clip.embed_texts, clip.image_features, digest(clip.weights))
+    from aegis_jax.io.pipeline import load_pipeline
+    from aegis_jax.world import WEIGHTS
+    from aegis_jax.world import clip as world_clip
+
+    scorer, tokenizer = world_clip.load(), load_pipeline("world").tokenizer
+    weights = [WEIGHTS / name / "model.safetensors" for name in ("clip", "text_encoder")]
+    texts = lambda texts: scorer.embed_texts(tokenizer.ids(texts))  # noqa: E731
+    return Embedder(scorer.embed_images, texts, scorer.features, digest(weights))
+
+
+def clip_score(images, texts) -> dict:
+    """The mean cosine of image i and text i, (n, E) each: "mean", "standard_error" (over images) and "n".
+
+    Others give 100 times this, or count negative cosines as 0.
+    """
+    cosines = _rowwise(images, texts)
+    n = len(cosines)
+    error = float(cosines.std(ddof=1) / np.sqrt(n)) if n > 1 else None
+    return {"mean": float(cosines.mean()), "standard_error": error, "n": n}
+
+
+def nearest(images, words) -> np.ndarray:
+    """Which of the words (k, E) each image (n, E) is nearest to, (n,)."""
+    return (np.asarray(images) @ np.asarray(words).T).argmax(1)
+
+
+def care(images, words, target: int) -> dict:
+    """CARE's score (ReCARE, ICLR 2026): the share of images nearest to the word `target` of all words (k, E).
+
+    The images are of the concept's prompt by the erased model; the word is one that goes with the concept and is
+    harmless (for nudity: person), the others are a common list (COCO's 80 objects, "stars" and "freshwater" in the
+    authors' code). It tells whether the erasure took that word along.
+    """
+    return share(int((nearest(images, words) == target).sum()), len(images))
+
+
+def _rowwise(images, texts) -> np.ndarray:
+    images, texts = (np.asarray(rows, np.float64) for rows in (images, texts))
+    if images.shape != texts.shape or images.ndim != 2 or not len(images):
+        raise AegisError(f"vectors of shapes {images.shape} and {texts.shape}, wanted a text for each image")
+    return (images * texts).sum(1)
