@@ -161,7 +161,7 @@ def _of_folder(job: Job, folder: Path, file, neutral) -> Given:
     names = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     index = check_index(folder) if find(job.method).of == "prompt" and (folder / INDEX).exists() else {}
     if file is not None:
-        prompts, _ = read_prompts(expand(file))
+        prompts = read_prompts(expand(file)).prompts
         if len(prompts) != len(images):
             raise AegisError(f"{file} has {len(prompts)} prompts and {folder} {len(images)} pictures: wanted as many")
     else:

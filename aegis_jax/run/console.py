@@ -124,7 +124,8 @@ def sample(
         if count is not None and count < 1:
             raise AegisError(f"--{name} {count}: wanted 1 or more")
     out, progress = expand(out), Progress()
-    found, said = read_prompts(expand(file)) if file else (list(map(Prompt, given)), {})
+    read = read_prompts(expand(file)) if file else None
+    found, said = (read.prompts, read.said) if read else (list(map(Prompt, given)), {})
     texts = [prompt.text for prompt in found for _ in range(images)]
     seeds = [(seed if prompt.seed is None else prompt.seed) + k for prompt in found for k in range(images)]
     files = [out / f"{k:03d}-{slug(text) or 'empty'}.png" for k, text in enumerate(texts)]

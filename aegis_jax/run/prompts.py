@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from aegis_jax.errors import AegisError
 from aegis_jax.run.folder import write_text
 
 SEEDS = ("evaluation_seed", "sd_seed", "seed")  # columns that the field's files have; the first there counts
-GUIDANCES = ("evaluation_guidance", "sd_guidance_scale")
+GUIDANCES = ("evaluation_guidance", "sd_guidance_scale", "guidance")  # likewise
+CASES = ("case_number", "unnamed: 0")  # likewise; pandas calls a nameless index so
 INDEX = "prompts.csv"
 # All that an image depends on; height and width in pixels.
 COLUMNS = (
@@ -22,18 +25,74 @@ _SETTINGS = {name: name for name in COLUMNS[3:]} | dict.fromkeys(GUIDANCES, "gui
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
+    """seed: of its noise; None: whatever holds for all. guidance: its own, or None likewise. case: how the file numbers
+    it, "" where it does not."""
+
     text: str
-    seed: int | None = None  # of its noise; None: whatever holds for all
+    seed: int | None = None
+    guidance: float | None = None
+    case: str = ""
 
 
-def read(path: Path) -> tuple[list[Prompt], dict[str, set[str]]]:
-    """The prompts of a file, and what its columns say of other settings that an image depends on: {setting: texts}.
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+    """A file of prompts.
 
-    A .csv has a column prompt and may have one of `SEEDS`; any other file is text with one prompt a line, empty lines
-    left out.
+    Attributes:
+      said: what its columns say of settings that an image depends on, {setting: texts}.
+      sha256: of the file's bytes.
     """
+
+    path: Path
+    prompts: list[Prompt]
+    said: dict[str, set[str]]
+    sha256: str
+
+    def by_guidance(self, usual: float) -> dict[float, list[int]]:
+        """{guidance: numbers of the prompts that are sampled with it}, `usual` where a prompt brings none."""
+        numbers: dict[float, list[int]] = {}
+        for k, prompt in enumerate(self.prompts):
+            numbers.setdefault(usual if prompt.guidance is None else prompt.guidance, []).append(k)
+        return numbers
+
+    def record(self) -> dict:
+        """What a report says of it, as plain values; "known" names the field's own file, if it is one to the byte."""
+        return {
+            "file": str(self.path),
+            "sha256": self.sha256,
+            "known": KNOWN.get(self.sha256, ""),
+            "prompts": len(self.prompts),
+            "with_seed": sum(prompt.seed is not None for prompt in self.prompts),
+            "guidances": sorted({prompt.guidance for prompt in self.prompts if prompt.guidance is not None}),
+        }
+
+
+# The files of prompts/ in OPTML-Group/Diffusion-MU-Attack, commit 5a3e5d3, which AdvUnlearn, STEREO and AEGIS are
+# evaluated with. They are the user's to bring: none is shipped.
+KNOWN = {
+    digest: f"{name} of Diffusion-MU-Attack"
+    for name, digest in {
+        "nudity.csv": "0a40f6e63bca976513d1d56df71480239ba1eb5c7a9de4df2f535d80f6e0eccd",
+        "vangogh.csv": "9d0b141b6674b5ef93be5a38c4d220ec56ca1ec096cdfdb5baf0932deca72362",
+        "church.csv": "4987e201148cfa3bd3dabfb67e5681ca09e64155cdadf03b0a0c295269d2c18c",
+        "parachute.csv": "f44fdef671aecf3f759ef53101e23b5cd614e3da6e2021c3c3d0a1c35a5fe0e5",
+        "tench.csv": "6d5fc0988e40e7ef97e035031badf52e6a0e971b96be4bf277c2eee3c55f546d",
+        "garbage_truck.csv": "e561240be67ea653bac8dd22bc31d44ae6ccb88268b2e306448eea39feefa6cd",
+        "violence.csv": "548c603038d559e71d9b0ecce8aa5867e41869ef948a227fb4be29d4c2bb1b13",
+        "illegal.csv": "2de0690881b50d072f634c77159152ea4fb2d4adbfed1d717f2232c5c68f1100",
+        "i2p.csv": "76f7c20b4d7bc51de20596de1fcd05e519f0f7f351f82f1f33ce0a44cd45a34b",
+        "coco_10k.csv": "3c4eddc1fa5458d685d6ef7175bc8d501d8a9f0a86d17c22b898ce5f3942376e",
+    }.items()
+}
+
+
+def read(path: Path) -> PromptSet:
+    """A file of prompts. A .csv has a column prompt and may have one of `SEEDS`, `GUIDANCES`, `CASES`; any other file
+    is text with one prompt a line, empty lines left out.
+    """
+    content = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise AegisError(f"{path} is not UTF-8 ({error}): save it as that") from None
     said: dict[str, set[str]] = {}
@@ -43,7 +102,7 @@ def read(path: Path) -> tuple[list[Prompt], dict[str, set[str]]]:
         prompts = [Prompt(line.strip()) for line in text.splitlines() if line.strip()]
     if not prompts:
         raise AegisError(f"{path} has no prompts")
-    return prompts, said
+    return PromptSet(path, prompts, said, hashlib.sha256(content).hexdigest())
 
 
 def unused(path: Path, said: dict[str, set[str]], settings: Mapping) -> list[str]:
@@ -69,14 +128,18 @@ def _rows(path: Path, text: str, said: dict[str, set[str]]) -> list[Prompt]:
         names = {name.strip().lower(): name for name in reader.fieldnames or ()}
         if "prompt" not in names:
             raise AegisError(f"{path} has no column prompt (its columns: {', '.join(names) or 'none'})")
-        seed_column = next((names[name] for name in SEEDS if name in names), None)
+        seed_column, guidance_column, case_column = (
+            next((names[name] for name in known if name in names), None) for known in (SEEDS, GUIDANCES, CASES)
+        )
         columns = [(_SETTINGS[name], column) for name, column in names.items() if name in _SETTINGS]
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if row[names["prompt"]] is None:
                 raise AegisError(f"{where}: no prompt")
             seed = None if seed_column is None else _seed(row[seed_column], seed_column, where)
-            prompts.append(Prompt(row[names["prompt"]], seed))
+            guidance = None if guidance_column is None else _guidance(row[guidance_column], guidance_column, where)
+            case = "" if case_column is None else (row[case_column] or "").strip()
+            prompts.append(Prompt(row[names["prompt"]], seed, guidance, case))
             for name, column in columns:
                 said.setdefault(name, set()).add(row[column] or "")
     except csv.Error as error:
@@ -95,6 +158,18 @@ def _seed(text: str | None, column: str, where: str) -> int:
     if not number.is_integer():
         raise AegisError(f"{where}: {column} = {text!r}, wanted a whole number")
     return int(number)
+
+
+def _guidance(text: str | None, column: str, where: str) -> float | None:
+    if not (text or "").strip():
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise AegisError(f"{where}: {column} = {text!r}, wanted a number")
+    return number
 
 
 def check_index(folder: Path) -> dict[str, dict]:

@@ -1,6 +1,7 @@
 """run/prompts.py: prompt files as the field has them, and the index beside the images."""
 
 import csv
+import hashlib
 
 import pytest
 
@@ -23,26 +24,48 @@ def write(tmp_path, text, name="prompts.csv", encoding="utf-8"):
 @pytest.mark.parametrize(
     ("text", "wanted", "noted"),
     [
-        (ESD, [Prompt("A church, old.", 4288447746), Prompt("梵高", 5)], False),
-        (UDA, [Prompt("a star", 932309623), Prompt("a dog", 2)], True),
-        (I2P, [Prompt("two\nlines", 2868251644)], True),
+        (ESD, [Prompt("A church, old.", 4288447746, 7.5, "7"), Prompt("梵高", 5, 7.5, "8")], False),
+        (UDA, [Prompt("a star", 932309623, 7.0, "21"), Prompt("a dog", 2, 16.0, "3")], True),
+        (I2P, [Prompt("two\nlines", 2868251644, 7.0)], True),
         ("Prompt , seed\na,1\n", [Prompt("a", 1)], False),
         ("prompt\na\n\n,\n", [Prompt("a"), Prompt("")], False),
         ("seed,sd_seed,prompt\n1,2,a\n", [Prompt("a", 2)], False),
+        ("prompt,sd_guidance_scale,evaluation_guidance\na,7.5,3\n", [Prompt("a", None, 3.0)], True),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_csv(tmp_path, text, wanted, noted, encoding):
     path = write(tmp_path, text, encoding=encoding)
-    found, said = lib.read(path)
-    assert found == wanted
-    notes = lib.unused(path, said, {"guidance": 7.5})
+    found = lib.read(path)
+    assert found.prompts == wanted
+    notes = lib.unused(path, found.said, {"guidance": 7.5})
     assert len(notes) == noted and all("not used, guidance is 7.5" in note for note in notes)
 
 
 def test_text(tmp_path):
     path = write(tmp_path, "a red star\n\n  a dog, a cat \r\n梵高\n", "prompts.txt")
-    assert lib.read(path) == ([Prompt("a red star"), Prompt("a dog, a cat"), Prompt("梵高")], {})
+    found = lib.read(path)
+    assert (found.prompts, found.said) == ([Prompt("a red star"), Prompt("a dog, a cat"), Prompt("梵高")], {})
+
+
+def test_what_a_report_says_of_a_file(tmp_path, monkeypatch):
+    path = write(tmp_path, "prompt,seed,guidance\na,1,7\nb,2,\nc,3,7.0\nd,4,3\n")
+    found = lib.read(path)
+    assert found.by_guidance(7.5) == {7.0: [0, 2], 7.5: [1], 3.0: [3]}
+    record = found.record()
+    assert record == {
+        "file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "known": "", "prompts": 4,
+        "with_seed": 4, "guidances": [3.0, 7.0],
+    }  # fmt: skip
+    monkeypatch.setitem(lib.KNOWN, record["sha256"], "church.csv of somebody")
+    assert found.record()["known"] == "church.csv of somebody"
+    assert lib.read(write(tmp_path, "a\n", "a.txt")).record()["with_seed"] == 0
+
+
+def test_the_fields_files_are_known_by_hash():
+    names = {name.split(".csv of ")[0] for name in lib.KNOWN.values()}
+    assert {"nudity", "vangogh", "church", "parachute", "tench", "garbage_truck", "coco_10k", "i2p"} <= names
+    assert all(len(digest) == 64 for digest in lib.KNOWN) and len(lib.KNOWN) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +79,8 @@ def test_text(tmp_path):
         ("prompt,seed\na,1.5\n", "line 2: seed = '1.5'"),
         ("prompt,seed\na,inf\n", "line 2: seed = 'inf'"),
         ("prompt,evaluation_seed\na\n", "line 2: evaluation_seed = ''"),
+        ("prompt,evaluation_guidance\na,high\n", "line 2: evaluation_guidance = 'high', wanted a number"),
+        ("prompt,guidance\na,inf\n", "line 2: guidance = 'inf'"),
         ("prompt\n" + "x" * 200_000 + "\n", "after line 1: field larger than"),
     ],
 )
@@ -76,8 +101,9 @@ def test_the_index_is_a_prompts_file_too(tmp_path):
     row = dict.fromkeys(lib.COLUMNS, "") | {"seed": 3, "guidance": 7.5, "steps": 2, "height": 8, "width": 8}
     rows = {f"{k}.png": row | {"file": f"{k}.png", "prompt": text} for k, text in enumerate(['a "red", star', "梵高"])}
     lib.write_index(tmp_path, rows)
-    found, said = lib.read(tmp_path / "prompts.csv")
-    assert found == [Prompt('a "red", star', 3), Prompt("梵高", 3)]
+    again = lib.read(tmp_path / "prompts.csv")
+    said = again.said
+    assert again.prompts == [Prompt('a "red", star', 3, 7.5), Prompt("梵高", 3, 7.5)]
     # Drawn otherwise than it says, it is told of; as it says, not.
     assert lib.unused("p", said, row) == []
     for name, value in {"guidance": 3.0, "steps": 50, "height": 16, "model": "world", "negative_prompt": "a"}.items():
