@@ -23,7 +23,7 @@ _HOME = {
     "attack": "aegis_jax.attacks",
     "EraseConfig": "aegis_jax.erasure.aegis.config",
 }
-_SUBPACKAGES = set("attacks batch diffusion erasure evaluation io models parallel plan run world".split())
+_SUBPACKAGES = set("attacks batch diffusion erasure evaluation io judges models parallel plan run world".split())
 
 __all__ = ["__version__", *sorted(_HOME)]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aegis_jax import __version__
 from aegis_jax.errors import AegisError
-from aegis_jax.run import attack_arguments, file_arguments
+from aegis_jax.run import attack_arguments, file_arguments, judge_arguments
 
 MODEL = "a diffusers folder, a hub id, or world"
 
@@ -177,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_model(sub, required=True)
     attack_arguments.add(sub, MODEL)
+    judge_arguments.add(command)
 
     world = command("world", None, "The embedded world: look at it.")
     actions = world.add_subparsers(title="actions", metavar="ACTION", required=True)
@@ -276,7 +277,8 @@ def _attack(args):
     attack.attack(
         args.model, args.concept, method=args.method, revision=args.revision, variant=args.variant, images=args.images,
         prompts=args.prompts, cases=args.cases, out=args.out, original=args.original, neutral=args.neutral,
-        guidance=args.guidance, image_steps=args.image_steps, **attack_arguments.given(args),
+        guidance=args.guidance, image_steps=args.image_steps, judge=args.judge, judge_label=args.judge_label,
+        **attack_arguments.given(args),
     )  # fmt: skip
 
 

@@ -16,11 +16,21 @@ def read_pictures(folder, size: tuple[int, int]) -> np.ndarray:
     They are turned as their EXIF orientation says and lose their alpha, as by diffusers' load_image; of 16 bits a
     channel the upper eight are kept. Raises `AegisError` where there are none, or one cannot be read.
     """
+    return np.stack([np.asarray(ImageOps.fit(_read(file), size)) for file in picture_files(folder)])
+
+
+def picture_files(folder) -> list[pathlib.Path]:
+    """The pictures of a folder, by name. Raises `AegisError` where there are none."""
     folder = pathlib.Path(folder)
     files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
         raise AegisError(f"{folder} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} pictures")
-    return np.stack([np.asarray(ImageOps.fit(_read(file), size)) for file in files])
+    return files
+
+
+def read_picture(file: pathlib.Path) -> np.ndarray:
+    """One of them in its own size, uint8 (H, W, 3), otherwise as `read_pictures`."""
+    return np.asarray(_read(file))
 
 
 def _read(file: pathlib.Path) -> Image.Image:

@@ -91,6 +91,17 @@ class Judge:
         labels, p = np.array(self.labels), np.asarray(probabilities)
         return np.stack([labels[columns[p[:, columns].argmax(1)]] for columns in self._columns()], axis=1)
 
+    def record(self, label: str) -> dict:
+        """What a report says of it where it counts `label`, as plain values."""
+        label = self.find(label)
+        if self.thresholds is not None:
+            rule = f"at least {self.thresholds[label]:g}" if label in self.thresholds else "never"
+        elif self.top > 1:
+            rule = f"among the {self.top} largest of {len(self.group(label))}"
+        else:
+            rule = f"the largest of {len(self.group(label))}"
+        return {"name": self.name, "label": label, "rule": rule, "sha256": self.digest, "about": dict(self.about)}
+
     def group(self, label: str) -> tuple[str, ...]:
         """The labels that exclude `label`, itself among them."""
         label = self.find(label)

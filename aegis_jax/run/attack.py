@@ -1,7 +1,7 @@
 """What `aegis attack` does between parsing and printing.
 
-On the world its judge counts what comes back; with the user's pictures, what comes out is written for his eyes and no
-success is claimed.
+On the world its judge counts what comes back; with the user's pictures a judge of his choice (--judge) does. Without
+one, what comes out is written for his eyes and no success is claimed.
 """
 
 import contextlib
@@ -17,10 +17,11 @@ from aegis_jax.attacks.given import Given, Viewer
 from aegis_jax.diffusion.sample import latent_shape, pixels_per_latent, plan
 from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand, place
-from aegis_jax.io.pictures import SUFFIXES, read_pictures
+from aegis_jax.io.pictures import picture_files, read_pictures
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.run import replay
 from aegis_jax.run.console import made
+from aegis_jax.run.judging import Question, in_words, question
 from aegis_jax.run.progress import Progress
 from aegis_jax.run.prompts import INDEX, Prompt, check_index
 from aegis_jax.run.prompts import read as read_prompts
@@ -35,6 +36,7 @@ class Job:
 
     Attributes:
       pipeline, original: under attack, and before erasure (of the world it is known) or None.
+      asked: the user's judge, or None.
       guidance, steps: of the pictures that come out.
       about: what attack.json says of all this.
     """
@@ -47,6 +49,7 @@ class Job:
     guidance: float
     steps: int
     about: dict
+    asked: Question | None = None
 
     def run(self, given: Given):
         """The attack's result; shows how it goes on."""
@@ -61,7 +64,8 @@ class Job:
 
 def attack(
     model, concept, *, method="soft-prompt", images=None, prompts=None, cases=None, out=None, original=None,
-    guidance=None, image_steps=None, neutral=None, revision=None, variant=None, seed=0, **settings,
+    guidance=None, image_steps=None, neutral=None, revision=None, variant=None, seed=0, judge=None, judge_label=None,
+    **settings,
 ) -> None:  # fmt: skip
     """`aegis attack`.
 
@@ -69,8 +73,9 @@ def attack(
     evaluation/cases.py has for it. prompts: a file with one for each picture of the folder `images`; cases: on the
     world instead, how many. original: the model before erasure, or None (of the world it is known). guidance and
     image_steps: of the pictures that come out, None for those of the model's kind. neutral: the word that stands in
-    place of the concept's. seed: of what the attack draws and, on the world, of what it is given. Raises `AegisError`
-    for whatever does not go with the method or with the model.
+    place of the concept's. seed: of what the attack draws and, on the world, of what it is given. judge: a spec
+    (`aegis_jax.judges`), with `images`; judge_label: which of its labels counts, by default the concept. Raises
+    `AegisError` for whatever does not go with the method or with the model.
     """
     from aegis_jax.evaluation import cases as world_cases
     from aegis_jax.evaluation import world
@@ -87,9 +92,13 @@ def attack(
     if value is None and images is None:
         raise AegisError("no --images given: an attack needs pictures of the concept")
     of_pictures = {"prompts": prompts, "guidance": guidance, "image_steps": image_steps}
+    of_pictures |= {"judge": judge, "judge_label": judge_label}
     if method == "soft-prompt":
         of_pictures["out"] = out
     _check_pictures(value is not None, cases, of_pictures)
+    if judge_label is not None and judge is None:
+        raise AegisError("--judge-label goes with --judge")
+    asked = None if judge is None else question(judge, concept if judge_label is None else judge_label)
     own = (quality.GUIDANCE, quality.STEPS) if is_world else (GUIDANCE, STEPS)
     guidance, steps = (usual if given is None else given for given, usual in zip((guidance, image_steps), own))
     config = configure(method, (world_cases.SMALL.get(method, {}) if is_world else {}) | settings)
@@ -97,9 +106,9 @@ def attack(
     about = {
         "method": method, "settings": dataclasses.asdict(config), "concept": concept, "neutral": neutral,
         "model": place(model), "original": "world" if original is None and is_world else original and place(original),
-        "guidance": guidance, "steps": steps,
+        "guidance": guidance, "steps": steps, "judge": asked and asked.judge.record(asked.label),
     }  # fmt: skip
-    job = Job(pipeline, before, concept, method, config, guidance, steps, about)
+    job = Job(pipeline, before, concept, method, config, guidance, steps, about, asked)
     folder = expand(out or "attack") if out or value is None else None
     if folder is not None and folder.exists():
         raise AegisError(f"{folder} exists: choose another --out")
@@ -158,7 +167,7 @@ def _of_folder(job: Job, folder: Path, file, neutral) -> Given:
     height, width, _ = latent_shape(job.pipeline)
     factor = pixels_per_latent(job.pipeline)
     images = read_pictures(folder, (width * factor, height * factor))
-    names = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    names = [path.name for path in picture_files(folder)]
     index = check_index(folder) if find(job.method).of == "prompt" and (folder / INDEX).exists() else {}
     if file is not None:
         prompts = read_prompts(expand(file)).prompts
@@ -174,13 +183,15 @@ def _of_folder(job: Job, folder: Path, file, neutral) -> Given:
         if texts == [prompt.text for prompt in prompts]:
             raise AegisError(f"--neutral {neutral}: no prompt says {job.concept!r}, so there is nothing to put it for")
     seeds = [k if prompt.seed is None else prompt.seed for k, prompt in enumerate(prompts)]
-    return Given(images, texts, seeds, job.original, steps=job.steps, guidance=job.guidance)
+    if job.asked is not None:  # a judge that does not know the concept where it is finds nothing afterwards either
+        print(f"the judge sees {job.asked.label!r} in {in_words(job.asked.counted(images))} of the pictures given")
+    return Given(images, texts, seeds, job.original, judge=job.asked, steps=job.steps, guidance=job.guidance)
 
 
 def _given(job: Job, given: Given, value, out: Path | None) -> None:
     """Attacks with what is given and prints what came of it; pictures and files go into `out`.
 
-    value: the world's, for its judge; None where nobody judges.
+    value: the world's, for its judge; None where the user's judges, or nobody.
     """
     from aegis_jax.evaluation.cases import counts, rates
 
@@ -253,6 +264,10 @@ def _write(job: Job, found, pictures: list[replay.Picture], about: dict, out: Pa
     cond = jax.tree.map(lambda x: np.asarray(x)[rows], found.conditioning)
     start = np.stack([picture.start for picture in pictures])
     images = sample_conditioning(job.pipeline, cond, start, steps=job.steps, guidance=job.guidance)
+    if job.asked is not None and found.outcomes is None:
+        shown = job.asked.counted(images)
+        about = about | {"outcomes": {"pictures": shown}}
+        print(f"the judge sees {job.asked.label!r} in {in_words(shown)} of the pictures that came out")
     replay.write(out, found, pictures, images, about)
     print(f"wrote {len(pictures)} images to {out}")
 

@@ -1,5 +1,7 @@
 """The arguments of `aegis attack`, which has many: a method's own are refused with another. Imports nothing heavy."""
 
+from aegis_jax.run.judge_arguments import SPEC
+
 # name: (type, help). Absent, each is what the method has, so that one that is given can be told from one that is not.
 SETTINGS = {
     "tokens": (int, "learnt tokens in the prompt"),
@@ -52,6 +54,8 @@ def add(sub, model_help: str) -> None:
     sub.add_argument("--neutral", metavar="WORD", help="a control: this word in place of the concept's")
     sub.add_argument("--guidance", type=float, help="with --images: of the images that come out (7.5; of the world 3)")
     sub.add_argument("--image-steps", type=int, help="likewise, their DDIM steps (50; of the world 25)")
+    sub.add_argument("--judge", metavar="SPEC", help=f"with --images: {SPEC}")
+    sub.add_argument("--judge-label", metavar="TEXT", help="its label that counts as success (default: the concept)")
     settings = sub.add_argument_group("settings of the methods (by default as published; docs/attacks.md)")
     for name, (kind, text) in SETTINGS.items():
         metavar = {int: "N", float: "X", str: "NAME"}[kind]

@@ -61,6 +61,15 @@ def test_answers_and_shows_go_by_the_same():
     assert both.group("a") == ("c", "a")
 
 
+def test_what_a_report_says_of_it():
+    assert judge(about={"torch": "2"}).record("A") == {
+        "name": "fake", "label": "a", "rule": "the largest of 3", "sha256": "0", "about": {"torch": "2"},
+    }  # fmt: skip
+    assert judge(top=2).record("a")["rule"] == "among the 2 largest of 3"
+    both = judge(thresholds={"a": 0.6})
+    assert (both.record("a")["rule"], both.record("b")["rule"]) == ("at least 0.6", "never")
+
+
 def test_labels_are_found_as_people_write_them():
     known = judge(labels=(CHURCH, "Vincent_van_Gogh", "tench, Tinca tinca"))
     for text, wanted in (("church", CHURCH), ("vincent van gogh", known.labels[1]), ("Tinca Tinca", known.labels[2])):

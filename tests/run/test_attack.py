@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from aegis_jax import attacks
+from aegis_jax import attacks, judges
 from aegis_jax.attacks.prompt import fill, template
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
 from aegis_jax.cli import main
@@ -18,7 +18,8 @@ from aegis_jax.diffusion.conditioning import encode, encode_tokens
 from aegis_jax.diffusion.vocabulary import embeddings
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation import cases, world
-from aegis_jax.evaluation.interval import wilson
+from aegis_jax.evaluation.interval import share, wilson
+from aegis_jax.judges.judge import Judge
 from aegis_jax.run import attack, attack_arguments
 
 STAR = world.find("star")
@@ -139,6 +140,54 @@ def test_a_case_is_a_picture_with_its_prompt_and_its_noise(folder, monkeypatch, 
     for name, row in zip(sorted((tmp_path / "again").glob("*.png")), rows):
         again, first = (np.asarray(Image.open(path), int) for path in (name, tmp_path / "3" / row["file"]))
         assert np.abs(again - first).max() <= 1
+
+
+@pytest.fixture
+def red(monkeypatch):
+    """A judge that sees a dog where the first pixel's red, divided by 4, leaves 2 or 3."""
+
+    def compute(images):
+        p = (images[:, 0, 0, 0] % 4 >= 2).astype(float)
+        return np.stack([p, 1 - p], 1)
+
+    judge = Judge("red:", ("dog", "no dog"), compute, "abc")
+    monkeypatch.setattr(judges, "load", lambda spec: {"red:": judge}[spec])
+    return judge
+
+
+def test_a_judge_of_the_users_makes_pictures_count(capsys, folder, monkeypatch, tmp_path, pictures, red):
+    def run(pipeline, concept, given, config, progress):
+        shown = given.judge(given.images)
+        return found(pipeline, given.prompts, [NOT_NEEDED if hit else FAILED for hit in shown])
+
+    method = "unlearndiffatk"
+    monkeypatch.setitem(attacks.METHODS, method, dataclasses.replace(attacks.METHODS[method], run=run))
+    how = {"images": pictures, "image_steps": 1, "judge": "red:"}
+    attack.attack(folder, "dog", method=method, out=tmp_path / "1", restarts=1, **how)
+    printed = capsys.readouterr().out
+    assert "the judge sees 'dog' in 1 of 3" in printed and "of the pictures given" in printed
+    assert "no attack needed        1 of 3" in printed
+    about = json.loads((tmp_path / "1" / "attack.json").read_text())
+    assert about["judge"] == red.record("dog") and about["outcomes"]["no_attack_needed"]["count"] == 1
+    # What is learnt from all pictures is judged by what comes out of it.
+    run = lambda pipeline, concept, *_: found(pipeline, [concept] * 2)  # noqa: E731
+    monkeypatch.setitem(attacks.METHODS, "cce", dataclasses.replace(attacks.METHODS["cce"], run=run))
+    attack.attack(folder, "a dog", method="cce", out=tmp_path / "2", judge_label="no dog", **how)
+    made = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "2").glob("*.png"))]
+    hits = int(red.shows(np.stack(made), "no dog").sum())
+    outcomes = json.loads((tmp_path / "2" / "attack.json").read_text())["outcomes"]
+    assert 0 < hits < 8 and outcomes == {"pictures": share(hits, 8) | {"interval": list(wilson(hits, 8))}}
+    assert f"the judge sees 'no dog' in {hits} of 8" in capsys.readouterr().out
+
+
+def test_judges_that_do_not_go_are_refused(capsys, folder, tmp_path, pictures, red):
+    argv = ["attack", "--model", folder, "--images", pictures, "--out", tmp_path / "out", "--concept"]
+    assert "judge red: has no label 'cat'; it has 'dog', 'no dog'" in refused(capsys, *argv, "cat", "--judge", "red:")
+    assert "--judge-label goes with --judge" in refused(capsys, *argv, "dog", "--judge-label", "dog")
+    assert "--judge goes with --images" in refused(
+        capsys, "attack", "--model", "world", "--concept", "star", "--judge", "red:"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_outcomes_are_counted_by_prompt_and_apart():
