@@ -1,13 +1,15 @@
-"""On the world: several attributes at once, in prompts with and without the erased value.
+"""On the world: several attributes at once, in prompts with and without the erased value; UA, IRA and CRA of these.
 
 `evaluation.world.measure` counts attributes one by one. Erasures hurt first where a prompt asks for several things
-(Six-CD's in-prompt score, "Erasure or Erosion"), and a picture counts there only if all of them are right.
+(Six-CD's in-prompt score, "Erasure or Erosion"), and a picture counts there only if all of them are right. What stands
+beside the concept in a prompt are its co-occurring words.
 """
 
 import numpy as np
 
 from aegis_jax.diffusion.sample import sample
 from aegis_jax.evaluation.interval import share
+from aegis_jax.evaluation.metrics.canvas import accuracies
 from aegis_jax.evaluation.world import EVALUATION_SEED, Concept, noise_seed, other_prompts
 from aegis_jax.judges.judge import Judge
 from aegis_jax.world import captions, concepts
@@ -26,22 +28,28 @@ def full_prompts(concept: Concept, n: int, seed: int) -> tuple[list[str], np.nda
 
 
 def composition(pipeline, concept: Concept, judge: Judge, *, n: int = 200, seed: int = 0) -> dict[str, dict]:
-    """Shares with count, n and interval, of n images each. `judge`: world or world:second.
+    """Shares with count, n and interval, of n images of either kind. `judge`: world or world:second.
 
     rest            prompts that state the concept and two more: of these two, those that are right
     rest_together   likewise: both are right
     together        prompts that state three other values: all three are right
+    UA, IRA, CRA, CRA_retained   as `canvas.accuracies` has them, attributes as domains; half of the images ask for
+                    the concept, where UnlearnCanvas has one in 51 or 20, so CRA_retained is the one to compare
     """
-    result = {}
-    for prompts, kind in ((full_prompts(concept, n, seed), _WITH), (other_prompts(concept, n, seed), _WITHOUT)):
-        texts, labels = prompts
-        images = sample(pipeline, texts, seed=noise_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
-        asked = np.stack([[v[i].name for v, i in zip(concepts.ATTRIBUTES.values(), row)] for row in labels])
-        right = judge.answers(judge.probabilities(images)) == asked
-        if kind == _WITHOUT:
-            result["together"] = share(int(right.all(1).sum()), n)
-            continue
-        rest = np.delete(right, concept.axis, axis=1)
-        result["rest"] = share(int(rest.sum()), rest.size)
-        result["rest_together"] = share(int(rest.all(1).sum()), n)
-    return result
+    prompts, labels = zip(full_prompts(concept, n, seed), other_prompts(concept, n, seed))
+    images = [
+        sample(pipeline, texts, seed=noise_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
+        for texts, kind in zip(prompts, (_WITH, _WITHOUT))
+    ]
+    values = [[value.name for value in row] for row in concepts.ATTRIBUTES.values()]
+    asked = np.array([[names[i] for names, i in zip(values, row)] for row in np.concatenate(labels)])
+    answers = judge.answers(judge.probabilities(np.concatenate(images)))
+    right = answers == asked
+    rest = np.delete(right[:n], concept.axis, axis=1)
+    asked, answers = (dict(zip(concepts.ATTRIBUTES, rows.T)) for rows in (asked, answers))
+    return {
+        "rest": share(int(rest.sum()), rest.size),
+        "rest_together": share(int(rest.all(1).sum()), n),
+        "together": share(int(right[n:].all(1).sum()), n),
+        **accuracies(asked, answers, concept.attribute, concept.value.name),
+    }

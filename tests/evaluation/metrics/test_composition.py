@@ -49,7 +49,10 @@ def test_what_is_counted(monkeypatch):
     judge = Judge("fake", LABELS, compute, "0", groups=GROUPS)
     found = lib.composition(None, STAR, judge, n=30)
     counts = {name: (row["count"], row["n"]) for name, row in found.items()}
-    assert counts == {"rest": (50, 60), "rest_together": (20, 30), "together": (20, 30)}
+    assert counts == {
+        "rest": (50, 60), "rest_together": (20, 30), "together": (20, 30),
+        "UA": (30, 30), "IRA": (30, 30), "CRA": (100, 120), "CRA_retained": (50, 60),
+    }  # fmt: skip
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="the world's weights are not here")
