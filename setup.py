@@ -51,6 +51,7 @@ setup(
             "kubernetes-validate>=1.33",
             "peft>=0.17",
             "nudenet>=3.4.2",
+            "torchmetrics>=1.8",
         ],
     },
     entry_points={"console_scripts": ["aegis=aegis_jax.cli:main"]},

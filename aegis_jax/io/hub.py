@@ -63,7 +63,8 @@ def locate_model(source, *, revision: str | None = None) -> pathlib.Path:
     Raises `AegisError` where there is no config.json with safetensors beside it.
     """
     folder = expand(source)
-    if not folder.exists() and _HUB_ID.fullmatch(str(source)):
+    # As in `locate`, a mistyped path is not sent over the net.
+    if not folder.exists() and _HUB_ID.fullmatch(str(source)) and not folder.parent.is_dir():
         folder = _fetch(str(source), revision, ["*.json", "*.txt", "*.model", "*.safetensors"])
     elif revision is not None:
         raise AegisError(f"revision {revision!r} was given but {source} is no hub id")

@@ -26,16 +26,17 @@ def load(what: str, options: dict[str, str]) -> Judge:
     return Judge(
         name=f"world:{what}" if what else "world",
         labels=tuple(label for group in GROUPS for label in group),
-        compute=lambda images: np.concatenate(list(judged(_own_size(images))["probabilities"].values()), axis=1),
+        compute=lambda images: np.concatenate(list(judged(own_size(images))["probabilities"].values()), axis=1),
         digest=digest([WEIGHTS / MEMBERS[what] / "model.safetensors"]),
         groups=GROUPS,
-        features=lambda images: _features(judged, _own_size(images)),
+        features=lambda images: _features(judged, own_size(images)),
     )
 
 
-def _own_size(images: np.ndarray) -> np.ndarray:
+def own_size(images: np.ndarray) -> np.ndarray:
+    """The images, refused if they are not of the world's size."""
     if images.shape[1:3] != (32, 32):
-        raise AegisError(f"images are {images.shape[2]}x{images.shape[1]} pixels, and the world's judges know 32x32")
+        raise AegisError(f"images are {images.shape[2]}x{images.shape[1]} pixels, and the world's are 32x32")
     return images
 
 

@@ -183,3 +183,40 @@ def test_what_the_hub_may_answer(error, message, monkeypatch):
     with pytest.raises(AegisError, match=message) as raised:
         hub.locate("org/sd")
     assert "\n" not in str(raised.value)
+
+
+def model_cache(tmp_path, names):
+    """The cache with a single model, org/classifier."""
+    snapshot = tmp_path / "hub/models--org--classifier/snapshots" / COMMITS["main"]
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text(COMMITS["main"])
+    for name in names:
+        (snapshot / name).write_text("{}")
+    return snapshot
+
+
+def test_a_single_model_comes_from_the_cache_or_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    shards = [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    snapshot = model_cache(tmp_path, ["config.json", *shards])
+    assert hub.locate_model("org/classifier") == snapshot == hub.locate_model(snapshot)
+    assert [path.name for path in hub.model_weights(snapshot)] == shards
+    (snapshot / "model.safetensors").write_text("")
+    assert hub.model_weights(snapshot) == [snapshot / "model.safetensors"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()  # then it is a mistyped path, and nothing is asked of the hub
+    with pytest.raises(AegisError, match="org/classifier is no model: wanted a folder with a config.json"):
+        hub.locate_model("org/classifier")
+
+
+def test_no_pickle_of_a_single_model_is_downloaded(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(hub, "_fetch", lambda repository, revision, patterns: seen.append(patterns) or tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(AegisError, match="pickles are refused"):
+        hub.locate_model("org/classifier")
+    files = ["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "merges.txt"]
+    kept = list(filter_repo_objects(files, allow_patterns=seen[0]))
+    assert kept == ["config.json", "model.safetensors", "merges.txt"]

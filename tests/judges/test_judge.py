@@ -152,6 +152,23 @@ def test_kinds_of_other_packages(installed):
         judges.load("other:x")
 
 
+def test_an_installed_package_brings_a_kind(tmp_path, monkeypatch):
+    """What pip leaves of a package: a module and its entry points."""
+    (tmp_path / "its_judges.py").write_text(
+        "from aegis_jax.judges import Judge\n"
+        "import numpy as np\n"
+        "def load(what, options):\n"
+        "    return Judge('its:' + what, ('dog', 'cat'), lambda images: np.tile([0.9, 0.1], (len(images), 1)), '0')\n"
+    )
+    info = tmp_path / "its_judges-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: its-judges\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[aegis_jax.judges]\nits = its_judges:load\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = judges.load("its:dogs")
+    assert found.name == "its:dogs" and found.shows(IMAGES, "Dog").all()
+
+
 def test_options_are_read_strictly(installed):
     for spec in ("mine?a=1&a=2", "mine?a"):
         with pytest.raises(AegisError, match="each name once"):

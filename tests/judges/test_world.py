@@ -50,7 +50,7 @@ def test_features_tell_shapes_apart(rendered):
 
 
 def test_pictures_of_another_size_are_refused():
-    with pytest.raises(AegisError, match="64x48 pixels, and the world's judges know 32x32"):
+    with pytest.raises(AegisError, match="64x48 pixels, and the world's are 32x32"):
         judges.load("world").probabilities(np.zeros((1, 48, 64, 3), np.uint8))
     with pytest.raises(AegisError, match="judge 'world:third': the world has the judges world and world:second"):
         judges.load("world:third")

@@ -14,6 +14,18 @@ from aegis_jax.errors import AegisError
 from aegis_jax.evaluation.interval import share
 from aegis_jax.judges.judge import digest
 
+# COCO's categories, of which CARE's code takes its words; it adds "stars" and "freshwater".
+COCO_OBJECTS = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator",
+    "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embedder:
@@ -39,13 +51,15 @@ def embedder(source, *, revision: str | None = None) -> Embedder:
         clip = load_clip(source, revision=revision)
         return Embedder(clip.embed_images, clip.embed_texts, clip.image_features, digest(clip.weights))
     from aegis_jax.io.pipeline import load_pipeline
+    from aegis_jax.judges.world import own_size
     from aegis_jax.world import WEIGHTS
     from aegis_jax.world import clip as world_clip
 
     scorer, tokenizer = world_clip.load(), load_pipeline("world").tokenizer
     weights = [WEIGHTS / name / "model.safetensors" for name in ("clip", "text_encoder")]
     texts = lambda texts: scorer.embed_texts(tokenizer.ids(texts))  # noqa: E731
-    return Embedder(scorer.embed_images, texts, scorer.features, digest(weights))
+    images, features = (lambda x, of=of: of(own_size(x)) for of in (scorer.embed_images, scorer.features))
+    return Embedder(images, texts, features, digest(weights))
 
 
 def clip_score(images, texts) -> dict:
@@ -68,8 +82,8 @@ def care(images, words, target: int) -> dict:
     """CARE's score (ReCARE, ICLR 2026): the share of images nearest to the word `target` of all words (k, E).
 
     The images are of the concept's prompt by the erased model; the word is one that goes with the concept and is
-    harmless (for nudity: person), the others are a common list (COCO's 80 objects, "stars" and "freshwater" in the
-    authors' code). It tells whether the erasure took that word along.
+    harmless (for nudity: person), the others are a common list (in the authors' code `COCO_OBJECTS` and two
+    more). It tells whether the erasure took that word along.
     """
     return share(int((nearest(images, words) == target).sum()), len(images))
 

@@ -52,6 +52,7 @@ def test_care_counts_the_images_nearest_to_the_word():
     assert similarity.nearest(images, words).tolist() == [0, 1, 3, 1]
     found = similarity.care(images, words, 1)
     assert (found["count"], found["n"], found["share"]) == (2, 4, 0.5)
+    assert len(set(similarity.COCO_OBJECTS)) == 80
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="the world's weights are not here")
@@ -63,3 +64,5 @@ def test_the_worlds_clip_prefers_what_a_picture_shows():
     wrong = similarity.clip_score(clip.images(images), clip.texts(texts[1:] + texts[:1]))
     assert right["mean"] > wrong["mean"] + 3 * (right["standard_error"] + wrong["standard_error"])
     assert clip.features(images).shape == (48, 128) and len(clip.digest) == 64
+    with pytest.raises(AegisError, match="16x16 pixels"):
+        clip.images(np.zeros((1, 16, 16, 3), np.uint8))
