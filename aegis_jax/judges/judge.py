@@ -87,7 +87,9 @@ class Judge:
         return self.shown(self.probabilities(images))[:, self.labels.index(self.find(label))]
 
     def answers(self, probabilities) -> np.ndarray:
-        """The largest label of each group, str (n, groups)."""
+        """The largest label of each group, str (n, groups). Raises `AegisError` for a judge that goes by thresholds."""
+        if self.thresholds is not None:
+            raise AegisError(f"judge {self.name} goes by thresholds: each label is shown or not, none is the answer")
         labels, p = np.array(self.labels), np.asarray(probabilities)
         return np.stack([labels[columns[p[:, columns].argmax(1)]] for columns in self._columns()], axis=1)
 

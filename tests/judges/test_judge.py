@@ -52,6 +52,8 @@ def test_the_first_few_of_a_group(p, top):
 def test_thresholds_hold_each_on_their_own():
     found = judge(thresholds={"a": 0.2, "b": 0.6}).shown(np.array([[0.2, 0.5, 0.9], [0.1, 0.7, 0.9]], np.float32))
     assert found.tolist() == [[True, False, False], [False, True, False]]  # c has none, so it is never shown
+    with pytest.raises(AegisError, match="goes by thresholds"):
+        judge(thresholds={"a": 0.2}).answers(found)
 
 
 def test_answers_and_shows_go_by_the_same():
