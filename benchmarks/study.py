@@ -4,6 +4,7 @@
     python -m benchmarks study decisive                   which part of AEGIS does it: random prefixes, sign steps, DGR
     python -m benchmarks study parts | omega              aegis+ without each part; five rules for omega
     python -m benchmarks study final --presets esd aegis+ three seeds, three evaluation seeds, many images
+    python -m benchmarks study final --presets aegis+ --steps 1500   trained three times as long
     python -m benchmarks study table main                 prints the table of what the file holds
     python -m benchmarks study closed [--quick]           closed forms; quick: few images, no attack
     python -m benchmarks study costs                      UNet evaluations a step of every preset, from its settings
@@ -46,8 +47,10 @@ def screening(names, concepts=CONCEPTS, trainable=("xattn",)) -> list[dict]:
     return [{"set": "screening", **cell, **SCREENING, "of": measured(cell)} for cell in axes]
 
 
-def finals(names, concepts=CONCEPTS, trainable=("xattn",)) -> list[dict]:
-    axes = cells.grid(concept=concepts, preset=names, trainable=trainable, seed=FINAL_SEEDS)
+def finals(names, concepts=CONCEPTS, trainable=("xattn",), steps=None) -> list[dict]:
+    """steps: of training, where not the config's."""
+    longer = {} if steps is None else {"steps": (steps,)}
+    axes = cells.grid(concept=concepts, preset=names, trainable=trainable, **longer, seed=FINAL_SEEDS)
     seeds = lambda cell: {"evaluation_seed": FINAL_EVALUATIONS[cell["seed"]]}  # noqa: E731
     return [{"set": "final", **cell, **seeds(cell), **FINAL, "of": measured(cell)} for cell in axes]
 
@@ -69,7 +72,9 @@ def settings(cell: dict):
     overrides = [("concepts", cell["concept"]), ("method", cell["preset"])]
     if cell.get("preserve") == "others":
         overrides.append(("preserve", ",".join(_other_values(cell["concept"]))))
-    return config.load("world", overrides + [(key, str(cell[key])) for key in ("trainable", "seed") if key in cell])
+    return config.load(
+        "world", overrides + [(key, str(cell[key])) for key in ("trainable", "steps", "seed") if key in cell]
+    )
 
 
 def _other_values(concept: str) -> list[str]:
@@ -136,9 +141,11 @@ def _strongest(cell: dict, found: list[dict]) -> dict:
     """The members of the attack that a final takes: those that were strongest in the screening of the same cell."""
     from aegis_jax.evaluation.attacked import strongest
 
-    same = ("concept", "preset", "trainable", "of")
+    # What was trained longer has no screening of its own: it meets those that were strongest after the usual steps.
+    cell = {key: value for key, value in cell.items() if key != "steps"}
+    same = {key: cell[key] for key in ("concept", "preset", "trainable")} | {"of": measured(cell)}
     for line in found:
-        if line["cell"]["set"] == "screening" and all(line["cell"][key] == cell[key] for key in same):
+        if line["cell"]["set"] == "screening" and all(line["cell"][key] == value for key, value in same.items()):
             return strongest(line["figures"]["attack"])
     raise SystemExit(f"screen first: {cell['preset']} on {cell['concept']} ({cell['trainable']})")
 
@@ -163,6 +170,7 @@ def table(lines: list[dict]) -> str:
     for line in lines:
         cell = line["cell"]
         name = cell["preset"] + ("" if cell.get("trainable", "xattn") == "xattn" else f", {cell['trainable']}")
+        name += f", {cell['steps']} steps" if "steps" in cell else ""
         name += ", others preserved" if cell.get("preserve") == "others" else ""
         groups.setdefault((name, cell["concept"]), []).append(line["figures"])
     for (name, concept), figures in groups.items():
@@ -210,6 +218,7 @@ def main(argv: list[str]) -> None:
     options.add_argument("--presets", nargs="+", help="instead of the set's own")
     options.add_argument("--concepts", nargs="+", default=CONCEPTS)
     options.add_argument("--trainable", nargs="+", default=("xattn",))
+    options.add_argument("--steps", type=int, help="final: of training, where not the config's 500")
     options.add_argument("--quick", action="store_true", help="closed: few images, no attack")
     options.add_argument("--share", default="0/1", help="I/N: of N workers on one file this is number I")
     given = options.parse_args(argv)
@@ -225,8 +234,10 @@ def main(argv: list[str]) -> None:
     names = given.presets or sets[what]
     if what == "closed":
         wanted = closed(names, given.concepts, given.quick)
+    elif what == "final":
+        wanted = finals(names, **axes, steps=given.steps)
     else:
-        wanted = (finals if what == "final" else screening)(names, **axes)
+        wanted = screening(names, **axes)
     if given.what[0] == "table":
         have = {cells.key(line["cell"]): line for line in cells.read(out)}
         print(table([have[cells.key(cell)] for cell in wanted if cells.key(cell) in have]))

@@ -52,6 +52,14 @@ def test_a_final_meets_the_strongest_of_its_own_screening():
         study._strongest(first, found[:1])
 
 
+def test_what_was_trained_longer_is_another_cell_that_meets_the_same_members():
+    usual, longer = study.finals(["esd"], ["star"])[0], study.finals(["esd"], ["star"], steps=1500)[0]
+    assert longer["of"] != usual["of"] and study.settings(longer).erase.steps == 1500
+    mine = line(study.screening(["esd"], ["star"])[0], attack={"ranking": list(family.FAMILY)})
+    assert study._strongest(longer, [mine]) == study._strongest(usual, [mine])
+    assert "esd, 1500 steps" in study.table([line(longer, plain=0.25)])
+
+
 def test_table():
     cell = study.screening(["esd"], ["star"])[0]
     rows = study.table([line(cell, plain=0.25), line(cell | {"seed": 1}, plain=0.75)]).splitlines()
