@@ -83,9 +83,11 @@ def main(argv: list[str]) -> None:
 
     cell("before erasure", "original", [name for name, _ in names_of(given.batch, max(given.counts))],
          lambda: aegis_jax.load_pipeline("world"))  # fmt: skip
-    for count in given.counts:
+    for name, file in names_of(given.batch, max(given.counts)):
+        cell(f"{name} alone", f"{given.batch.name} alone", [name], lambda file=file: merged([file], "alone"))
+    for count in (count for count in given.counts if count > 1):
         names, files = zip(*names_of(given.batch, count))
-        for way in given.ways if count > 1 else ("alone",):
+        for way in given.ways:
             cell(way, f"{given.batch.name} {way}", list(names), lambda files=files, way=way: merged(list(files), way))
     for run in given.joint:
         names = json.loads((run / "manifest.json").read_text())["concepts"]

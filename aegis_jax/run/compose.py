@@ -191,7 +191,8 @@ class _Texts:
 def text(result: Composed) -> str:
     """What the merged change lacks of each erasure, and which of them are in each other's way."""
     width = max(map(len, result.names))
-    lines = [f"{name:{width}}  {lost:.0%} of its own erasure is lost" for name, lost in zip(result.names, result.lost)]
+    off = zip(result.names, result.lost)
+    lines = [f"{name:{width}}  {lost:.0%} off its own erasure at its own tokens" for name, lost in off]
     many = range(len(result.names))
     pairs = [(result.interference[i, j], i, j) for i in many for j in many if i != j]
     for much, i, j in sorted((pair for pair in pairs if pair[0] > SHOWN), reverse=True)[:5]:

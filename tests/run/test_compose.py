@@ -69,7 +69,7 @@ def test_each_concept_keeps_what_its_own_erasure_did(made, tmp_path, capsys):
             own, x = changes(base, folder / f"results/{name}.safetensors"), rows(base, text)
             apart = sum(((x @ (merged[key] - own[key])) ** 2).sum() for key in own)
             lost[by, text] = np.sqrt(apart / sum(((x @ own[key]) ** 2).sum() for key in own))
-            assert f"{text:9}  {lost[by, text]:.0%} of its own erasure is lost" in told
+            assert f"{text:9}  {lost[by, text]:.0%} off its own erasure at its own tokens" in told
         with safe_open(out, "np") as file:
             said = file.metadata()
         assert json.loads(said["concepts"]) == ["star", "red heart"] and said["method"] == f"compose {by}: esd"
