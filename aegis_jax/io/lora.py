@@ -58,7 +58,9 @@ def write_lora(
     if names == "kohya":
         metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     entries = [safetensors.Entry(key, "F32", x.shape) for key, x in tensors.items()]
-    safetensors.write(_checked_out(out, overwrite), entries, lambda key, rows: tensors[key][rows], metadata=metadata)
+    with safetensors.writing(_checked_out(out, overwrite)):  # again: it took a while to read both
+        out.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.write(out, entries, lambda key, rows: tensors[key][rows], metadata=metadata)
     return sum(key.endswith(("lora_A.weight", "lora_down.weight")) for key in tensors), float(np.sqrt(lost / whole))
 
 
@@ -98,5 +100,4 @@ def _checked_out(path: str | os.PathLike, overwrite: bool):
             raise AegisError(f"{path} exists: choose another file or allow overwriting it")
         if "aegis_lora" not in (safetensors.read_header(path).metadata or {}):
             raise AegisError(f"{path} is no LoRA of aegis_jax, so it is not overwritten: choose another")
-    path.parent.mkdir(parents=True, exist_ok=True)
     return path

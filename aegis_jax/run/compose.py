@@ -117,6 +117,8 @@ def compose(
     _check(by, lamb)
     texts = _Texts(pipeline, concepts, seed)
     zeros = {leaf: np.zeros(x.shape, np.float32) for leaf, x in select(pipeline.unet.params, "kv").items()}
+    if not zeros:
+        raise AegisError("this UNet has no cross-attention: no text reaches it by which erasures could be merged")
     merged, total = Merged(texts.preserved.shape[1], texts.preserved, lamb=lamb), {}
     own, does, names = [], [], [", ".join(each) for each in concepts]
     for i, drift in enumerate(drifts):
