@@ -298,7 +298,7 @@ def _start(pipeline, n, seed, latents, height=None, width=None):
     if each and len(seed) != n:
         raise AegisError(f"seed has {len(seed)} numbers for {n} prompts, wanted one number or {n}")
     try:
-        seeds = [operator.index(one) % 2**32 for one in (seed if each else [seed])]
+        seeds = [operator.index(one) for one in (seed if each else [seed])]
     except TypeError:
         raise AegisError(f"seed = {seed!r}, wanted a whole number, or a list of one for each prompt") from None
     return noise_of(seeds, shape) if each else noise_of(seeds * n, shape, np.arange(n, dtype=np.int32))
@@ -307,10 +307,10 @@ def _start(pipeline, n, seed, latents, height=None, width=None):
 def noise_of(seeds: list[int], shape: tuple[int, ...], numbers=None) -> jax.Array:
     """The start noise that `sample` takes for a list of seeds, (n, *shape): each image's of its own seed alone.
 
-    numbers: (n,) int32, with one seed for all images, each image's place among them.
+    Seeds count modulo 2**32. numbers: (n,) int32, with one seed for all images, each image's place among them.
     """
     # The generator is named: others (JAX_DEFAULT_PRNG_IMPL) may draw by the place in a batch.
-    keys = jnp.stack([jax.random.key(np.uint32(one), impl="threefry2x32") for one in seeds])
+    keys = jnp.stack([jax.random.key(np.uint32(one % 2**32), impl="threefry2x32") for one in seeds])
     return _noise(keys, np.zeros(len(seeds), np.int32) if numbers is None else numbers, shape)
 
 

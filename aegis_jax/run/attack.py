@@ -200,7 +200,7 @@ def _given(job: Job, given: Given, value, out: Path | None) -> None:
         about = about | {"outcomes": counts(found, _restarts(job))}
         _print_counts(of, about["outcomes"])
     elif value is not None:
-        about = about | {"shown": rates(job.pipeline, found, value)}
+        about = about | {"shown": rates(job.pipeline, found, value, seed=job.config.seed)}
         _print_rates(value, about["shown"], "with the token learnt")
     if out is not None:
         pictures = {"concept": _by_restart, "prompt": _by_prompt, "picture": _by_picture}[of](job, given, found)

@@ -17,7 +17,7 @@ from aegis_jax.cli import main
 from aegis_jax.diffusion.conditioning import encode, encode_tokens
 from aegis_jax.diffusion.vocabulary import embeddings
 from aegis_jax.errors import AegisError
-from aegis_jax.evaluation import cases, world
+from aegis_jax.evaluation import attacked, cases, world
 from aegis_jax.evaluation.interval import share, wilson
 from aegis_jax.judges.judge import Judge
 from aegis_jax.run import attack, attack_arguments
@@ -188,6 +188,23 @@ def test_judges_that_do_not_go_are_refused(capsys, folder, tmp_path, pictures, r
         capsys, "attack", "--model", "world", "--concept", "star", "--judge", "red:"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_token_is_judged_on_noise_of_the_seed(monkeypatch):
+    seen = []
+
+    def run(pipeline, concept, given, config, progress):
+        return dataclasses.replace(found(pipeline, ["a star"]), pick=0)
+
+    def generated(pipeline, results, n, seed):
+        seen.append(seed)
+        return np.zeros((n, 32, 32, 3), np.uint8)
+
+    monkeypatch.setitem(attacks.METHODS, "cce", dataclasses.replace(attacks.METHODS["cce"], run=run))
+    monkeypatch.setattr(attacked, "attacker_images", lambda *_, seed: np.zeros((4, 32, 32, 3), np.uint8))
+    monkeypatch.setattr(cases, "generated", generated)
+    attack.attack("world", "star", method="cce", seed=5)
+    assert seen == [5]
 
 
 def test_outcomes_are_counted_by_prompt_and_apart():
