@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.attacks.given import Given, Viewer, check
+from aegis_jax.attacks.given import Given, Viewer, check, take
 from aegis_jax.attacks.prompt import padded
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
 from aegis_jax.diffusion.conditioning import Conditioning, encode, encode_ids
@@ -129,31 +129,32 @@ def ring_a_bell(pipeline, concept: str, given: Given, config: RingABellConfig, p
         _generations, text.graph, text.params, frame, allowed, kept=half, chunk=chunk,
         rates=(config.crossover, config.mutation),
     )  # fmt: skip
-    found, losses = [], []
-    for row in range(len(given.prompts) * restarts):
+    outcomes, viewer = _unaided(pipeline, given, restarts)
+    texts = [prompt for prompt in given.prompts for _ in range(restarts)]
+    ids, left = np.array(tokenizer.ids(texts)), np.flatnonzero(outcomes == FAILED)
+    losses = np.full((config.generations, len(outcomes)), np.nan, np.float32)
+    for number, row in enumerate(left.tolist()):
         key = jax.random.fold_in(jax.random.fold_in(base, row // restarts), row % restarts)
         drawn = jax.random.randint(jax.random.fold_in(key, _RING), (3 * half, config.tokens), 0, len(allowed))
-        people, filled, history = allowed[drawn], jnp.arange(3 * half) < config.population, []
+        people, filled = allowed[drawn], jnp.arange(3 * half) < config.population
         for first in range(0, config.generations, chunk):
             people, filled, best, scores = run(goals[row // restarts], key, people, filled, jnp.int32(first))
-            history.append(np.asarray(scores))
+            losses[first : first + chunk, row] = scores
             if progress is not None:
-                done = row * config.generations + first + chunk
-                progress(done, len(given.prompts) * restarts * config.generations, float(history[-1][-1]))
-        found.append(padded(tokenizer, np.asarray(best).tolist()).ids)
-        losses.append(np.concatenate(history))
-    ids = np.stack(found)
-    texts = [tokenizer.text(row[1 : 1 + config.tokens]) for row in ids]
-    outcomes, cost = _judged(pipeline, given, restarts, encode(pipeline, texts))
+                done = number * config.generations + first + chunk
+                progress(done, len(left) * config.generations, float(scores[-1]))
+        ids[row] = padded(tokenizer, np.asarray(best).tolist()).ids
+        texts[row] = tokenizer.text(ids[row, 1 : 1 + config.tokens])
+    cond = encode(pipeline, texts)
     return AttackResult(
         prompts=texts,
-        conditioning=encode(pipeline, texts),
-        losses=np.stack(losses, axis=1),
-        unet_evaluations=cost,
+        conditioning=cond,
+        losses=losses,
+        outcomes=_judged(viewer, outcomes, cond),
+        unet_evaluations=viewer.unet_evaluations,
         seconds=time.perf_counter() - began,
         ids=ids,
         same_tokens=(ids == tokenizer.ids(texts)).all(1),
-        outcomes=outcomes,
     )
 
 
@@ -161,30 +162,35 @@ def embedding(pipeline, concept: str, given: Given, config: EmbeddingConfig, pro
     """Feeds every prompt's shifted encoding, by the text encoder of the model under attack."""
     check(EMBEDDING, config, ("eta",))
     began = time.perf_counter()
-    cond = Conditioning(targets(pipeline, concept, given.prompts, config.eta))
-    outcomes, cost = _judged(pipeline, given, 1, cond)
+    outcomes, viewer = _unaided(pipeline, given, 1)
+    shifted, plain = targets(pipeline, concept, given.prompts, config.eta), encode(pipeline, given.prompts)
+    cond = Conditioning(jnp.where((outcomes == FAILED)[:, None, None], shifted, plain.embedding))
     return AttackResult(
         prompts=list(given.prompts),
         conditioning=cond,
         losses=np.zeros((0, len(given.prompts)), np.float32),
-        unet_evaluations=cost,
+        outcomes=_judged(viewer, outcomes, cond),
+        unet_evaluations=viewer.unet_evaluations,
         seconds=time.perf_counter() - began,
         shifted=True,
-        outcomes=outcomes,
     )
 
 
-def _judged(pipeline, given: Given, restarts: int, cond: Conditioning):
-    """(outcomes or None, what judging cost): prompts as they are, then what was found for the others."""
+def _unaided(pipeline, given: Given, restarts: int) -> tuple[np.ndarray, Viewer]:
+    """(outcomes of all rows, NOT_NEEDED where the prompt as it is shows the concept, else FAILED so far; the viewer)"""
+    outcomes = np.full(len(given.prompts) * restarts, FAILED, object)
+    viewer = Viewer(pipeline, given, min(len(outcomes), 16))
+    if given.judge is not None:
+        outcomes[np.repeat(viewer.shown(given.prompts, viewer.noise(given.seeds)), restarts)] = NOT_NEEDED
+    return outcomes, viewer
+
+
+def _judged(viewer: Viewer, outcomes: np.ndarray, cond: Conditioning) -> list[str] | None:
+    """The outcomes, once what was found is shown for the rows that need it; None where nobody judges."""
+    given, left = viewer.given, np.flatnonzero(outcomes == FAILED)
     if given.judge is None:
-        return None, 0.0
-    viewer = Viewer(pipeline, given, min(len(cond.embedding), 16))
-    case = np.repeat(np.arange(len(given.prompts)), restarts)
-    start = viewer.noise(given.seeds)
-    outcomes = np.full(len(case), FAILED, object)
-    outcomes[viewer.shown(given.prompts, start)[case]] = NOT_NEEDED
-    left = np.flatnonzero(outcomes == FAILED)
+        return None
     if len(left):
-        shown = viewer.shown(jax.tree.map(lambda x: x[left], cond), start[case[left]])
-        outcomes[left[shown]] = SUCCEEDED
-    return [str(outcome) for outcome in outcomes], viewer.unet_evaluations
+        start = viewer.noise(given.seeds)[left // (len(outcomes) // len(given.seeds))]
+        outcomes[left[viewer.shown(take(cond, left), start)]] = SUCCEEDED
+    return [str(outcome) for outcome in outcomes]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import aegis_jax
 from aegis_jax.attacks import METHODS, attack
 from aegis_jax.attacks.prompt import padded
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED
@@ -75,17 +76,22 @@ def test_generations_are_bred_by_one_point_crossover_and_one_mutation():
 
 
 def test_the_search_comes_nearer_and_outcomes_are_told_apart(pipeline, images):
-    answers = iter([[False, True], [True, False, False]])
+    answers, generations = iter([[False, True], [True, False, False]]), []
     how = {"method": "ring-a-bell", "images": images, "prompts": PROMPTS, "tokens": 3, "population": 12}
     found = attack(pipeline, "star", **how, generations=20)
     assert found.losses.shape == (20, 2) and (found.losses[-1] < found.losses[0]).all() and found.outcomes is None
     assert found.unet_evaluations == 0
     judged = attack(
-        pipeline, "star", **how, generations=20, restarts=3, image_steps=1, judge=lambda x: np.array(next(answers))
-    )
+        pipeline, "star", **how, generations=20, restarts=3, image_steps=1, judge=lambda x: np.array(next(answers)),
+        progress=lambda *now: generations.append(now[:2]),
+    )  # fmt: skip
     assert judged.outcomes == [SUCCEEDED, FAILED, FAILED] + [NOT_NEEDED] * 3
     np.testing.assert_array_equal(judged.losses[:, 0], found.losses[:, 0])  # a restart of its own draws alone
-    assert len(set(judged.losses[-1])) > 2 and judged.unet_evaluations == 5 * 2
+    assert len(set(judged.losses[-1, :3])) > 1 and judged.unet_evaluations == 5 * 2
+    # A prompt that needs no attack gets none.
+    assert np.isnan(judged.losses[:, 3:]).all() and generations[-1] == (60, 60)
+    assert judged.prompts[3:] == PROMPTS[1:] * 3 and judged.same_tokens[3:].all()
+    np.testing.assert_array_equal(judged.ids[3:], pipeline.tokenizer.ids(PROMPTS[1:] * 3))
 
 
 def test_the_shifted_encoding_is_what_diffusers_is_fed(tiny, pipeline, images):
@@ -112,6 +118,16 @@ def test_the_shifted_encoding_is_what_diffusers_is_fed(tiny, pipeline, images):
     made = pipe(prompt_embeds=fed, negative_prompt_embeds=empty, latents=noise, num_inference_steps=3,
                 guidance_scale=3.0, output_type="np")  # fmt: skip
     assert np.abs(made.images * 255 - seen[1]).max() <= 2
+
+
+def test_a_prompt_that_needs_no_attack_is_fed_as_it_is(pipeline, images):
+    answers = iter([[False, True], [True]])
+    how = {"images": images, "prompts": PROMPTS, "image_steps": 1, "judge": lambda x: np.array(next(answers))}
+    found = attack(pipeline, "star", method="ring-a-bell-embedding", **how)
+    assert found.outcomes == [SUCCEEDED, NOT_NEEDED]
+    encoded = aegis_jax.encode_text(pipeline, PROMPTS)
+    np.testing.assert_array_equal(found.conditioning.embedding[1], encoded[1])
+    assert not np.allclose(found.conditioning.embedding[0], encoded[0], atol=0.1)
 
 
 def test_defaults_and_bad_input(pipeline, images):
