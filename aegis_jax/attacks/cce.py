@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aegis_jax.attacks import rows
 from aegis_jax.attacks.given import Given, check, groups, take
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.prompt import around, fill
 from aegis_jax.attacks.result import BACKWARD, PLACEHOLDER, AttackResult
-from aegis_jax.attacks.rows import Counter, noised
+from aegis_jax.attacks.rows import STEPS_PER_CALL, Counter, noised, per_call
 from aegis_jax.attacks.soft_prompt import networks
 from aegis_jax.diffusion.conditioning import encode_tokens
 from aegis_jax.diffusion.threads import cores, side_by_side
@@ -140,14 +139,10 @@ def cce(pipeline, concept: str, given: Given, config: CCEConfig, progress=None) 
     soft = jnp.tile(embeddings(pipeline, word), (config.restarts, config.tokens, 1))
     base = jax.random.fold_in(jax.random.key(config.seed), _CCE)
     keys = jax.vmap(lambda r: jax.random.fold_in(base, r))(jnp.arange(config.restarts))
-    pixels = config.batch * math.prod(data.z_0.shape[1:3])
-    most = max(1, (rows.PIXELS_PER_CPU_CALL if on_cpu else rows.PIXELS_PER_CALL) // pixels)
-    size = -(-config.restarts // -(-config.restarts // most))
-    chunk = 1 if on_cpu else math.gcd(config.steps, rows.STEPS_PER_CALL)
+    size, remat = per_call(config.restarts, config.batch * math.prod(data.z_0.shape[1:3]))
+    chunk = 1 if on_cpu else math.gcd(config.steps, STEPS_PER_CALL)
     rate, counter = (config.learning_rate, config.weight_decay), Counter(progress, config.steps * config.restarts)
-    step = partial(
-        _steps, net, data, batch=config.batch, chunk=chunk, rate=rate, remat=size * pixels > rows.PIXELS_PER_CALL // 8
-    )
+    step = partial(_steps, net, data, batch=config.batch, chunk=chunk, rate=rate, remat=remat)
 
     def run(numbers):
         mine, own, history = soft[numbers], keys[numbers], []

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from aegis_jax.attacks.given import groups, take
 from aegis_jax.attacks.prompt import fill
 from aegis_jax.diffusion.conditioning import Conditioning, encode_tokens
 from aegis_jax.diffusion.predict import predict
@@ -25,6 +26,16 @@ PIXELS_PER_CALL = 8 * 64 * 64
 PIXELS_PER_CPU_CALL = 32 * 8 * 8
 STEPS_PER_CALL = 10  # on an accelerator; on a CPU one, for XLA runs a loop's convolutions slower there
 _adam = optax.scale_by_adam()
+
+
+def per_call(count: int, pixels: int) -> tuple[int, bool]:
+    """(how many of `count` rows go into a call, whether its backward pass computes the UNet's forward pass again).
+
+    pixels: of a row's latents. All calls are of one shape, and the last is filled up by as few repeats as can be.
+    """
+    most = max(1, (PIXELS_PER_CPU_CALL if jax.default_backend() == "cpu" else PIXELS_PER_CALL) // pixels)
+    size = -(-count // -(-count // most))
+    return size, size * pixels > PIXELS_PER_CALL // 8
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["params", "schedule"], meta_fields=["graph"])
@@ -195,19 +206,15 @@ class Counter:
 def fit(net: Networks, rows: Rows, data: Data, *, steps: int, batch: int, counter: Counter):
     """Trains all rows: (rows, losses (steps, R), held-out losses (1 or 2, R)); as many to a call as fit."""
     on_cpu, count = jax.default_backend() == "cpu", len(rows.soft)
-    pixels = batch * math.prod(data.train.shape[1:3])
-    most = max(1, (PIXELS_PER_CPU_CALL if on_cpu else PIXELS_PER_CALL) // pixels)
-    calls = -(-count // most)
-    size = -(-count // calls)
-    # The last call is filled up with repeats of its last row: one shape, one compilation.
-    groups = [np.minimum(np.arange(call * size, (call + 1) * size), count - 1) for call in range(calls)]
+    size, remat = per_call(count, batch * math.prod(data.train.shape[1:3]))
+    packed = groups(np.arange(count), size)
     step = partial(
         _steps, net, z_0=data.train, key=data.train_key, steps=jnp.float32(steps), batch=batch,
-        chunk=1 if on_cpu else math.gcd(steps, STEPS_PER_CALL), remat=size * pixels > PIXELS_PER_CALL // 8,
+        chunk=1 if on_cpu else math.gcd(steps, STEPS_PER_CALL), remat=remat,
     )  # fmt: skip
 
     def run(numbers):
-        mine, real = jax.tree.map(lambda x: x[numbers], rows), len(set(numbers))
+        mine, real = take(rows, numbers), len(set(numbers.tolist()))
         opt_state, history = _adam.init(mine.soft), []
         while sum(map(len, history)) < steps:
             mine, opt_state, losses = step(mine, opt_state, first=jnp.int32(sum(map(len, history))))
@@ -217,10 +224,10 @@ def fit(net: Networks, rows: Rows, data: Data, *, steps: int, batch: int, counte
         return jax.tree.map(lambda x: x[:real], mine), np.concatenate(history), held_out
 
     at_once = cores() if on_cpu else 1
-    if min(at_once, calls) > 1:  # compiles, before several threads would each do so
-        first = jax.tree.map(lambda x: x[groups[0]], rows)
+    if min(at_once, len(packed)) > 1:  # compiles, before several threads would each do so
+        first = take(rows, packed[0])
         step(first, _adam.init(first.soft), first=jnp.int32(0))
         held_out_losses(net, first, replace(data, held_out_draws=batch), batch)
-    fitted, history, held_out = zip(*side_by_side(run, groups, at_once))
+    fitted, history, held_out = zip(*side_by_side(run, packed, at_once))
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), *fitted)
     return joined, np.concatenate(history, axis=1), np.concatenate(held_out, axis=1)

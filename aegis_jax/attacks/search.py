@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.attacks import rows as soft_rows
 from aegis_jax.attacks import spaces
 from aegis_jax.attacks.given import Given, Viewer, groups, take
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.prompt import insertion, padded
 from aegis_jax.attacks.result import BACKWARD, FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
-from aegis_jax.attacks.rows import Counter
+from aegis_jax.attacks.rows import Counter, per_call
 from aegis_jax.attacks.search_steps import Fixed, Networks, steps
 from aegis_jax.attacks.soft_prompt import networks
 from aegis_jax.diffusion.conditioning import encode
@@ -70,13 +69,9 @@ class Search:
         self.case = np.repeat(np.arange(cases), restarts)
         self.on_cpu = jax.default_backend() == "cpu"
         self.net, self.fixed, self.said = _prepare(pipeline, given, plan, self.case)
-        pixels = math.prod(self.fixed.z_0.shape[1:3])
-        most = max(1, (soft_rows.PIXELS_PER_CPU_CALL if self.on_cpu else soft_rows.PIXELS_PER_CALL) // pixels)
-        self.size = -(-len(self.case) // -(-len(self.case) // most))
-        self.step = partial(
-            steps, self.net, space=plan.space, remat=self.size * pixels > soft_rows.PIXELS_PER_CALL // 8,
-            chunk=1 if self.on_cpu else plan.iterations,
-        )  # fmt: skip
+        self.size, remat = per_call(len(self.case), math.prod(self.fixed.z_0.shape[1:3]))
+        chunk = 1 if self.on_cpu else plan.iterations
+        self.step = partial(steps, self.net, space=plan.space, chunk=chunk, remat=remat)
         start = partial(plan.space.start, table=self.net.table, tokens=max(plan.tokens))
         self.variable = start(jax.vmap(lambda key: jax.random.fold_in(key, _SEARCH))(self.fixed.key))
         self.moments = spaces.first_moments(plan.space, self.variable)

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aegis_jax.attacks import rows
 from aegis_jax.attacks.given import Given, check, groups
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.result import BACKWARD, FAILED, SUCCEEDED, AttackResult
-from aegis_jax.attacks.rows import Counter
+from aegis_jax.attacks.rows import Counter, per_call
 from aegis_jax.attacks.soft_prompt import networks
 from aegis_jax.diffusion.conditioning import encode, per_latent
 from aegis_jax.diffusion.sample import generate
@@ -77,11 +76,9 @@ def invert(pipeline, z_0, timesteps, config: TINAConfig, progress=None):
     """(start noise (R, h, w, C), |f(z_t) - z_t|^2 before the last iteration of every step of DDIM (steps, R))."""
     on_cpu, denoiser = jax.default_backend() == "cpu", networks(pipeline, "").erased
     empty = encode(pipeline, "")
-    pixels = math.prod(z_0.shape[1:3])
-    most = max(1, (rows.PIXELS_PER_CPU_CALL if on_cpu else rows.PIXELS_PER_CALL) // pixels)
-    size = -(-len(z_0) // -(-len(z_0) // most))
+    size, remat = per_call(len(z_0), math.prod(z_0.shape[1:3]))
     rate, chunk = (config.learning_rate, config.weight_decay), 1 if on_cpu else config.iterations
-    refine = partial(_refine, denoiser, empty, chunk=chunk, rate=rate, remat=size * pixels > rows.PIXELS_PER_CALL // 8)
+    refine = partial(_refine, denoiser, empty, chunk=chunk, rate=rate, remat=remat)
     stride = len(denoiser.schedule.alphas_cumprod) // len(timesteps)
     counter = Counter(progress, len(z_0) * len(timesteps) * config.iterations)
 
