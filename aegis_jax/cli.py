@@ -8,6 +8,7 @@ saved. Schedulers take a code other than 0 as "not finished", which is what an i
 import argparse
 import re
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from aegis_jax import __version__
 from aegis_jax.errors import AegisError
 from aegis_jax.run import attack_arguments, file_arguments, judge_arguments
 
+STUCK = 134  # of a worker's own trouble, as parallel.processes has it: 1 would say that the batch is settled
 MODEL = "a diffusers folder, a hub id, or world"
 
 
@@ -50,16 +52,15 @@ def _run(argv) -> int:
     except (AegisError, OSError) as error:
         print(f"aegis: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except RuntimeError as error:  # XLA's, which has no class of its own for a full device
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+    except Exception as error:
+        # XLA has no class of its own for a full device.
+        if not (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+            if args.command is not _batch:
+                raise
+            traceback.print_exc()
+            return STUCK
         first = str(error).strip().splitlines()[0]
-        advice = {
-            _erase: "lower --config.batch, set --config.low_memory=true or take --config.trainable=xattn",
-            _batch: "lower --lanes, or --config.batch",
-            _attack: "lower --batch",
-            _sample: "lower --batch",
-        }.get(args.command, "take a larger device")
+        advice = "lower --batch" if args.command in (_attack, _sample) else "take a larger device"
         print(f"aegis: error: the device's memory is full ({first}); {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import traceback
 import uuid
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from aegis_jax.errors import AegisError
 from aegis_jax.io import delta
 from aegis_jax.io.hub import expand, place
 from aegis_jax.io.pipeline import load_pipeline
-from aegis_jax.parallel.processes import STUCK
 from aegis_jax.run.erase import off_device, settings
 from aegis_jax.run.lanes import LANES
 from aegis_jax.run.progress import Progress
@@ -53,12 +51,6 @@ def batch(plan_file, model, out, *, config, overrides, lanes: int | None, lease:
     with stoppable():
         try:
             work(plan, ledger, erase, erase.width, progress=progress)
-        except Exception as error:
-            if isinstance(error, AegisError | OSError) or "RESOURCE_EXHAUSTED" in str(error):
-                raise
-            # This worker's trouble: not 1, which says of the batch that some concepts have failed for good.
-            traceback.print_exception(error)
-            return STUCK
         finally:
             progress.end()
     return _summary(plan, store, run.model)

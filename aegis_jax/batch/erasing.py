@@ -14,6 +14,7 @@ from aegis_jax.io import delta
 from aegis_jax.io.folder import Folder
 from aegis_jax.io.pipeline import Pipeline
 from aegis_jax.run import card
+from aegis_jax.run.folder import device_errors
 from aegis_jax.run.lanes import Erased, erase_group, width
 
 
@@ -51,11 +52,13 @@ class Eraser:
     def __call__(self, group: dict[int, Row]) -> Iterator[tuple[int, Result | AegisError]]:
         runs = {lane: row.concepts for lane, row in group.items()}
         run = next(iter(group.values())).run
-        erased = erase_group(
-            self._pipeline, runs, run, lanes=self._lanes, progress=self._progress, compiled=self._compiled
-        )
-        for lane, found in erased:
-            yield lane, found if isinstance(found, AegisError) else self._result(group[lane], found)
+        has_lanes = self._lanes > 1 and not run.method.without_lanes(run.erase)
+        with device_errors("lower --lanes, or " * has_lanes + run.method.smaller):
+            erased = erase_group(
+                self._pipeline, runs, run, lanes=self._lanes, progress=self._progress, compiled=self._compiled
+            )
+            for lane, found in erased:
+                yield lane, found if isinstance(found, AegisError) else self._result(group[lane], found)
 
     def _result(self, row: Row, erased: Erased) -> Result | AegisError:
         """A delta file, its own metrics beside it; an `AegisError` if what came out cannot be written."""

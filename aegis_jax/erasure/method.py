@@ -44,6 +44,7 @@ class Method:
       described: (settings, number of concepts) -> what a run of these settings does, in a sentence or two for its card.
       tensors: (pipeline, settings) -> PyTorch keys of the changed tensors, in the order of "per_tensor".
       remedy: what to change where a loss or the state stops being finite, after "stopped; ".
+      smaller: what to change where a device's memory does not hold a run, after "full; ".
       lanes: how runs share a batch, or None for a method whose runs do not.
       check_concepts: (pipeline, concepts, settings) -> None; raises `AegisError` for concepts that `start` would
         refuse, in a moment; or None.
@@ -58,6 +59,11 @@ class Method:
     described: Callable
     tensors: Callable
     remedy: str
+    smaller: str
     lanes: Lanes | None = None
     check_concepts: Callable | None = None
     cost: Callable | None = None
+
+    def without_lanes(self, settings) -> str | None:
+        """Why runs of these settings do not share a batch, or None."""
+        return self.lanes.refused(settings) if self.lanes else f"method={settings.method} has none"

@@ -169,10 +169,7 @@ def ending(*together):
         if isinstance(error, AegisError | OSError):
             text, code = f"aegis: error: {' '.join(why.split())}", USER
         elif of_xla and "RESOURCE_EXHAUSTED" in why:
-            text, code = (
-                f"aegis: error: the device's memory is full ({why.splitlines()[0]}); lower --config.batch",
-                USER,
-            )
+            text, code = f"aegis: error: the device's memory is full ({why.splitlines()[0]})", USER
         elif of_xla and _LOST.search(why):
             text, code = f"aegis: error: another process has gone ({why.splitlines()[0]}); go on with --resume", STUCK
         else:

@@ -48,8 +48,7 @@ class Facts:
 
 def refused(run: RunConfig) -> str | None:
     """Why runs of these settings cannot be lanes of one chip, or None."""
-    method = run.method
-    return method.lanes.refused(run.erase) if method.lanes else f"method={run.erase.method} has none"
+    return run.method.without_lanes(run.erase)
 
 
 def facts(pipeline: Pipeline, run: RunConfig) -> Facts:

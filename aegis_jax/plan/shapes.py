@@ -80,8 +80,7 @@ def step(pipeline: Pipeline, run: RunConfig, lanes: int = 1) -> Step:
     """
     method, settings = run.method, run.erase
     if lanes > 1:
-        refused = method.lanes.refused(settings) if method.lanes else f"method={settings.method} has none"
-        if refused:
+        if refused := method.without_lanes(settings):
             raise AegisError(f"lanes={lanes}: {refused}")
     single, frozen, own = _started(pipeline, run, lanes)
     axes = (lanes_lib.varies(single), own) if lanes > 1 else jax.tree.map(lambda _: False, (single, frozen))

@@ -25,7 +25,7 @@ from aegis_jax.run import card, loop, manifest, picture
 from aegis_jax.run import config as run_config
 from aegis_jax.run.checkpoint import Checkpoints, refuse_other
 from aegis_jax.run.config import RunConfig
-from aegis_jax.run.folder import MetricsFile, RunFolder, disk_errors, write_json, write_text
+from aegis_jax.run.folder import MetricsFile, RunFolder, device_errors, disk_errors, write_json, write_text
 from aegis_jax.run.progress import Progress, Silent
 from aegis_jax.run.tensors import TensorLog
 
@@ -85,8 +85,8 @@ def erase(
     Same seed, settings and kind of device: same result, interrupted or not. On a CPU that is bit for bit; on a GPU
     sums whose order is not fixed and kernels chosen by trial can round otherwise from one process to the next.
     compute_dtype "auto" is settled when a run starts, and stays. Raises `AegisError` for bad input before anything is
-    written, `loop.NonFiniteError` if a loss or the state stops being finite, and `loop.Interrupted` after SIGTERM or
-    SIGINT, the state saved.
+    written, and for a device whose memory is full, `loop.NonFiniteError` if a loss or the state stops being finite, and
+    `loop.Interrupted` after SIGTERM or SIGINT, the state saved.
     """
     progress = progress if progress and processes.is_first() else Silent()
     if out is None and (resume or overwrite):
@@ -99,15 +99,16 @@ def erase(
         saved = processes.agreed(folder.reopen) if resume else None
         run = processes.agreed(lambda: settings(pipeline, concepts, config, overrides, saved))
         processes.same("setting", _computed(run))
-        if not isinstance(pipeline, Pipeline):
-            pipeline = processes.agreed(lambda: _loaded(run))
-        if folder is None:
-            result = _in_memory(run, pipeline, progress)
-            measured = measure(run, pipeline, result.pipeline) if measure else None
-            return dataclasses.replace(result, measured=measured)
-        processes.agreed(lambda: folder.check_apart(pipeline))
-        with disk_errors(folder.path):
-            return _in_folder(run, pipeline, folder, resume, progress, measure)
+        with device_errors(run.method.smaller):
+            if not isinstance(pipeline, Pipeline):
+                pipeline = processes.agreed(lambda: _loaded(run))
+            if folder is None:
+                result = _in_memory(run, pipeline, progress)
+                measured = measure(run, pipeline, result.pipeline) if measure else None
+                return dataclasses.replace(result, measured=measured)
+            processes.agreed(lambda: folder.check_apart(pipeline))
+            with disk_errors(folder.path):
+                return _in_folder(run, pipeline, folder, resume, progress, measure)
 
 
 def _loaded(run: RunConfig) -> Pipeline:

@@ -197,6 +197,18 @@ def disk_errors(path: Path):
         raise
 
 
+@contextlib.contextmanager
+def device_errors(advice: str):
+    """Turns a full device, met anywhere below, into one line."""
+    try:
+        yield
+    except RuntimeError as error:  # XLA's, which has no class of its own for it
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise AegisError(f"the device's memory is full ({first}); {advice}") from error
+
+
 def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 

@@ -172,13 +172,11 @@ def _check(lanes: int) -> None:
 
 def _refused(run: RunConfig, runs: list) -> str | None:
     """Why the runs cannot be lanes, or None."""
-    if run.method.lanes is None:
-        return f"method={run.erase.method} has none"
     if run.mesh.data * run.mesh.fsdp > 1:
         return f"mesh.data={run.mesh.data} x mesh.fsdp={run.mesh.fsdp} spreads each over devices"
     if len(set(map(len, runs))) > 1:
         return "they erase different numbers of concepts"
-    return run.method.lanes.refused(run.erase)
+    return run.method.without_lanes(run.erase)
 
 
 def _one_by_one(pipeline, runs: list, run: RunConfig, progress, compiled: dict) -> Iterator[Erased | AegisError]:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import aegis_jax
-from aegis_jax.batch import erasing
+from aegis_jax.batch import console, erasing
 from aegis_jax.cli import main
 from aegis_jax.models.model import flatten
 from aegis_jax.run.config import RunConfig
@@ -175,6 +175,29 @@ def test_a_full_disk_is_no_concepts_fault(batch, method, tmp_path, monkeypatch):
     code, _, err = batch("name\nstar\nred\n")
     assert code == 2 and "no space left" in err
     monkeypatch.undo()
+
+
+def test_a_full_device_is_no_concepts_fault(batch, tmp_path, monkeypatch):
+    def full(*args, **more):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(erasing, "erase_group", full)
+    for options, advice in (
+        (("--lanes=2",), "lower --lanes, or lower --config.batch"),
+        (("--lanes=1",), "; lower --conf"),
+    ):
+        code, _, err = batch("name\nstar\nred\n", *options)
+        assert code == 2 and "memory is full" in err and advice in err
+    assert "--lanes" not in err and not list((tmp_path / "out").glob("attempts/*"))
+
+
+def test_a_worker_that_breaks_before_its_first_row_does_not_end_the_batch(batch, monkeypatch):
+    def broken(*args, **more):
+        raise ValueError("no such plugin")
+
+    monkeypatch.setattr(console, "load_pipeline", broken)
+    code, out, err = batch("name\nstar\n")
+    assert code == 134 and out == "" and "no such plugin" in err
 
 
 def test_errors_of_no_known_kind_are_told_apart_from_concepts_that_fail(batch, tmp_path, monkeypatch):

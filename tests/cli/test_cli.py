@@ -195,9 +195,11 @@ def test_a_device_without_memory(capsys, monkeypatch, folder, tmp_path):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nlong story")
 
     monkeypatch.setattr(aegis_jax.run.erase, "_train", full)
-    argv = ("erase", "--model", folder, "--concept", "star", *KEYS, "--out", tmp_path / "run")
-    message = refused(capsys, *argv)
+    argv = ("erase", "--model", folder, "--concept", "star", "--out")
+    message = refused(capsys, *argv, tmp_path / "run", *KEYS)
     assert "memory is full" in message and "--config.batch" in message and "long story" not in message
+    message = refused(capsys, *argv, tmp_path / "closed", "--config.method=uce")  # which has no batch
+    assert "memory is full" in message and "JAX_PLATFORMS=cpu" in message and "--config.batch" not in message
 
 
 def test_a_folder_that_cannot_be_written(capsys, cheap_step, folder, tmp_path):
@@ -254,7 +256,7 @@ def test_a_run_folder_is_told_from_a_pipeline(capsys, cheap_step, folder, tmp_pa
 
 def test_settings_that_messages_advise_are_there():
     package = Path(aegis_jax.__file__).parent
-    files = [package / "cli.py", *package.glob("run/*.py")]
+    files = [package / "cli.py", *package.glob("run/*.py"), *package.glob("erasure/**/*.py")]
     advised = {key for path in files for key in re.findall(r"--config\.([a-z_.]+)=", path.read_text(encoding="utf-8"))}
     assert advised >= {"low_memory", "trainable"} and advised - {"key"} <= config.keys().keys()
 

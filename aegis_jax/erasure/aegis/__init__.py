@@ -40,6 +40,8 @@ def without_lanes(config: EraseConfig) -> str | None:
 
 lanes = Lanes(setup_each, without_lanes)
 remedy = "lower learning_rate, grp.omega, words.preserve or eta"
+smaller = "lower --config.batch, set --config.low_memory=true or take --config.trainable=xattn"
 method = Method(
-    EraseConfig(), check, setup, erase_step, drift, described, tensors, remedy, lanes, check_fit, unet_evaluations
-)
+    EraseConfig(), check, setup, erase_step, drift, described, tensors, remedy, smaller, lanes, check_fit,
+    unet_evaluations,
+)  # fmt: skip

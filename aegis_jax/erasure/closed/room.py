@@ -151,8 +151,9 @@ def tensors(pipeline, config) -> list[str]:
 
 def _method(settings, solve) -> Method:
     remedy = "check the model's weights, or raise lamb"
+    smaller = "a closed form needs no accelerator: set JAX_PLATFORMS=cpu"
     start = partial(_started, solve)
-    return Method(settings, check, start, step, drift, described, tensors, remedy, check_concepts=check_fit)
+    return Method(settings, check, start, step, drift, described, tensors, remedy, smaller, check_concepts=check_fit)
 
 
 METHODS = {
