@@ -1,9 +1,12 @@
-"""Who works in a folder: one process at a time, by a lock file that names it."""
+"""Who works in a folder: one process at a time, by a lock file that names it and that it renews."""
 
 import contextlib
 import json
 import os
 import socket
+import sys
+import threading
+import time
 from pathlib import Path
 
 from aegis_jax.errors import AegisError
@@ -14,6 +17,9 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = "run.lock"
+RENEWED = 15.0  # seconds between two renewals of a lock
+SILENT = 60.0  # seconds without one after which its holder counts as gone
+ENDED = 134  # exit code of one whose folder another has taken over, as of parallel.processes: a scheduler may try again
 
 
 @contextlib.contextmanager
@@ -36,14 +42,63 @@ def claimed(folder: Path):
         with one_at_a_time(folder):  # of two that find a stale lock one takes it over
             file = _take(folder / LOCK)
         with file:
+            done = threading.Event()
+            threading.Thread(target=_renew, args=(folder / LOCK, file, done), name="claim", daemon=True).start()
             try:
                 yield
             finally:
+                done.set()
                 (folder / LOCK).unlink(missing_ok=True)  # still locked: who waits for it sees that it is gone
     finally:
         with contextlib.suppress(OSError):  # not empty
             for path in new:
                 path.rmdir()
+
+
+def take_over(folder: Path, say=print) -> None:
+    """Removes the lock of a process of another host that does not renew it for `SILENT` seconds, seen from here.
+
+    Hosts' clocks are not compared. One that renews it keeps it, and so does one of this host: `claimed` tells whether
+    that lives. say: is told that it takes a while.
+    """
+    lock = folder / LOCK
+    first = _state(lock)
+    if first is None or _host(lock) == socket.gethostname():
+        return
+    say(f"{folder} was held by {_told(lock)}: looking for {SILENT:.0f} s whether it still works there")
+    until = time.monotonic() + SILENT
+    while time.monotonic() < until:
+        time.sleep(min(1.0, SILENT / 10))
+        if _state(lock) != first:
+            return
+    with one_at_a_time(folder):
+        if _state(lock) == first:
+            lock.unlink(missing_ok=True)
+
+
+def _state(lock: Path):
+    """What changes when a lock is renewed or another's; None where there is none."""
+    try:
+        with open(
+            lock, "rb"
+        ) as file:  # opened anew, since a network file system may keep what `stat` says for a minute
+            found = os.fstat(file.fileno())
+            return found.st_ino, found.st_mtime_ns, file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _renew(lock: Path, file, done: threading.Event) -> None:
+    """Renews a lock until `done`; ends this process if another has taken it over, which two would spoil."""
+    while not done.wait(RENEWED):
+        if fcntl is not None and not _is_at(file, lock):
+            if not done.is_set():
+                text = f"aegis: error: {lock.parent} was taken over by {_told(lock)}, so this process ends"
+                print(text, file=sys.stderr, flush=True)
+                os._exit(ENDED)
+            return
+        with contextlib.suppress(OSError):  # it may answer again before the others' patience ends
+            os.utime(lock)
 
 
 def _take(lock: Path):

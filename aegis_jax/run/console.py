@@ -15,7 +15,7 @@ from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import commit, expand, place
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.parallel import processes
-from aegis_jax.run import loop
+from aegis_jax.run import claim, loop
 from aegis_jax.run.claim import one_at_a_time
 from aegis_jax.run.erase import erase as erase_concepts
 from aegis_jax.run.erase import settings as erase_settings
@@ -34,6 +34,7 @@ def erase(model, concepts, *, config, overrides, out, resume, auto_resume, overw
         raise AegisError("--resume, --auto-resume and --overwrite need --out: the run folder")
     processes.start()
     if auto_resume:
+        processes.first(lambda: claim.take_over(RunFolder(out).path, say=Progress().say))
         resume = processes.first(RunFolder(out).is_run)
     if out is None and processes.several():
         raise AegisError("several processes need --out: one run folder that all their hosts share")

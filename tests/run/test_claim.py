@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -181,3 +182,48 @@ def test_bad_input_leaves_no_lock(cheap_step, folder, finished, tmp_path):
         with pytest.raises(AegisError):
             erase(tmp_path / "nowhere", out, overwrite=True)
     assert not (tmp_path / "new").exists() and not (finished / LOCK).exists()
+
+
+def test_a_lock_is_renewed_while_it_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "RENEWED", 0.02)
+    with claimed(tmp_path):
+        first, until = claim._state(tmp_path / LOCK), time.monotonic() + 30
+        while claim._state(tmp_path / LOCK) == first:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_silent_lock_of_another_host_is_taken_over(tmp_path, monkeypatch, gone, renewed, no_flock):
+    """By who is told to go on by itself; a holder that renews it keeps it."""
+    monkeypatch.setattr(claim, "SILENT", 1.0)
+    write_lock(tmp_path, host="node-17", pid=gone)
+    if renewed:
+        threading.Timer(0.4, os.utime, [tmp_path / LOCK]).start()
+    said = []
+    claim.take_over(tmp_path, say=said.append)
+    assert len(said) == 1 and f"process {gone} on host node-17" in said[0]
+    assert (tmp_path / LOCK).exists() == renewed
+    if not renewed:
+        claim.take_over(tmp_path, say=said.append)  # there is none
+        with claimed(tmp_path):
+            claim.take_over(tmp_path, say=said.append)  # of this host
+            assert (tmp_path / LOCK).exists()
+    assert len(said) == 1
+
+
+def test_one_whose_folder_was_taken_over_ends(tmp_path):
+    code = "import sys, time; from pathlib import Path; from aegis_jax.run import claim; claim.RENEWED = 0.1\n"
+    code += "with claim.claimed(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        (tmp_path / LOCK).unlink()
+        write_lock(tmp_path, host="node-17", pid=1)
+        told = process.communicate(timeout=50)[1]
+    finally:
+        process.kill()
+    assert process.returncode == claim.ENDED and "taken over by process 1 on host node-17" in told
+    assert (tmp_path / LOCK).exists()
