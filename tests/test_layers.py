@@ -17,6 +17,7 @@ FLOORS = [
     {"erasure", "io"},
     {"attacks"},
     {"world"},
+    {"judges"},
     {"evaluation"},
     {"run"},
     {"batch", "plan"},
