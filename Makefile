@@ -48,7 +48,7 @@ lint: .venv/test.stamp
 
 .venv/test.stamp: .venv/core.stamp
 	@echo "Installing the test packages, PyTorch among them (once) ..."
-	@$(INSTALL) -e '.[torch,dev]'
+	@$(INSTALL) -e '.[torch,report,dev]'
 	@touch $@
 
 clean:

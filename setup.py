@@ -21,7 +21,7 @@ setup(
     # configs/ stays at the top for readers and travels inside the package for installations.
     packages=[*find_packages(include=["aegis_jax", "aegis_jax.*"]), "aegis_jax.configs"],
     package_dir={"aegis_jax.configs": "configs"},
-    package_data={"aegis_jax.world": ["weights/*", "weights/**/*"]},
+    package_data={"aegis_jax.report": ["page.html"], "aegis_jax.world": ["weights/*", "weights/**/*"]},
     include_package_data=False,
     install_requires=[
         "jax>=0.10.2,<0.13",
@@ -38,6 +38,7 @@ setup(
     ],
     extras_require={
         "torch": ["torch>=2.6", "diffusers>=0.40"],
+        "report": ["jinja2>=3.1", "matplotlib>=3.9"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "plan": ["libtpu>=0.0.42"],

@@ -21,9 +21,10 @@ _HOME = {
     "erase": "aegis_jax.run.erase",
     "erase_each": "aegis_jax.run.lanes",
     "attack": "aegis_jax.attacks",
+    "evaluate": "aegis_jax.report.evaluate",
     "EraseConfig": "aegis_jax.erasure.aegis.config",
 }
-_SUBPACKAGES = set("attacks batch diffusion erasure evaluation io judges models parallel plan run world".split())
+_SUBPACKAGES = set("attacks batch diffusion erasure evaluation io judges models parallel plan report run world".split())
 
 __all__ = ["__version__", *sorted(_HOME)]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from aegis_jax import __version__
 from aegis_jax.errors import AegisError
+from aegis_jax.report import arguments as evaluate_arguments
 from aegis_jax.run import attack_arguments, file_arguments, judge_arguments
 
 STUCK = 134  # of a worker's own trouble, as parallel.processes has it: 1 would say that the batch is settled
@@ -47,7 +48,10 @@ def _run(argv) -> int:
         argv = ["batch status", *argv[2:]]
     args, rest = _parser().parse_known_args(argv)
     try:
-        args.overrides = _overrides(rest, allowed=args.command in (_erase, _batch, _plan))
+        if args.command is _evaluate:
+            args.attack_settings, rest = evaluate_arguments.attack_settings(rest)
+        args.argv = argv
+        args.overrides = _overrides(rest, allowed=args.command in (_erase, _batch, _plan, _evaluate))
         return args.command(args) or 0
     except (AegisError, OSError) as error:
         print(f"aegis: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -180,6 +184,13 @@ def _parser() -> argparse.ArgumentParser:
     attack_arguments.add(sub, MODEL)
     judge_arguments.add(command)
 
+    sub = command(
+        "evaluate", _evaluate, "Attack models, their base and baselines; one page of figures, pictures and commands.",
+        epilog="--attack.NAME.KEY=VALUE changes a setting of an attack, --config.KEY=VALUE one of the baselines. "
+        "The same command goes on after an interruption (docs/evaluate.md).",
+    )  # fmt: skip
+    evaluate_arguments.add(sub, MODEL)
+
     world = command("world", None, "The embedded world: look at it.")
     actions = world.add_subparsers(title="actions", metavar="ACTION", required=True)
     sub = actions.add_parser("show", help="a picture of what it generates", allow_abbrev=False)
@@ -280,6 +291,18 @@ def _attack(args):
         prompts=args.prompts, cases=args.cases, out=args.out, original=args.original, neutral=args.neutral,
         guidance=args.guidance, image_steps=args.image_steps, judge=args.judge, judge_label=args.judge_label,
         **attack_arguments.given(args),
+    )  # fmt: skip
+
+
+def _evaluate(args):
+    from aegis_jax.report import evaluate
+    from aegis_jax.run import cache
+
+    cache.enable()
+    evaluate.command(
+        args.models, args.argv, base=args.base, concept=args.concept, attacks=args.attacks,
+        settings=args.attack_settings, baselines=args.baselines, config=args.config, overrides=args.overrides,
+        seeds=args.seeds, images=args.images, cases=args.cases, neutral=args.neutral, out=args.out, show=args.show,
     )  # fmt: skip
 
 

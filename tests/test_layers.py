@@ -20,7 +20,7 @@ FLOORS = [
     {"judges"},
     {"evaluation"},
     {"run"},
-    {"batch", "plan"},
+    {"batch", "plan", "report"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -29,6 +29,11 @@ SMALL = {
 }
 
 
+def case_seed(seed: int) -> int:
+    """Of the prompts of an evaluation seed's cases; that of case i's noise is 1000 times it and i."""
+    return noise_seed(seed, _CASES)
+
+
 def cases(original, concept: Concept, n: int, *, seed: int = 0, neutral: str | None = None) -> Given:
     """Up to n prompts with targets by the model before erasure, the judge and, for P4D, the world's CLIP.
 
@@ -37,7 +42,7 @@ def cases(original, concept: Concept, n: int, *, seed: int = 0, neutral: str | N
     """
     if n < 1:
         raise AegisError(f"an attack on {n} prompts: wanted at least 1")
-    kind = noise_seed(seed, _CASES)
+    kind = case_seed(seed)
     prompts, seeds = concept_prompts(concept, n, kind), [1000 * kind + i for i in range(n)]
     images = sample(original, prompts, seed=seeds, steps=STEPS, guidance=GUIDANCE)
     kept = np.flatnonzero(shows(concept)(images))

@@ -11,7 +11,7 @@ class Progress:
 
     def __init__(self, stream=None):
         self._stream = stream or sys.stderr
-        self._is_terminal = self._stream.isatty()
+        self.is_terminal = self._stream.isatty()
         self._is_open = False  # a line that the next text overwrites
 
     def say(self, text: str) -> None:
@@ -40,10 +40,10 @@ class Progress:
             self._clock, self._first = now, step
         rate = (step - self._first) / (now - self._clock) if step > self._first else None
         last = step == self._steps
-        if self._is_terminal and not last and now - self._shown < 0.2:
+        if self.is_terminal and not last and now - self._shown < 0.2:
             return
         part = step * LINES // self._steps
-        if not self._is_terminal and not last and part == self._part:
+        if not self.is_terminal and not last and part == self._part:
             return
         self._part = part
         self._shown = now
@@ -54,7 +54,7 @@ class Progress:
             self.end()
 
     def _show(self, text: str) -> None:
-        if self._is_terminal:
+        if self.is_terminal:
             print(f"\r\033[K{text}", end="", file=self._stream, flush=True)
             self._is_open = True
         else:

@@ -1,0 +1,76 @@
+"""report.html: one file that makes no request, runs no script and escapes what users wrote."""
+
+import base64
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from aegis_jax.evaluation.interval import wilson
+from aegis_jax.report import charts, figures
+from aegis_jax.report.plan import Plan
+from aegis_jax.run.folder import RunFolder
+from aegis_jax.run.progress import duration
+
+
+def html(report: dict, what: Plan) -> str:
+    """The page of a report; pictures are read from the evaluation's folder, curves from run folders."""
+    # StrictUndefined: a figure that is missing must not be an empty place.
+    loader = jinja2.PackageLoader("aegis_jax.report", "")
+    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    page.globals |= {"percent": figures.percent, "spread": figures.spread, "duration": duration}
+    page.globals |= {"names": {**figures.SHOWN, **figures.KEPT, **figures.UNASKED}}
+    return page.get_template("page.html").render(
+        report=report,
+        pareto=_pareto(report["rows"]),
+        curves=_curves(what),
+        grids=_grids(report, what.out / "cells"),
+        blurred=not (report["show"] or report["base"] == "world"),
+        seeds="one seed" if len(report["seeds"]) == 1 else f"{len(report['seeds'])} seeds, pooled",
+    )
+
+
+def _pareto(rows: list[dict]) -> Markup | None:
+    """The chart by the worst attack by prompt; where there is none, by the worst of all."""
+    points = []
+    for row in rows:
+        worst = row["worst"] or row["worst_of_all"]
+        kept = [row["figures"][name] for name in figures.KEPT]
+        count, n = round(sum(share["count"] for share in kept) / len(kept)), kept[0]["n"]  # of the same images
+        kept = {"share": count / n, "interval": wilson(count, n)}
+        if worst is not None:
+            points.append({"name": row["name"], "kept": kept, "worst": worst["rate"]})
+    return Markup(charts.pareto(points)) if points else None
+
+
+def _curves(what: Plan) -> list[tuple[str, Markup]]:
+    found = []
+    for row in what.rows:
+        if row.run is not None:
+            svg = charts.curves(row.name, RunFolder(row.run).read_metrics())
+            found += [(row.name, Markup(svg))] if svg else []
+    return found
+
+
+def _grids(report: dict, cells: Path) -> list[dict]:
+    """For each model but the base its strips of pictures, the original's first: {"name", "strips": [...]}.
+
+    A strip: "title", "data" (PNG, base64), "columns", "prompts". The base has a grid of its own, for what attacks do to
+    a model that still has the concept.
+    """
+
+    def strip(title: str, pictures: dict) -> dict:
+        data = base64.b64encode((cells / pictures["file"]).read_bytes()).decode()
+        return {"title": title, "data": data, "prompts": pictures["prompts"], "columns": len(pictures["prompts"])}
+
+    found, original = [], report["rows"][0]["pictures"]
+    for row in report["rows"]:
+        strips = [strip("original", original)]
+        if row["role"] != "base":
+            strips.append(strip("erased", row["pictures"]))
+        for name, attack in row["attacks"].items():
+            strips.append(strip(name, attack["pictures"]))
+            if "control" in attack:
+                strips.append(strip(f"{name}, control: {attack['control']['word']}", attack["control"]["pictures"]))
+        found.append({"name": row["name"], "role": row["role"], "strips": strips})
+    return found[1:] + found[:1]
