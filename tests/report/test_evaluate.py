@@ -1,0 +1,243 @@
+"""`aegis evaluate`: what it refuses, what it counts, and that it goes on where it stopped."""
+
+import json
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aegis_jax import cli
+from aegis_jax.attacks import METHODS
+from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
+from aegis_jax.cli import main
+from aegis_jax.diffusion.conditioning import encode, per_latent
+from aegis_jax.diffusion.sample import latent_shape
+from aegis_jax.evaluation import attacked, world
+from aegis_jax.io.pipeline import load_pipeline
+from aegis_jax.report import arguments, figures, measure
+from aegis_jax.report.measure import Bench
+from aegis_jax.report.plan import SEEDS, plan
+from tests.report.conftest import ATTACKS, command
+
+STAR = world.find("star")
+
+
+def refused(capsys, *argv) -> str:
+    assert main(["evaluate", *map(str, argv)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("aegis: error: ")
+    return line
+
+
+WORLD = ["--base", "world", "--concept", "star"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--base", "world", "--concept", "dog"], ["'dog'", "not one value of the world"]),
+        (["--base", "nowhere", "--concept", "star"], ["nowhere"]),
+        (["nowhere", *WORLD], ["nowhere"]),
+        ([*WORLD, "--attacks", "gcg"], ["'gcg' is unknown", "unlearndiffatk"]),
+        ([*WORLD, "--attacks", "tina", "--attack.cce.steps=1"], ["--attack.cce.steps", "--attacks has tina"]),
+        ([*WORLD, "--attack.tina.speed=1"], ["tina has no such setting", "iterations"]),
+        ([*WORLD, "--attack.tina.iterations=many"], ["--attack.tina.iterations=many", "wanted int"]),
+        ([*WORLD, "--attack.tina.iterations=0"], ["iterations=0", "more than 0"]),
+        ([*WORLD, "--attack.p4d-n.check_every=7"], ["no multiple of check_every=7"]),
+        ([*WORLD, "--attack.soft-prompt.members=mine"], ["'mine' is not in the family"]),
+        ([*WORLD, "--attack.unlearndiffatk.tokens=30"], ["30 learnt tokens"]),
+        ([*WORLD, "--attack.unlearndiffatk.place=nowhere"], ["place='nowhere'"]),
+        ([*WORLD, "--attack.tina=5"], ["--attack.NAME.KEY=VALUE"]),
+        ([*WORLD, "--baselines", "esdd"], ["'esdd'", "'esd'"]),
+        ([*WORLD, "--baselines", "esd", "--config.speed=1"], ["'speed'"]),
+        ([*WORLD, "--seeds", "0,x"], ["--seeds '0,x'"]),
+        ([*WORLD, "--seeds", str(SEEDS)], ["--seeds"]),
+        ([*WORLD, "--images", "0"], ["--images 0"]),
+        (["world", "world", *WORLD], ["stands in the table already"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line_before_anything_starts(capsys, tmp_path, monkeypatch, argv, parts):
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, *argv, "--out", tmp_path / "out")
+    assert all(part in line for part in parts), line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(capsys, tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    assert "holds no evaluation" in refused(capsys, *WORLD, "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_model_that_is_not_the_worlds_needs_a_judge(capsys, tmp_path):
+    from tests.run import untrained
+
+    folder = untrained.write(tmp_path / "other")
+    assert "is not the embedded world: no judge" in refused(capsys, "--base", folder, "--concept", "star")
+    assert "no model made of the base" in refused(capsys, folder, *WORLD)
+
+
+def test_figures_are_those_of_the_worlds_own_measuring(report, evaluation):
+    assert [row["name"] for row in report["rows"]] == ["base", "uce"]
+    erased = load_pipeline(evaluation / "baselines" / "uce" / "pipeline")
+    found = world.measure(erased, STAR, n=4, seed=1) | world.unasked(erased, STAR, n=4, seed=1)
+    for name, share in report["rows"][1]["figures"].items():
+        assert share["n"] == 4 and share["share"] == pytest.approx(found[name], abs=0.126), name
+        assert share["by_seed"] == {"1": {"count": share["count"], "n": 4}}
+        low, high = share["interval"]
+        assert low - 1e-9 <= share["share"] <= high + 1e-9
+    # UCE takes the star out of plain prompts, and the base has it.
+    assert report["rows"][0]["figures"]["plain"]["share"] > report["rows"][1]["figures"]["plain"]["share"]
+
+
+def test_outcomes_add_up_and_controls_stand_apart(report):
+    for row in report["rows"]:
+        assert list(row["attacks"]) == ATTACKS.split(",")
+        for attack in row["attacks"].values():
+            for found in (attack, attack["control"]):
+                needed, succeeded, together = (
+                    found[name] for name in ("no_attack_needed", "attack_succeeded", "together")
+                )
+                assert needed["count"] + succeeded["count"] == together["count"] == found["rate"]["count"]
+                assert needed["count"] + succeeded["n"] == needed["n"] == together["n"] > 0
+        assert row["worst"]["rate"]["share"] == max(a["rate"]["share"] for a in row["attacks"].values())
+    base, erased = report["rows"]
+    assert base["attacks"]["ring-a-bell"]["no_attack_needed"]["share"] == 1  # that is how cases are chosen
+    assert base["attacks"]["ring-a-bell"]["control"]["no_attack_needed"]["share"] < 1
+
+
+def planned(argv) -> list[tuple[str, str]]:
+    """(row, cell) that a command asks for."""
+    args, rest = cli._parser().parse_known_args(argv)
+    settings, rest = arguments.attack_settings(rest)
+    more = ("attacks", "baselines", "config", "seeds", "images", "cases", "neutral", "out")
+    what, _ = plan(
+        args.models, args.base, args.concept, settings=settings, overrides=cli._overrides(rest, allowed=True),
+        **{name: getattr(args, name) for name in more},
+    )  # fmt: skip
+    return [(row.name, json.dumps(cell, sort_keys=True)) for row, cell in what.cells()]
+
+
+def test_the_command_of_a_figure_asks_for_its_cells(report, evaluation):
+    everything = planned(command(evaluation))
+    for row in report["rows"]:
+        for name, attack in row["attacks"].items():
+            cells = planned(shlex.split(attack["command"])[1:])
+            assert set(cells) < set(everything)
+            mine = [cell for cell in everything if cell[0] == row["name"] and json.loads(cell[1])["kind"] == name]
+            assert mine and set(mine) <= set(cells)
+
+
+def test_an_interrupted_evaluation_goes_on(evaluation, report, tmp_path, monkeypatch, capsys):
+    """Of ten cells three are lost, one is broken: these alone are measured, and the figures are the same."""
+    out = tmp_path / "star"
+    shutil.copytree(evaluation, out)
+    cells = sorted((out / "cells").glob("*.json"))
+    assert len(cells) == 10
+    for cell in cells[:2]:
+        cell.unlink()
+    cells[2].with_suffix(".png").unlink()
+    cells[3].write_text(cells[3].read_text()[:-20])
+    (out / "report.json").unlink()
+    measured, whole = [], Bench.measure
+
+    def counted(self, pipeline, cell, *rest):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(cell["kind"])
+        return whole(self, pipeline, cell, *rest)
+
+    monkeypatch.setattr(Bench, "measure", counted)
+    assert main(command(out)) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (out / "report.json").exists() and len(measured) == 2
+    monkeypatch.setattr(Bench, "measure", whole)
+    assert main(command(out)) == 0
+    assert "8 cells are there already, 2 are to be measured" in capsys.readouterr().err
+    again = json.loads((out / "report.json").read_text())
+    assert [row["figures"] for row in again["rows"]] == [row["figures"] for row in report["rows"]]
+    for now, before in zip(again["rows"], report["rows"]):
+        assert {k: v["rate"] for k, v in now["attacks"].items()} == {k: v["rate"] for k, v in before["attacks"].items()}
+    # Nothing is left to do, and other settings of a baseline are refused.
+    monkeypatch.setattr(Bench, "measure", None)
+    assert main(command(out)) == 0
+    capsys.readouterr()
+    assert "cannot be resumed" in refused(capsys, *command(out)[1:], "--config.seed=5")
+
+
+@given(st.dictionaries(st.integers(0, 99), st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=5))
+def test_seeds_are_pooled_by_their_counts(seeds):
+    lines = [
+        {"cell": {"seed": seed}, "figures": {"plain": {"count": min(pair), "n": max(pair)}}}
+        for seed, pair in seeds.items()
+    ]
+    found = figures.pooled(lines, "plain")
+    assert found["count"] == sum(min(pair) for pair in seeds.values())
+    assert found["n"] == sum(max(pair) for pair in seeds.values())
+    assert len(found["by_seed"]) == len(seeds)
+    assert (found["share"] is None) == (found["n"] == 0) == (found["interval"] is None)
+
+
+def cell(kind, **more):
+    return {"kind": kind, "seed": 0, "images": 3, "cases": 4, "neutral": None} | more
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return Bench(load_pipeline("world"), STAR, "star")
+
+
+def result(pipeline, rows: int, **more):
+    cond = per_latent(encode(pipeline, "a star"), rows)
+    return AttackResult(["a star"] * rows, cond, np.zeros((1, rows)), 7.0, 1.0, **more)
+
+
+def test_an_attack_by_picture_is_shown_from_the_noise_it_found(bench, monkeypatch):
+    base = bench.base
+
+    def tina(pipeline, concept, given, config, progress):
+        n = len(given.prompts)
+        outcomes = [SUCCEEDED] * (n - 1) + [FAILED]
+        return result(pipeline, n, outcomes=outcomes, latents=np.zeros((n, *latent_shape(pipeline)), np.float32))
+
+    monkeypatch.setitem(METHODS, "tina", METHODS["tina"].__class__(tina, METHODS["tina"].config, of="picture"))
+    found = bench.measure(base, cell("tina"), METHODS["tina"].config())
+    n = len(found.prompts)
+    assert found.figures == {"attack_succeeded": {"count": n - 1, "n": n}} and found.unet_evaluations == 7
+    assert all((picture == found.pictures[0]).all() for picture in found.pictures)  # of one noise and one prompt
+
+
+def test_an_attack_by_token_counts_images_of_all_restarts(bench, monkeypatch):
+    seen = {}
+
+    def cce(pipeline, concept, given, config, progress):
+        seen.update(seed=config.seed, images=len(given.images))
+        return result(pipeline, 2, pick=1)
+
+    monkeypatch.setitem(METHODS, "cce", METHODS["cce"].__class__(cce, METHODS["cce"].config))
+    monkeypatch.setattr(attacked, "attacker_images", lambda *a, **k: np.zeros((5, 32, 32, 3), np.uint8))
+    found = Bench(bench.base, STAR, "star").measure(bench.base, cell("cce", seed=2), METHODS["cce"].config())
+    assert seen == {"seed": 2, "images": 5}
+    assert found.figures["shown"]["n"] == 6 and found.figures["shown"]["count"] >= 4  # the base draws stars
+    assert found.unet_evaluations == 7 + 6 * measure.PER_IMAGE
+
+
+def test_prompts_are_counted_once_whatever_their_restarts(bench, monkeypatch):
+    method = METHODS["unlearndiffatk"]
+
+    def attack(pipeline, concept, given, config, progress):
+        n = len(given.prompts)
+        outcomes = [NOT_NEEDED, NOT_NEEDED, FAILED, SUCCEEDED] + [FAILED] * (2 * n - 4)
+        return result(pipeline, 2 * n, outcomes=outcomes)
+
+    monkeypatch.setitem(METHODS, "unlearndiffatk", method.__class__(attack, method.config, of="prompt"))
+    found = bench.measure(bench.base, cell("unlearndiffatk"), method.config(restarts=2))
+    n = len(found.prompts)
+    assert n > 2 and found.figures == {
+        "no_attack_needed": {"count": 1, "n": n},
+        "attack_succeeded": {"count": 1, "n": n - 1},
+        "together": {"count": 2, "n": n},
+    }

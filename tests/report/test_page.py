@@ -1,0 +1,134 @@
+"""report.html: a whole document that asks for nothing, runs nothing, and shows what users wrote as text."""
+
+import copy
+import html.parser
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aegis_jax.report import charts, page
+from aegis_jax.report.plan import plan
+from tests.report.conftest import ATTACKS
+
+EVIL = "<script>alert(1)</script> $x^2$ \"'&"
+VOID = {"meta", "img", "input", "br"}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with attributes, what is open, and the text; an end without its start fails."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def what(evaluation):
+    found, _ = plan([], "world", "star", attacks=ATTACKS, baselines="uce", seeds="1", images=4, cases=4, out=evaluation)
+    return found
+
+
+@pytest.fixture(scope="module")
+def source(evaluation):
+    return (evaluation / "report.html").read_text()
+
+
+def test_it_is_whole_and_has_every_part(source, report):
+    found = Page(source)
+    assert found.open == []
+    for title in ("Summary", "Robustness against retention", "Attacks", "Pictures", "Cost", "Commands"):
+        assert title in found.text
+    for row in report["rows"]:
+        for attack in row["attacks"].values():
+            assert attack["command"] in found.text
+    strips = [image["alt"] for image in found.all("img")]
+    assert len(strips) == 2 * (1 + 2 * 2) + 1  # original and attacks with controls, twice; erased, once
+    assert "pictures: uce, erased" in strips[1]
+    assert "one seed (1)" in found.text and "factor of two or three" in found.text
+
+
+def test_it_asks_for_nothing_and_runs_nothing(source):
+    found = Page(source)
+    (policy,) = [meta["content"] for meta in found.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert not {"script", "link", "iframe", "object", "form", "base"} & {tag for tag, _ in found.tags}
+    for _, attributes in found.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href", "action", "srcset"):
+                assert value.startswith(("data:image/png;base64,", "#")), value[:80]
+    addresses = re.findall(r"(?:url\(|@import|https?:)[^)\s\"]*", source)
+    assert all(a.startswith("url(#") or a.startswith("http://www.w3.org/") for a in addresses), addresses
+
+
+def test_what_users_wrote_is_text(report, what):
+    evil = copy.deepcopy(report) | {"concept": EVIL, "neutral": EVIL, "command": EVIL, "base": EVIL}
+    for row in evil["rows"]:
+        row |= {"name": EVIL, "method": EVIL}
+        row["pictures"]["prompts"] = [EVIL] * 4
+        for attack in row["attacks"].values():
+            attack["command"] = attack["pictures"]["prompts"][0] = attack["control"]["word"] = EVIL
+    written = page.html(evil, what)
+    assert "<script" not in written and "alert(1)" in written
+    found = Page(written)
+    assert found.open == [] and found.text.count(EVIL) > 20
+    assert all("script" not in "".join(attributes) for _, attributes in found.tags)  # no attribute's name was made
+
+
+def test_pictures_are_blurred_but_the_worlds(report, what, source):
+    assert "blur(" not in source
+    other = copy.deepcopy(report) | {"base": "/models/other"}
+    assert "blur(" in page.html(other, what) and 'id="show"' in page.html(other, what)
+    assert "blur(" not in page.html(other | {"show": True}, what)
+
+
+def test_charts_have_the_pages_colours_and_what_they_are_given():
+    metrics = [
+        {"step": k, "L_e": 0.1 / k, "L_adv": None if k == 3 else 0.2, "drift_norm": k, "omega": 0.1}
+        for k in range(1, 9)
+    ]
+    svg = charts.curves("_odd $name", metrics)
+    found = Page(svg)
+    assert found.open == [] and "L_adv" in found.text and "norm of the drift" in found.text
+    assert "var(--s0)" in svg and "var(--ink)" in svg and "#0102" not in svg
+    assert charts.curves("one step", metrics[:1]) == "" == charts.curves("none", [])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("dark", [False, True])
+def test_chromium_draws_it_light_and_dark(evaluation, tmp_path, dark):
+    picture = tmp_path / "page.png"
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}",
+        "--window-size=500,2400", f"--blink-settings=preferredColorScheme={int(not dark)}", f"--screenshot={picture}",
+        (evaluation / "report.html").as_uri(),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    pixels = np.asarray(Image.open(picture).convert("L"))
+    assert (np.median(pixels) < 60) == dark and (np.median(pixels) > 200) != dark
+    assert pixels[:, :3].std() == 0  # nothing is cut off at the side
+    assert pixels[:, 40:].std() > 10
