@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import aegis_jax
+from aegis_jax import __version__
 from aegis_jax.attacks import find
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation import world
@@ -95,7 +95,7 @@ class Plan:
 
 
 def versions() -> dict:
-    return {"aegis_jax": aegis_jax.__version__, "jax": jax.__version__, "backend": jax.default_backend()}
+    return {"aegis_jax": __version__, "jax": jax.__version__, "backend": jax.default_backend()}
 
 
 def judge_digest() -> str:
