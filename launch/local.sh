@@ -5,8 +5,9 @@
 #
 #   launch/local.sh 4 aegis batch plan.csv --model world --out runs/batch
 #
-# A copy that is ended by a signal (killed, out of memory, pre-empted) is started again; one that ends by itself is not:
-# 0 is done, 1 is concepts that failed for good, 2 is something to mend. SIGTERM and Ctrl-C are handed on to all copies.
+# A copy that is ended by a signal (killed, out of memory, pre-empted), or by an error of no known kind (134), is started
+# again, each time a second later than the last, up to 30; one that ends by itself is not: 0 is done, 1 is concepts that
+# failed for good, 2 is something to mend. SIGTERM and Ctrl-C are handed on to all copies.
 # Its own exit code is the largest of theirs. --dry-run prints what would be run.
 set -euo pipefail
 
@@ -40,7 +41,7 @@ fi
 
 # One copy, until it ends by itself. In a subshell of its own, with its own traps.
 keep_running() {
-  local name=$1 child='' code stopped=false
+  local name=$1 child='' code pause=0 stopped=false
   shift
   trap 'stopped=true; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM
   trap '' INT # of the terminal's Ctrl-C; the parent hands on TERM instead
@@ -56,8 +57,11 @@ keep_running() {
     if ((code <= 128)) || $stopped; then
       exit "$code"
     fi
-    echo "copy $name was ended by signal $((code - 128)), starting it again"
-    sleep 1
+    pause=$((pause < 30 ? pause + 1 : 30))
+    echo "copy $name ended with $code, starting it again in $pause s"
+    sleep "$pause" &
+    child=$! # which a signal ends too
+    wait "$child" || true
     $stopped && exit 143
   done
 }

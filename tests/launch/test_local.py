@@ -60,7 +60,27 @@ def test_one_that_a_signal_has_ended_is_started_again(tmp_path, name):
     done = run(2, "bash", "-c", script, tmp_path)
     number = signal.Signals[f"SIG{name}"].value
     assert done.returncode == 0 and len(re.findall(r"^\[.\] alive$", done.stdout, re.MULTILINE)) == 2
-    assert f"was ended by signal {number}, starting it again" in done.stdout
+    assert f"ended with {128 + number}, starting it again" in done.stdout
+
+
+def test_one_that_always_breaks_is_started_ever_more_slowly(tmp_path):
+    (tmp_path / "sleep").write_text("#!/bin/sh\n")
+    (tmp_path / "sleep").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = run(1, "bash", "-c", 'echo >>"$0"; (($(wc -l <"$0") < 33)) && exit 134', tmp_path / "count", env=environment)
+    assert done.returncode == 1
+    assert [int(n) for n in re.findall(r"ended with 134, starting it again in (\d+) s", done.stdout)] == [
+        *range(1, 31), 30, 30,
+    ]  # fmt: skip
+
+
+def test_one_that_waits_to_be_started_again_ends_at_a_signal():
+    copies = subprocess.Popen([SCRIPT, "1", "bash", "-c", "exit 134"], stdout=subprocess.PIPE, text=True)
+    for _ in range(3):  # the third pause is of three seconds
+        line = copies.stdout.readline()
+    assert "again in 3 s" in line
+    copies.terminate()
+    assert copies.communicate(timeout=30)[0] == "" and copies.returncode == 143
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
