@@ -23,7 +23,7 @@ from aegis_jax.run import replay
 from aegis_jax.run.console import made
 from aegis_jax.run.judging import Question, in_words, question
 from aegis_jax.run.progress import Progress
-from aegis_jax.run.prompts import INDEX, Prompt, check_index
+from aegis_jax.run.prompts import INDEX, Prompt, check_index, seed_of
 from aegis_jax.run.prompts import read as read_prompts
 
 # How an attack's pictures are made, but of the world; how many of each restart; how many prompts on the world.
@@ -175,7 +175,10 @@ def _of_folder(job: Job, folder: Path, file, neutral) -> Given:
             raise AegisError(f"{file} has {len(prompts)} prompts and {folder} {len(images)} pictures: wanted as many")
     else:
         rows = [index.get(name) for name in names]
-        prompts = [Prompt(job.concept) if row is None else Prompt(row["prompt"], int(row["seed"])) for row in rows]
+        prompts = [
+            Prompt(job.concept) if row is None else Prompt(row["prompt"], seed_of(row["seed"], "seed", folder / INDEX))
+            for row in rows
+        ]
     texts = [prompt.text for prompt in prompts]
     if neutral is not None and find(job.method).of == "prompt":
         said = re.compile(re.escape(job.concept), re.IGNORECASE)

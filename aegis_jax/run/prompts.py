@@ -136,7 +136,7 @@ def _rows(path: Path, text: str, said: dict[str, set[str]]) -> list[Prompt]:
             where = f"{path}, line {reader.line_num}"
             if row[names["prompt"]] is None:
                 raise AegisError(f"{where}: no prompt")
-            seed = None if seed_column is None else _seed(row[seed_column], seed_column, where)
+            seed = None if seed_column is None else seed_of(row[seed_column], seed_column, where)
             guidance = None if guidance_column is None else _guidance(row[guidance_column], guidance_column, where)
             case = "" if case_column is None else (row[case_column] or "").strip()
             prompts.append(Prompt(row[names["prompt"]], seed, guidance, case))
@@ -147,7 +147,8 @@ def _rows(path: Path, text: str, said: dict[str, set[str]]) -> list[Prompt]:
     return prompts
 
 
-def _seed(text: str | None, column: str, where: str) -> int:
+def seed_of(text: str | None, column: str, where: str) -> int:
+    """The seed in a cell. Raises `AegisError` naming where for what is no whole number."""
     text = text or ""
     if text.strip().isdecimal():
         return int(text)

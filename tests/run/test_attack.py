@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 
 import jax.numpy as jnp
@@ -129,6 +130,16 @@ def test_a_case_is_a_picture_with_its_prompt_and_its_noise(folder, monkeypatch, 
         (["a red dog", "a star", "sky"], [5, 6, 8]),
     ]
     assert seen[0][2] == [0, 90, 180]
+    lines = (pictures / "prompts.csv").read_text()
+    for cell, whole in ((",8.0,", True), (",8.5,", False)):  # as pandas may write it, and what is no seed
+        (pictures / "prompts.csv").write_text(lines.replace(",8,", cell))
+        again = functools.partial(attack.attack, folder, "dog", **how, out=tmp_path / f"4{whole}")
+        if whole:
+            again()
+            assert seen[-1][1] == [7, 8, 9]
+        else:
+            with pytest.raises(AegisError, match=r"prompts.csv.*seed = '8.5', wanted a whole number"):
+                again()
     rows = list(csv.DictReader(open(tmp_path / "3" / "prompts.csv")))
     assert [(row["prompt"], row["seed"], row["restart"]) for row in rows[:3]] == [
         ("a red dog", "5", "0"), ("a red dog", "5", "1"), ("a star", "6", "0"),
