@@ -20,6 +20,7 @@ from aegis_jax.parallel.mesh import lanes_mesh
 from aegis_jax.run import cache
 from aegis_jax.run.config import RunConfig
 from aegis_jax.run.erase import EraseResult, in_full, off_device, on_device, settings, trained, with_drift
+from aegis_jax.run.folder import device_errors
 from aegis_jax.run.loop import NonFiniteError
 from aegis_jax.run.progress import Progress, Silent
 from aegis_jax.run.tensors import TensorLog
@@ -60,7 +61,8 @@ def erase_each(
     run = settings(pipeline, runs[0], config, overrides)
     if not isinstance(pipeline, Pipeline):
         pipeline = off_device(load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None))
-    all_found = list(erase_lanes(pipeline, runs, run, lanes=lanes, progress=progress))
+    with device_errors("lower lanes, or " * (width(run, lanes) > 1) + run.method.smaller):
+        all_found = list(erase_lanes(pipeline, runs, run, lanes=lanes, progress=progress))
     # Only now, since training needs the device's room, and once, so that all results share what was not trained.
     changed = {name for found in all_found if isinstance(found, Erased) for name in found.drift}
     original = on_device(pipeline)

@@ -196,3 +196,13 @@ def test_what_is_refused(folder):
         aegis_jax.erase_each(folder, ["star"], config=KEYS, lanes=0)
     with pytest.raises(AegisError, match="concept '  ' is empty"):
         aegis_jax.erase_each(folder, ["star", "  "], config=KEYS)
+
+
+def test_a_full_device_is_one_line(folder, monkeypatch):
+    def full(*args, **more):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nlong")
+
+    monkeypatch.setattr("aegis_jax.run.lanes.erase_lanes", full)
+    for count, advice in ((2, "lower lanes, or lower --config.batch"), (1, "; lower --config.batch")):
+        with pytest.raises(AegisError, match="memory is full.*" + advice):
+            aegis_jax.erase_each(folder, ["star", "red"], config=KEYS, lanes=count)
