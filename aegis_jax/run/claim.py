@@ -48,7 +48,8 @@ def claimed(folder: Path):
                 yield
             finally:
                 done.set()
-                (folder / LOCK).unlink(missing_ok=True)  # still locked: who waits for it sees that it is gone
+                if fcntl is None or _is_at(file, folder / LOCK):  # else it is of one that has taken over
+                    (folder / LOCK).unlink(missing_ok=True)  # still locked: who waits for it sees that it is gone
     finally:
         with contextlib.suppress(OSError):  # not empty
             for path in new:
@@ -91,13 +92,13 @@ def _state(lock: Path):
 def _renew(lock: Path, file, done: threading.Event) -> None:
     """Renews a lock until `done`; ends this process if another has taken it over, which two would spoil."""
     while not done.wait(RENEWED):
-        if fcntl is not None and not _is_at(file, lock):
-            if not done.is_set():
-                text = f"aegis: error: {lock.parent} was taken over by {_told(lock)}, so this process ends"
-                print(text, file=sys.stderr, flush=True)
-                os._exit(ENDED)
-            return
-        with contextlib.suppress(OSError):  # it may answer again before the others' patience ends
+        with contextlib.suppress(OSError):  # the file system may answer again, and then say that another has taken over
+            if fcntl is not None and not _is_at(file, lock):
+                if not done.is_set():
+                    text = f"aegis: error: {lock.parent} was taken over by {_told(lock)}, so this process ends"
+                    print(text, file=sys.stderr, flush=True)
+                    os._exit(ENDED)
+                return
             os.utime(lock)
 
 

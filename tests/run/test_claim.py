@@ -193,6 +193,33 @@ def test_a_lock_is_renewed_while_it_is_held(tmp_path, monkeypatch):
             time.sleep(0.02)
 
 
+def test_a_file_system_that_does_not_answer_for_a_while_ends_no_renewing(tmp_path, monkeypatch):
+    """Else a live run would be silent, and taken over, without ever noticing."""
+    monkeypatch.setattr(claim, "RENEWED", 0.02)
+    honest, asked = claim._is_at, threading.Event()
+
+    def stale(file, lock):
+        if threading.current_thread().name == "claim" and not asked.is_set():
+            asked.set()
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return honest(file, lock)
+
+    monkeypatch.setattr(claim, "_is_at", stale)
+    with claimed(tmp_path):
+        assert asked.wait(30)
+        first, until = claim._state(tmp_path / LOCK), time.monotonic() + 30
+        while claim._state(tmp_path / LOCK) == first:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+
+def test_the_lock_of_one_that_has_taken_over_is_left_alone(tmp_path):
+    with claimed(tmp_path):
+        (tmp_path / LOCK).unlink()
+        write_lock(tmp_path, host="node-17")
+    assert (tmp_path / LOCK).exists()
+
+
 @pytest.mark.parametrize("renewed", [False, True])
 def test_a_silent_lock_of_another_host_is_taken_over(tmp_path, monkeypatch, gone, renewed, no_flock):
     """By who is told to go on by itself; a holder that renews it keeps it."""
