@@ -119,8 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         "batch", _batch, "Erase many concepts, one delta file each; start it as often as there are machines.",
         epilog="Any setting can be changed with --config.key=value. The same command again goes on with what is left. "
         "aegis batch status DIR says how far it is. "
-        "Exit codes: 0 all done, 1 some concepts failed for good, 2 something to mend, 134 unknown errors one after "
-        "another, 128 + signal.",
+        "Exit codes: 0 all done, 1 some concepts failed for good, 2 something to mend, 134 an error of no known "
+        "kind, 128 + signal.",
     )  # fmt: skip
     sub.add_argument("plan", metavar="PLAN", help="a .csv or .jsonl: name, words, config keys (docs/scale.md)")
     _add_model(sub)
