@@ -23,6 +23,7 @@ from aegis_jax.world.towers import Committee
 
 CLASSES = tuple(len(values) + 1 for values in ATTRIBUTES.values())  # the last of each is "none of these"
 NAMES = ("judge", "second_judge")
+FEW = 16  # images, as an attack looks at on its way: padded to a whole batch they would take twenty times as long
 
 
 def logits(graph, params, images) -> tuple:
@@ -47,10 +48,11 @@ class Judge:
         """{"shape" | "colour" | "texture": (n,) int, the value's index or -1 for none of these;
         "probabilities": {attribute: (n, values + 1) float32, the last column "none"}}."""
         images = np.asarray(images)
+        batch = min(batch, FEW) if len(images) <= FEW else batch
         parts = []
         for i in range(0, len(images), batch):
             x = images[i : i + batch]
-            padded = np.concatenate([x, np.zeros((-len(x) % batch, *x.shape[1:]), x.dtype)])  # one compiled shape
+            padded = np.concatenate([x, np.zeros((-len(x) % batch, *x.shape[1:]), x.dtype)])  # two compiled shapes
             out = _probabilities(self.model.graph, self.model.params, padded.astype(np.float32) / 127.5 - 1)
             parts.append([np.asarray(p)[: len(x)] for p in out])
         probabilities = {a: np.concatenate([p[k] for p in parts]) for k, a in enumerate(ATTRIBUTES)}
