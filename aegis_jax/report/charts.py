@@ -55,7 +55,11 @@ def pareto(points: list[dict]) -> str:
 
 def curves(name: str, metrics: list[dict]) -> str:
     """What a run's metrics.jsonl says of every step; "" where there is nothing to draw."""
-    known = {title: [key for key in keys if any(key in step for step in metrics)] for title, keys in CURVES.items()}
+    # What never changes, as omega does where a preset has none, is no curve.
+    known = {
+        title: [key for key in keys if len({step[key] for step in metrics if step.get(key) is not None}) > 1]
+        for title, keys in CURVES.items()
+    }
     known = {title: keys for title, keys in known.items() if keys}
     if len(metrics) < 2 or not known:
         return ""
@@ -66,12 +70,12 @@ def curves(name: str, metrics: list[dict]) -> str:
             for k, key in enumerate(keys):
                 rows = [(step["step"], step[key]) for step in metrics if step.get(key) is not None]
                 rows = rows[:: max(1, len(rows) // 300)]  # a chart of a few inches shows no more
-                axes.plot(*zip(*rows, strict=True), color=SERIES[k], label=_math_off(key))
+                axes.plot(*zip(*rows, strict=True), color=SERIES[k], linewidth=0.9, label=_math_off(key))
             if title == "losses" and all(step.get(key) is None or step[key] > 0 for step in metrics for key in keys):
                 axes.set_yscale("log")
             axes.set_title(title, fontsize=9)
             if len(keys) > 1:
-                axes.legend(fontsize=7.5)
+                axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, columnspacing=1)
         return _svg(figure, f"Training of {name}")
 
 

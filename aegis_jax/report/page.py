@@ -1,6 +1,7 @@
 """report.html: one file that makes no request, runs no script and escapes what users wrote."""
 
 import base64
+import math
 from pathlib import Path
 
 import jinja2
@@ -36,8 +37,9 @@ def _pareto(rows: list[dict]) -> Markup | None:
     for row in rows:
         worst = row["worst"] or row["worst_of_all"]
         kept = [row["figures"][name] for name in figures.KEPT]
-        count, n = round(sum(share["count"] for share in kept) / len(kept)), kept[0]["n"]  # of the same images
-        kept = {"share": count / n, "interval": wilson(count, n)}
+        count, n = sum(share["count"] for share in kept) / len(kept), kept[0]["n"]  # of the same images
+        low, high = wilson(math.floor(count), n)[0], wilson(math.ceil(count), n)[1]
+        kept = {"share": count / n, "interval": (low, high)}
         if worst is not None:
             points.append({"name": row["name"], "kept": kept, "worst": worst["rate"]})
     return Markup(charts.pareto(points)) if points else None
