@@ -108,7 +108,7 @@ def test_pictures_are_blurred_but_the_worlds(report, what, source):
 
 def test_charts_have_the_pages_colours_and_what_they_are_given():
     metrics = [
-        {"step": k, "L_e": 0.1 / k, "L_adv": None if k == 3 else 0.2, "drift_norm": k, "omega": 0.1}
+        {"step": k, "L_e": 0.1 / k, "L_adv": None if k == 3 else 0.2 + k, "drift_norm": k, "omega": 0.1}
         for k in range(1, 9)
     ]
     svg = charts.curves("_odd $name", metrics)
