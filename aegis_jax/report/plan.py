@@ -145,7 +145,7 @@ def plan(
     check_fit(original, value, taken, cases, numbers, control)
     folder = expand(out or Path("evaluations") / value.value.name).absolute()
     rows, loaded = [Row("base", "base", place(base))], {"base": original}
-    for given in models:
+    for given in [models] if isinstance(models, str | Path) else models:
         row = _row(given, rows)
         pipeline = load_pipeline(row.model)
         _check_same_kind(given, pipeline, original)
