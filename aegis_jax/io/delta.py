@@ -28,7 +28,7 @@ import numpy as np
 
 from aegis_jax.errors import AegisError
 from aegis_jax.io import agree, convert, export, folder, hub, parts, pipeline, safetensors, tensors
-from aegis_jax.io.destination import new_folder
+from aegis_jax.io.destination import checked_file, new_folder
 from aegis_jax.models import layout
 from aegis_jax.models.model import flatten, unflatten
 
@@ -321,17 +321,7 @@ def _leaf(path: str, leaf: jax.Array, tensor: np.ndarray) -> jax.Array:
 
 def check_path(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
     """Where a delta file shall go, expanded. Raises `AegisError` for a folder, and for what may not be replaced."""
-    path = hub.expand(path)
-    if path.is_dir():
-        raise AegisError(f"{path} is a folder: name a file, e.g. {path / 'erased.safetensors'}")
-    if path.exists():
-        if not overwrite:
-            raise AegisError(f"{path} exists: choose another file or allow overwriting it")
-        try:
-            read_delta(path)
-        except AegisError:  # an unlucky argument must not cost a model
-            raise AegisError(f"{path} is no delta file, so it is not overwritten: choose another") from None
-    return path
+    return checked_file(path, overwrite, "delta file", "erased.safetensors", read_delta)
 
 
 def _examined(erased, variant: str | None) -> folder.Folder:

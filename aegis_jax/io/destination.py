@@ -1,4 +1,4 @@
-"""A folder that appears under its name only when all of it is there, whatever stops the writing."""
+"""A folder that appears under its name only when it is complete, whatever stops the writing; what may be replaced."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from aegis_jax.errors import AegisError
 from aegis_jax.io import hub, safetensors
@@ -27,6 +27,24 @@ def new_folder(
     _check_space(needed, destination)
     with _written_beside(destination) as unfinished:
         yield unfinished, destination
+
+
+def checked_file(path: str | os.PathLike, overwrite: bool, kind: str, example: str, read: Callable) -> pathlib.Path:
+    """Where a file shall go, expanded. Raises `AegisError` for a folder, and for what may not be replaced.
+
+    kind: what it is; example: a name for it; read: raises `AegisError` for a file that is none.
+    """
+    path = hub.expand(path)
+    if path.is_dir():
+        raise AegisError(f"{path} is a folder: name a file, e.g. {path / example}")
+    if path.exists():
+        if not overwrite:
+            raise AegisError(f"{path} exists: choose another file or allow overwriting it")
+        try:
+            read(path)
+        except AegisError:  # an unlucky argument must not cost a model
+            raise AegisError(f"{path} is no {kind}, so it is not overwritten: choose another") from None
+    return path
 
 
 def _checked_destination(folder: str | os.PathLike, overwrite: bool) -> pathlib.Path:

@@ -9,11 +9,13 @@ What it cannot say is lost: the rest of each change, and changes of biases and n
 """
 
 import os
+import pathlib
 
 import numpy as np
 
 from aegis_jax.errors import AegisError
 from aegis_jax.io import delta, folder, hub, safetensors
+from aegis_jax.io.destination import checked_file
 
 NAMES = ("peft", "kohya")
 
@@ -91,13 +93,10 @@ def _named(module: str, down: np.ndarray, up: np.ndarray, names: str) -> dict[st
     return {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": alpha}
 
 
-def _checked_out(path: str | os.PathLike, overwrite: bool):
-    path = hub.expand(path)
-    if path.is_dir():
-        raise AegisError(f"{path} is a folder: name a file, e.g. {path / 'lora.safetensors'}")
-    if path.exists():
-        if not overwrite:
-            raise AegisError(f"{path} exists: choose another file or allow overwriting it")
-        if "aegis_lora" not in (safetensors.read_header(path).metadata or {}):
-            raise AegisError(f"{path} is no LoRA of aegis_jax, so it is not overwritten: choose another")
-    return path
+def _checked_out(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
+    return checked_file(path, overwrite, "LoRA of aegis_jax", "lora.safetensors", _read)
+
+
+def _read(path: pathlib.Path) -> None:
+    if "aegis_lora" not in (safetensors.read_header(path).metadata or {}):
+        raise AegisError(f"{path} is no LoRA of aegis_jax")

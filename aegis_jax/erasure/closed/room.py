@@ -46,7 +46,7 @@ def _started(solve, pipeline, concepts, config, placement=None) -> tuple[State, 
     if placement is not None:
         raise AegisError(f"method={config.method} is solved on the host: leave mesh.data and mesh.fsdp at 1")
     concepts = [concepts] if isinstance(concepts, str) else list(concepts)
-    check_texts(pipeline.tokenizer, concepts, config.guide, config.preserve)
+    check_fit(pipeline, concepts, config)
     texts = encoded(pipeline, [*concepts, *config.guide, *config.preserve, ""])
     drift, metrics = solve(pipeline, concepts, texts, config)
     drift = {path: jnp.asarray(x) for path, x in drift.items()}
