@@ -23,7 +23,7 @@ from tools.world import export, judges, stages
 from tools.world.architectures import JUDGES
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
@@ -43,7 +43,7 @@ class Record:
         self.path.write_text(json.dumps(self.values, indent=2) + "\n")
 
 
-def train(out, *, seed: int = 0, plan: stages.Plan | None = None, log=_say) -> pathlib.Path:
+def train(out, *, seed: int = 0, plan: stages.Plan | None = None, log=say) -> pathlib.Path:
     """Train what is missing in `out`, export it, and return the exported folder `out/world`.
 
     Raises `AegisError` for a seed that numpy or JAX would not take.
@@ -108,10 +108,13 @@ def _judge(shop, parts, name):
     }
 
 
-def _unet(shop, parts, name):
-    """Rounds of training, each written to DIR/unet.round1.safetensors and so on, and skipped when that exists."""
+def unet(shop, parts, name, *, scale: float | None = None):
+    """Rounds of training, each written to DIR/unet.round1.safetensors and so on, and skipped when that exists.
+
+    scale: the VAE's scaling factor; None measures it on the first pool. Returns the parameters and what was measured.
+    """
     text, params = {"text_model": parts["clip"]["text_model"]}, None
-    scale = stages.encode_pool(parts["vae"], shop.pool).scaling_factor
+    scale = scale or stages.encode_pool(parts["vae"], shop.pool).scaling_factor
     for round in range(len(shop.plan.unet_rounds)):
         path = shop.folder / f"{name}.round{round + 1}.safetensors"
         if not path.exists():
@@ -121,7 +124,7 @@ def _unet(shop, parts, name):
     return params, {"scaling_factor": scale, "rounds": list(shop.plan.unet_rounds)}
 
 
-_STAGES = {"clip": _clip, "vae": _vae, "unet": _unet, "judge": _judge, "second_judge": _judge}
+_STAGES = {"clip": _clip, "vae": _vae, "unet": unet, "judge": _judge, "second_judge": _judge}
 
 
 def main(argv=None) -> None:
