@@ -13,11 +13,10 @@ import warnings
 from pathlib import Path
 
 from aegis_jax import __version__
-from aegis_jax.errors import AegisError
+from aegis_jax.errors import AGAIN, AegisError
 from aegis_jax.report import arguments as evaluate_arguments
 from aegis_jax.run import attack_arguments, file_arguments, judge_arguments
 
-STUCK = 134  # of a worker's own trouble, as parallel.processes has it: 1 would say that the batch is settled
 MODEL = "a diffusers folder, a hub id, or world"
 
 
@@ -55,14 +54,14 @@ def _run(argv) -> int:
         return args.command(args) or 0
     except (AegisError, OSError) as error:
         print(f"aegis: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return getattr(error, "code", 2)
     except Exception as error:
         # XLA has no class of its own for a full device.
         if not (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
             if args.command is not _batch:
                 raise
             traceback.print_exc()
-            return STUCK
+            return AGAIN  # a worker's own trouble: 1 would say that the batch is settled
         first = str(error).strip().splitlines()[0]
         advice = "lower --batch" if args.command in (_attack, _sample) else "take a larger device"
         print(f"aegis: error: the device's memory is full ({first}); {advice}", file=sys.stderr)

@@ -1,9 +1,21 @@
-"""The one exception for what the user can mend."""
+"""The exceptions that are told in one line, and their exit codes."""
+
+# Of an end that the user need not mend: the same command may go on at the next attempt, so a scheduler should try. That
+# of an abort, as JAX ends those whose peer has died.
+AGAIN = 134
 
 
 class AegisError(ValueError):
     """Something in the user's input is wrong.
 
     The message is one line that names what was found, where, what was wanted and what to do.
-    The command line prints it as it is and exits with code 2.
+    The command line prints it as it is and exits with `code`.
     """
+
+    code = 2
+
+
+class Unavailable(AegisError):
+    """What has worked does not answer now, and may again."""
+
+    code = AGAIN

@@ -19,6 +19,10 @@ PLAN = "plan.jsonl"  # the first that is written into a batch
 _SOUND_FUSE = {"fuseblk", "fuse.glusterfs", "fuse.ceph", "fuse.ceph-fuse", "fuse.juicefs", "fuse.fuse-overlayfs"}
 
 
+class Unanswered(AegisError):
+    """A store does not do what it was asked."""
+
+
 class Store:
     """Values by key. Generations are what a value's versions are told apart by: opaque, never "absent"."""
 
@@ -55,7 +59,7 @@ class Store:
             return future.result()
         except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
             reason = re.sub(r"\s*\[(source locations|tensorstore_spill).*", "", str(error), flags=re.DOTALL)
-            raise AegisError(f"cannot use {self.place}: {' '.join(reason.split())[:300]}") from error
+            raise Unanswered(f"cannot use {self.place}: {' '.join(reason.split())[:300]}") from error
 
 
 def open_store(place: str | os.PathLike, *, new: bool = False, mounts: str | None = None) -> Store:

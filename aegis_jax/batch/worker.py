@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from aegis_jax.batch.ledger import Ledger
 from aegis_jax.batch.plan import Plan, Row
-from aegis_jax.errors import AegisError
+from aegis_jax.batch.store import Unanswered
+from aegis_jax.errors import AegisError, Unavailable
 from aegis_jax.run.progress import Silent, duration
 
 STRIKES = 3  # groups in a row that end in an error of no kind that is known: then the machine is at fault
@@ -77,12 +78,12 @@ def work(
     erase: {lane: row} of one program -> (lane, what it has come to) of each, one at a time; an `AegisError` among these
     is that row's. width: how many lanes a batch of such rows has. progress: as of `run.progress`.
 
-    Raises what keeps this machine from working at all: a full disk or device, a store that does not answer, or
-    `STRIKES` unknown errors one after another.
+    Raises what keeps this machine from working at all: a full disk or device, a store that no longer answers
+    (`Unavailable`), or `STRIKES` unknown errors one after another.
     """
     progress, start, strikes = progress or Silent(), time.monotonic(), 0
     first = len(ledger.survey().done)
-    with ledger.renewing():
+    with ledger.renewing(), _may_come_back():
         while True:
             group, left = _pull(plan, ledger, width)
             if group:
@@ -95,6 +96,15 @@ def work(
                 time.sleep(poll)
             else:
                 return
+
+
+@contextlib.contextmanager
+def _may_come_back() -> Iterator[None]:
+    """A store that has answered before, and does not now, is nothing to mend: who starts workers is to try again."""
+    try:
+        yield
+    except Unanswered as error:
+        raise Unavailable(f"{error}; what was not finished is free for others; start this again") from error
 
 
 def _pull(plan: Plan, ledger: Ledger, width: Callable[[Row], int]) -> tuple[dict[int, Row], bool]:

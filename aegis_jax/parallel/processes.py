@@ -26,13 +26,12 @@ from collections.abc import Callable
 import jax
 from jax.experimental import multihost_utils
 
-from aegis_jax.errors import AegisError
+from aegis_jax.errors import AGAIN, AegisError
 
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 LEAVING = 10  # seconds that one which ends waits for the others
 LONGEST = 6 * 3600  # seconds that what one does and the others wait for may take: loading, export, pictures
 COMING = 300  # seconds that the others have to come
-STUCK = 134  # exit code of the watchdog: that of an abort, as JAX ends those whose peer has died
 USER, FAILED = 2, 1  # exit codes of the command: what the user can mend, anything else
 # What XLA says where a connection is lost, and where one does not answer.
 _LOST = re.compile("UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|[Cc]onnection|[Gg]loo|NCCL|[Pp]eer|Broken pipe")
@@ -47,7 +46,7 @@ def start() -> None:
     """Joins the others that the environment names, if it names any. Before anything else that asks for a device.
 
     Raises `AegisError` for a wrong or incomplete environment. If the others do not come within `COMING` seconds this
-    process ends with `STUCK`, since they may at the next attempt: by one line, but for the first one, which JAX aborts.
+    process ends with `AGAIN`, since they may at the next attempt: by one line, but for the first one, which JAX aborts.
     """
     asked = _asked()
     if asked is None or jax.distributed.is_initialized():
@@ -72,7 +71,7 @@ def _reach(address: str) -> None:
         except OSError as error:
             if time.monotonic() > until:
                 why = f"process 0 was not reached at JAX_COORDINATOR_ADDRESS={address} for {COMING} s ({error})"
-                _leave(f"aegis: error: {why}; check that it runs, and the address", STUCK)
+                _leave(f"aegis: error: {why}; check that it runs, and the address", AGAIN)
             time.sleep(0.2)
 
 
@@ -171,7 +170,7 @@ def ending(*together):
         elif of_xla and "RESOURCE_EXHAUSTED" in why:
             text, code = f"aegis: error: the device's memory is full ({why.splitlines()[0]})", USER
         elif of_xla and _LOST.search(why):
-            text, code = f"aegis: error: another process has gone ({why.splitlines()[0]}); go on with --resume", STUCK
+            text, code = f"aegis: error: another process has gone ({why.splitlines()[0]}); go on with --resume", AGAIN
         else:
             text, code = traceback.format_exc(), FAILED
         _leave(f"{text} ({_who(jax.process_index(), socket.gethostname())})", code)
@@ -203,7 +202,7 @@ class Watchdog:
 
     While entered, `beat` is to be called after every step. If none comes for `least` seconds and `factor` times the
     median of the steps so far (before the first: `compiling` seconds), the stacks of all threads go to standard error
-    and the process ends with `STUCK`; the others follow within `HEARTBEAT` seconds. Does nothing for a single process.
+    and the process ends with `AGAIN`; the others follow within `HEARTBEAT` seconds. Does nothing for a single process.
     """
 
     def __init__(self, *, least: float = 900.0, factor: float = 20.0, compiling: float = 3600.0):
@@ -239,7 +238,7 @@ class Watchdog:
             if waited > self.patience:
                 text = f"aegis: error: no step for {waited:.0f} s: a process hangs; all end, go on with --resume"
                 faulthandler.dump_traceback(all_threads=True)
-                _leave(f"{text} ({_who(jax.process_index(), socket.gethostname())})", STUCK)
+                _leave(f"{text} ({_who(jax.process_index(), socket.gethostname())})", AGAIN)
 
 
 def _client():

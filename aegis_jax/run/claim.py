@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from aegis_jax.errors import AegisError
+from aegis_jax.errors import AGAIN, AegisError
 
 try:
     import fcntl
@@ -19,7 +19,6 @@ except ImportError:  # Windows
 LOCK = "run.lock"
 RENEWED = 15.0  # seconds between two renewals of a lock
 SILENT = 60.0  # seconds without one after which its holder counts as gone
-ENDED = 134  # exit code of one whose folder another has taken over, as of parallel.processes: a scheduler may try again
 
 
 @contextlib.contextmanager
@@ -97,7 +96,7 @@ def _renew(lock: Path, file, done: threading.Event) -> None:
                 if not done.is_set():
                     text = f"aegis: error: {lock.parent} was taken over by {_told(lock)}, so this process ends"
                     print(text, file=sys.stderr, flush=True)
-                    os._exit(ENDED)
+                    os._exit(AGAIN)
                 return
             os.utime(lock)
 

@@ -1,8 +1,8 @@
 """What `aegis compose` does: delta files of one base merged into one, and what of each erasure that leaves.
 
 The rows that a concept's change is to be kept on (erasure/compose.py) are those of prompts in which it stands alone or
-among random words, as in training by random words (erasure/aegis/words.py); those that are to stay are of prompts of such
-words alone. All are drawn from the tokenizer: no data is needed.
+among random words, as in training by random words (erasure/aegis/words.py); those that are to stay are of prompts of
+such words alone. All are drawn from the tokenizer: no data is needed.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ import pytest
 
 from aegis_jax.batch import worker as worker_lib
 from aegis_jax.batch.ledger import ATTEMPTS, LOST, Ledger, records
-from aegis_jax.batch.store import open_store
+from aegis_jax.batch.store import Store, open_store
 from aegis_jax.batch.worker import Result, stoppable, work
 from aegis_jax.errors import AegisError
 from tests.batch import racing
@@ -159,6 +159,33 @@ def test_a_broken_machine_stops_and_uses_up_no_attempts(ledger):
     assert len(now.attempts) == racing.WIDTH * worker_lib.STRIKES and not now.failed
     run(plan, ledger("sound"), racing.erase(0))  # all claims were let go
     assert len(mine.survey().done) == 40
+
+
+@pytest.mark.parametrize("folder", ["attempts", "results"])
+def test_a_store_that_falls_silent_is_nothing_to_mend(ledger, monkeypatch, folder):
+    """Whether it is asked what there is or given a result: no attempt is lost, and the exit code says: try again."""
+    plan, mine = racing.plan(6), ledger("only")
+    log = []
+
+    def silent(ask):
+        def asked(self, key, *rest):
+            if log and key.startswith(folder):
+                self._asked(Gone())
+            return ask(self, key, *rest)
+
+        return asked
+
+    class Gone:
+        def result(self):
+            raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patch, pytest.raises(AegisError, match="Stale file handle.*start this again") as lost:
+        patch.setattr(Store, "names", silent(Store.names))
+        patch.setattr(Store, "create", silent(Store.create))
+        run(plan, mine, racing.erase(0, log))
+    assert lost.value.code == 134
+    run(plan, ledger("next"), racing.erase(0))
+    assert len(mine.survey().done) == 6 and not mine.survey().attempts
 
 
 def test_one_that_takes_its_workers_with_it_is_given_up(ledger):

@@ -252,5 +252,5 @@ def test_one_whose_folder_was_taken_over_ends(tmp_path):
         told = process.communicate(timeout=50)[1]
     finally:
         process.kill()
-    assert process.returncode == claim.ENDED and "taken over by process 1 on host node-17" in told
+    assert process.returncode == claim.AGAIN and "taken over by process 1 on host node-17" in told
     assert (tmp_path / LOCK).exists()
