@@ -1,6 +1,7 @@
 """before_after.png: the same prompts and the same noise, before and after the erasure."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ class Row:
 
 def rows(concepts: tuple[str, ...], images: int, *, is_world: bool) -> list[Row]:
     """What the picture shows: erased concepts, then concepts that should be kept; the first of each, `ROWS` in all."""
-    erased, kept = _all_rows(concepts[:ROWS], images, is_world)
+    erased, kept = _all_rows(concepts, images, is_world)
     kept = list({row.label: row for row in kept if row.label not in concepts}.values())
     n_kept = min(len(kept), max(KEPT_ROWS, ROWS - len(erased)))
     return erased[: ROWS - n_kept] + kept[:n_kept]
@@ -52,38 +53,49 @@ def left_out(concepts: tuple[str, ...], shown: list[Row]) -> str:
 
 def _all_rows(concepts, images, is_world) -> tuple[list[Row], list[Row]]:
     if is_world:
-        parts = [_world_rows(concept, images) for concept in concepts]
+        gone = _gone(concepts)
+        parts = [_world_rows(concept, images, gone) for concept in concepts[:ROWS]]
         erased = [row for part in parts for row in part if row.is_erased]
         kept = [row for part in parts for row in part if not row.is_erased]
         return erased, kept
-    erased = [Row(concept, (concept,) * images, True, concept) for concept in concepts]
+    erased = [Row(concept, (concept,) * images, True, concept) for concept in concepts[:ROWS]]
     return erased, [Row(prompt, (prompt,) * images, False) for prompt in NEUTRAL]
 
 
-def _world_rows(concept: str, images: int) -> list[Row]:
-    """The concept, one of its held-out words, and two other values of its attribute."""
+def _gone(concepts) -> set[tuple[str, int]]:
+    """(attribute, index) of the values that were erased; of "red star" neither was."""
+    named = map(world.named, concepts)
+    return {(attribute, index) for found in named if len(found) == 1 for _, attribute, index in found}
+
+
+def _world_rows(concept: str, images: int, gone: set[tuple[str, int]]) -> list[Row]:
+    """The concept, one of its held-out words, and two other values of its attribute that were not erased."""
     known = world.named(concept)
     if not known:
         return [Row(concept, (concept,) * images, True, concept)]
     word, attribute, index = known[-1]
     values = world.ATTRIBUTES[attribute]
-    others = [values[(index + step) % len(values)].name for step in (1, 2)]
+    after = [(index + step) % len(values) for step in range(1, len(values))]
+    others = [values[k].name for k in after if (attribute, k) not in gone][:2]
     synonym = concept.replace(word, values[index].held_out[0])
     return [
         Row(concept, _world_prompts(concept, images), True, concept),
         Row(synonym, _world_prompts(synonym, images), True, concept),
-        *(Row(other, _world_prompts(other, images), False) for other in others),
+        *(Row(other, _world_prompts(other, images, gone), False) for other in others),
     ]
 
 
-def _world_prompts(phrase: str, images: int) -> tuple[str, ...]:
-    """Captions of things as in `phrase`, each with values of its own for what is left open."""
+def _world_prompts(phrase: str, images: int, gone: Iterable[tuple[str, int]] = ()) -> tuple[str, ...]:
+    """Captions of things as in `phrase`, each with values of its own for what is left open, none of those in `gone`."""
     said = {attribute: word for word, attribute, _ in world.named(phrase)}
 
     def choose(attribute, k):
-        values = world.ATTRIBUTES[attribute]
+        if attribute in said:
+            return said[attribute]
+        all_values = world.ATTRIBUTES[attribute]
+        values = [value for i, value in enumerate(all_values) if (attribute, i) not in gone] or all_values
         start, stride = _VARIETY[attribute]
-        return said.get(attribute) or values[(start + stride * k) % len(values)].name
+        return values[(start + stride * k) % len(values)].name
 
     return tuple(captions.fill("{a thing}", *(choose(a, k) for a in world.ATTRIBUTES)) for k in range(images))
 

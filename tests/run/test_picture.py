@@ -46,6 +46,18 @@ def test_what_is_erased_is_not_shown_as_kept():
     assert len({row.label for row in rows}) == len(rows)
 
 
+def test_what_is_to_be_kept_is_not_asked_for_with_words_that_were_erased():
+    rows = picture.rows(("red", "green", "star", "striped", "moon"), 4, is_world=True)
+    kept = [row for row in rows if not row.is_erased]
+    assert len(kept) >= picture.KEPT_ROWS
+    said = {word for row in kept for prompt in row.prompts for word in prompt.split()}
+    assert not said & {"red", "green", "star", "striped", "moon"}
+    # "red star" erases neither everything red nor every star.
+    assert any("red" in prompt for row in picture.rows(("red star",), 6, is_world=True) for prompt in row.prompts)
+    everything = tuple(value.name for values in world.ATTRIBUTES.values() for value in values)
+    assert picture.rows(everything, 2, is_world=True)
+
+
 def test_rows_of_an_unknown_model():
     rows = picture.rows(("Van Gogh",), 2, is_world=False)
     assert rows[0] == picture.Row("Van Gogh", ("Van Gogh",) * 2, True, "Van Gogh")
