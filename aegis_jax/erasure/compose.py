@@ -91,12 +91,11 @@ def answers(change: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
     return np.concatenate([(rows @ np.asarray(change[path], np.float64)).ravel() for path in sorted(change)])
 
 
-def interference(changes: Iterable[Mapping[str, np.ndarray]], rows: list[np.ndarray]) -> np.ndarray:
+def interference(norms) -> np.ndarray:
     """M (N, N), M[i, j] = ||X_j D_i|| / ||X_j D_j|| over all projections: what erasure i does to the rows of concept j,
     beside what j's own does. 1 on the diagonal; near 0 elsewhere, a plain sum will do. NaN where j's own does nothing.
 
-    changes: gone through once, so that they need not all be in memory.
+    norms: (N, N), of what `answers` gives for erasure i and the rows of concept j.
     """
-    does = np.array([[np.linalg.norm(answers(change, x)) for x in rows] for change in changes])
-    own = np.diagonal(does)
-    return does / np.where(own > 0, own, np.nan)
+    own = np.diagonal(norms)
+    return norms / np.where(own > 0, own, np.nan)

@@ -16,7 +16,7 @@ import numpy as np
 
 from aegis_jax.diffusion.conditioning import encode_ids
 from aegis_jax.erasure.aegis.words import random_prompts, vocabulary
-from aegis_jax.erasure.compose import Merged, answers, outside, summed
+from aegis_jax.erasure.compose import Merged, answers, interference, outside, summed
 from aegis_jax.erasure.texts import check_text_width, concept_tokens
 from aegis_jax.erasure.trainable import select
 from aegis_jax.errors import AegisError
@@ -140,10 +140,11 @@ def compose(
     if by == "null-space":
         drift = outside(drift, texts.preserved, FREE)
     drift = {leaf: x.astype(np.float32) for leaf, x in drift.items()}
-    sizes = np.array([np.linalg.norm(x) or np.nan for x in own])
+    does = np.array(does)
+    sizes = np.where(np.diagonal(does) > 0, np.diagonal(does), np.nan)
     whole = {leaf: drift.get(leaf, zero) for leaf, zero in zeros.items()}
     off = np.array([np.linalg.norm(answers(whole, rows) - x) for rows, x in zip(texts.alone, own)])
-    return Composed(drift, names, np.array(does) / sizes, off / sizes)
+    return Composed(drift, names, interference(does), off / sizes)
 
 
 def _check(by: str, lamb: float) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aegis_jax.erasure.compose import Merged, interference, outside, summed
+from aegis_jax.erasure.compose import Merged, answers, interference, outside, summed
 from aegis_jax.errors import AegisError
 
 D = 10
@@ -94,9 +94,13 @@ def test_interference():
     first["k"][0] = 1.0
     second = {"k": np.zeros((D, 3))}
     second["k"][:2] = [[2.0] * 3, [5.0] * 3]
-    np.testing.assert_allclose(interference([first, second], rows), [[1, 0], [2, 1]])
     nothing = {"k": np.zeros((D, 3))}
-    assert np.isnan(interference([first, nothing], rows)[:, 1]).all()
+
+    def found(*changes):
+        return interference(np.array([[np.linalg.norm(answers(change, x)) for x in rows] for change in changes]))
+
+    np.testing.assert_allclose(found(first, second), [[1, 0], [2, 1]])
+    assert np.isnan(found(first, nothing)[:, 1]).all()
 
 
 def test_what_cannot_be_merged_is_refused():
