@@ -104,14 +104,15 @@ def measure(cell: dict, found: list[dict]) -> dict:
     from aegis_jax.evaluation.attacked import attack_family
     from aegis_jax.evaluation.world import find, measure, unasked
 
+    # Before the erasure: without a screening there is nothing to be measured.
+    members = {"all": family, "none": dict}.get(cell["members"], lambda: _strongest(cell, found))()
     result = aegis_jax.erase("world", config=settings(cell))
     concept, seed = find(cell["concept"]), cell["evaluation_seed"]
     shown = measure(result.pipeline, concept, n=cell["images"], seed=seed)
     figures = {**shown, **_cost(result.run.erase), **_late(result.metrics)}
-    if cell["members"] == "none":
+    if not members:
         return figures
     figures |= unasked(result.pipeline, concept, n=cell["images"], seed=seed)
-    members = family() if cell["members"] == "all" else _strongest(cell, found)
     members = {name: dataclasses.replace(m, steps=cell["attack_steps"]) for name, m in members.items()}
     how = {"seed": seed, "restarts": cell["restarts"], "n": cell["n"]}
     attacked = attack_family(result.original, result.pipeline, concept, members, **how)
