@@ -3,7 +3,7 @@
 The grid is ESD's: `steps` DDIM steps at tau_i = 1 + stride (steps - 1 - i), e.g. 981, 961, ..., 1. A latent that has
 come to tau is trained at t drawn from the stride-wide interval tau - 1 .. tau + stride - 2. The released sampler
 (`offset`) leaves the first grid step out and starts at 961: its latents lie 39 to 58 timesteps below the t that they
-are trained at, 19 to 38 at the last grid position.
+are trained at, 19 to 38 at the last grid position. Other methods have other levels of t (`LEVELS`).
 
 `frozen` is whatever an erasure never changes; used of it are unet_graph, schedule, empty_emb, latent_shape, placement.
 Shapes: B latents, G rows of conditioning dealt to them in turn, h w latent size, C channels.
@@ -23,6 +23,9 @@ from aegis_jax.erasure.programs import program
 
 GUIDANCE = 3.0  # classifier-free guidance of every trajectory: ESD's, and the released code's
 TRAJECTORIES = 8  # of a concept in the pool
+# Which t a latent that has come to tau is trained at. interval: drawn from its stride-wide interval (ESD); grid: tau
+# itself (ESD's code of 2025); above: tau + stride - 1, and neither end of the grid is taken (STEREO).
+LEVELS = ("interval", "grid", "above")
 MOST_CONCEPTS = 64  # in a pool, some 26 MB each at 64x64 latents; with more every draw is fresh
 
 
@@ -71,24 +74,34 @@ def _placed(frozen, z):
     return z if frozen.placement is None else frozen.placement.batch(z)
 
 
-def _noised(frozen, key, z, i, steps: int) -> Noised:
+def _noised(frozen, key, z, i, steps: int, levels: str = "interval") -> Noised:
     """Latents of grid position i (a scalar or (B,)) with their training timesteps."""
     stride, _ = _grid(frozen, steps)
-    t = stride * (steps - 1 - i) + jax.random.randint(key, (z.shape[0],), 0, stride, jnp.int32)
-    return Noised(_placed(frozen, z), t)
+    if levels == "interval":
+        above = jax.random.randint(key, (z.shape[0],), 0, stride, jnp.int32)
+    else:
+        above = jnp.full(z.shape[0], {"grid": 1, "above": stride}[levels], jnp.int32)
+    return Noised(_placed(frozen, z), stride * (steps - 1 - i) + above)
 
 
-@program(static_argnames=("batch", "steps", "offset"))
-def fresh(frozen, theta, cond: Conditioning, key, *, batch: int, steps: int, offset: bool):
+def _positions(key, shape: tuple, steps: int, levels: str):
+    ends = int(levels == "above")
+    return jax.random.randint(key, shape, ends, steps - ends, jnp.int32)
+
+
+@program(static_argnames=("batch", "steps", "offset", "levels"))
+def fresh(
+    frozen, theta, cond: Conditioning, key, *, batch: int, steps: int, offset: bool = False, levels: str = "interval"
+):
     """The faithful draw: (`Noised`, i): some guided steps with the current theta, as many for the whole batch.
 
     cond: G rows, latent n is guided by row n mod G. The grid position i is drawn evenly; the loop runs exactly the
     steps that lead there.
     """
     key_i, key_z, key_t = jax.random.split(key, 3)
-    i = jax.random.randint(key_i, (), 0, steps, jnp.int32)
+    i = _positions(key_i, (), steps, levels)
     z = partial_trajectory(frozen, theta, cond, _noise(frozen, key_z, batch), i, steps=steps, offset=offset)
-    return _noised(frozen, key_t, z, i, steps), i
+    return _noised(frozen, key_t, z, i, steps, levels), i
 
 
 @program(static_argnames=("steps", "offset"))
@@ -118,8 +131,11 @@ def _trajectories(frozen, theta, cond: Conditioning, key, shape: tuple[int, int]
     return jnp.concatenate([before[1:], z[None], z[None]]) if offset else before
 
 
-@program(static_argnames=("batch", "refresh_every", "offset"), donate_argnames="pool")
-def pooled(frozen, theta, pool: Pool, cond: Conditioning, concepts, visits, key, *, batch, refresh_every, offset):
+@program(static_argnames=("batch", "refresh_every", "offset", "levels"), donate_argnames="pool")
+def pooled(
+    frozen, theta, pool: Pool, cond: Conditioning, concepts, visits, key, *, batch: int, refresh_every: int,
+    offset: bool = False, levels: str = "interval",
+):  # fmt: skip
     """A draw from the pool: (`Noised`, grid positions (B,), pool): latent n from the trajectories of its concept.
 
     concepts: of the batch, (G,), latent n belongs to the one at n mod G; cond: what theirs are guided by, G rows;
@@ -142,6 +158,6 @@ def pooled(frozen, theta, pool: Pool, cond: Conditioning, concepts, visits, key,
         return jax.lax.cond(due[n], draw, lambda pool: pool, pool)
 
     pool = jax.lax.fori_loop(0, groups, renew, pool)  # a loop: the network is compiled once for all concepts
-    i = jax.random.randint(key_i, (batch,), 0, steps, jnp.int32)
+    i = _positions(key_i, (batch,), steps, levels)
     m = jax.random.randint(key_m, (batch,), 0, count, jnp.int32)
-    return _noised(frozen, key_t, pool.z[per_latent(concepts, batch), i, m], i, steps), i, pool
+    return _noised(frozen, key_t, pool.z[per_latent(concepts, batch), i, m], i, steps, levels), i, pool

@@ -1,7 +1,9 @@
 """Every method by the name that tables, model cards and the command line use (`method=`); docs/method.md has them all.
 
 A preset is a method with settings. Settings of scale (steps, batch, learning rate, trainable tensors, latents' pool)
-are those of the paper unless a config file says otherwise, so that presets compare at the same scale.
+are those of the paper unless a config file says otherwise, so that presets compare at the same scale. Where one of them
+makes the method (the steps of a closed form, what esd-u trains) it is the preset's own: a change of method neither
+brings another value nor leaves it behind.
 """
 
 import dataclasses
@@ -15,18 +17,27 @@ from aegis_jax.errors import AegisError
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A named method: what it is in a line, the room it is of, and its settings."""
+    """A named method: what it is in a line, the room it is of, its settings, and which keys of SCALE are its own."""
 
     name: str
     about: str
     method: Method
     settings: object
+    own: frozenset = frozenset()
 
 
 def _changed(settings, changes: dict):
     """Frozen settings with some fields replaced; a dict replaces fields of a group."""
     inner = {k: _changed(getattr(settings, k), v) if isinstance(v, dict) else v for k, v in changes.items()}
     return dataclasses.replace(settings, **inner)
+
+
+def _merge(*changes: dict) -> dict:
+    result: dict = {}
+    for change in changes:
+        for key, value in change.items():
+            result[key] = result.get(key, {}) | value if isinstance(value, dict) else value
+    return result
 
 
 _RELEASED = {"grp": {"mu": 0.2, "cap": 1e6}, "latents": {"offset": True}}
@@ -37,17 +48,17 @@ _TWO_LATENTS = {"latents": {"shared": False}}
 _WORDS = {"words": {"preserve": 5.0, "context": "push"}}
 _PLUS = {"soft": {"life": "run", "tokens": 4, "prefixes": 4, "gamma": 5e-3}, **_NO_GRP, **_ONE_LATENT, **_WORDS}
 _ESD = {"soft": {"use": "none", "prefixes": 1}, **_NO_GRP, **_ONE_LATENT}
+_ESD_2025 = _merge(
+    _ESD,
+    {"latents": {"levels": "grid", "source": "original"}, "steps": 200, "learning_rate": 5e-5},
+)
 _STILL = {"soft": {"beta": 0.0, "gamma": 0.0}}  # random prefixes, no sign steps
 _UCE_2023 = {"tokens": "from_last", "preserve": ("",), "preserve_tokens": "all", "preserve_scale": 0.1}
 
 
-def _merge(*changes: dict) -> dict:
-    result: dict = {}
-    for change in changes:
-        for key, value in change.items():
-            result[key] = result.get(key, {}) | value if isinstance(value, dict) else value
-    return result
-
+# What is left as it is when a run's method is changed.
+SCALE = ("steps", "batch", "seed", "learning_rate", "trainable", "compute_dtype", "low_memory")
+SCALE_OF_LATENTS = ("steps", "refresh_every")
 
 # name: (what it is, what it changes in `paper`)
 _AEGIS = {
@@ -64,6 +75,10 @@ _AEGIS = {
     "random-prefixes": ("paper without sign steps: random words before target and prompt", _STILL),
     "random-prefixes-no-grp": ("the same with lambda := 0", _merge(_STILL, _NO_GRP)),
     "esd": ("ESD: plain target, plain prompt, no penalty", _ESD),
+    "esd-x": ("ESD-x: esd of the cross-attention", _merge(_ESD, {"trainable": "xattn"})),
+    "esd-u": ("ESD-u: esd of all but the cross-attention", _merge(_ESD, {"trainable": "noxattn"})),
+    "esd-x-2025": ("ESD-x as the authors' code of 2025 has it", _merge(_ESD_2025, {"trainable": "xattn"})),
+    "esd-u-2025": ("ESD-u as the authors' code of 2025 has it", _merge(_ESD_2025, {"trainable": "layers"})),
     "esd+": ("ESD with what aegis+ adds: preservation, context, push", _merge(_ESD, _WORDS)),
     "aegis+": ("kept prefixes of four tokens, preservation, the concept in context, a push there", _PLUS),
     "aegis+-redrawn": ("aegis+, v and p drawn anew at every step", _merge(_PLUS, {"soft": {"life": "step"}})),
@@ -90,17 +105,16 @@ _CLOSED = {
 
 def _presets():
     for name, (about, changes) in _AEGIS.items():
-        yield Preset(name, about, aegis.method, _changed(aegis.method.settings, changes | {"method": name}))
+        settings = _changed(aegis.method.settings, changes | {"method": name})
+        yield Preset(name, about, aegis.method, settings, frozenset(changes).intersection(SCALE))
     for name, (about, method, changes) in _CLOSED.items():
         settings = CLOSED[method].settings
-        yield Preset(name, about, CLOSED[method], _changed(settings, changes | {"method": name}))
+        settings = _changed(settings, changes | {"method": name})
+        yield Preset(name, about, CLOSED[method], settings, frozenset({"steps"}))
 
 
 PRESETS = {preset.name: preset for preset in _presets()}
 DEFAULT = "paper"
-# What is left as it is when a run's method is changed.
-SCALE = ("steps", "batch", "seed", "learning_rate", "trainable", "compute_dtype", "low_memory")
-SCALE_OF_LATENTS = ("steps", "refresh_every")
 
 
 def preset(name: str) -> Preset:
@@ -115,10 +129,9 @@ def preset(name: str) -> Preset:
 def switched(settings, name: str):
     """The settings of the preset `name` at the scale (`SCALE`) of other settings."""
     new = preset(name).settings
-    own = {key for key in SCALE if hasattr(settings, key) and hasattr(new, key)}
-    if 1 in (new.steps, preset(settings.method).settings.steps):  # a closed form, which has no other number of steps
-        own.discard("steps")
-    new = dataclasses.replace(new, **{key: getattr(settings, key) for key in own})
+    kept = {key for key in SCALE if hasattr(settings, key) and hasattr(new, key)}
+    kept -= preset(name).own | preset(settings.method).own
+    new = dataclasses.replace(new, **{key: getattr(settings, key) for key in kept})
     if hasattr(settings, "latents") and hasattr(new, "latents"):
         latents = {key: getattr(settings.latents, key) for key in SCALE_OF_LATENTS}
         new = dataclasses.replace(new, latents=dataclasses.replace(new.latents, **latents))

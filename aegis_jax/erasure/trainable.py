@@ -1,4 +1,6 @@
-"""Which UNet tensors an erasure may change, and how the change (the drift) is put on top of the frozen weights."""
+"""Which tensors an erasure may change, of the UNet or of the text encoder, and how the change (the drift) is put on top
+of the frozen weights.
+"""
 
 from types import MappingProxyType
 
@@ -10,20 +12,27 @@ from aegis_jax.models.model import flatten, unflatten
 
 # ESD's noxattn leaves out the cross-attention and the two ends of the network that see every prompt.
 _NOT_NOXATTN = ("time_embedding.", "conv_norm_out.", "conv_out.")
+TEXT_ENCODER = "text_encoder"  # the one set that is not the UNet's
+UNET = ("full", "xattn", "noxattn", "layers", "kv")
 
 
 def is_trainable(path: str, trainable: str) -> bool:
-    """Whether the tensor at a dotted UNet path belongs to the set.
+    """Whether the tensor at a dotted path of the UNet, or of the text encoder, belongs to the set.
 
     full: every tensor (paper); xattn: cross-attention (attn2); kv: its keys and values; noxattn: everything but
-    attn2, the time embedding and the output layers (ESD's definition).
+    attn2, the time embedding and the output layers (ESD's definition); layers: every linear layer and convolution
+    outside attn2, without norms (ESD's code of 2025). text_encoder: its layers and final norm without the embeddings
+    (AdvUnlearn), and nothing of the UNet.
     """
+    if trainable == TEXT_ENCODER:
+        return path.startswith(("text_model.encoder.", "text_model.final_layer_norm."))
     in_cross_attention = ".attn2." in path
     return {
         "full": True,
         "xattn": in_cross_attention,
         "kv": in_cross_attention and (".to_k." in path or ".to_v." in path),
         "noxattn": not in_cross_attention and not path.startswith(_NOT_NOXATTN),
+        "layers": not in_cross_attention and "norm" not in path,
     }[trainable]
 
 

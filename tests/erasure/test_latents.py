@@ -146,6 +146,21 @@ def test_draws_cover_their_ranges(frozen):
     assert counts.min() > 140 and counts.max() < 260  # 200 each, give or take 4 deviations
 
 
+@pytest.mark.parametrize(("levels", "above", "positions"), [("grid", 0, range(5)), ("above", 199, range(1, 4))])
+def test_other_levels(frozen, levels, above, positions):
+    """The grid's own timestep, and STEREO's: int(k / n * 1000) of 1000 timesteps down from 1000, for inner k alone."""
+    tau = 1 + 200 * np.arange(4, -1, -1)  # 5 steps: 801, 601, ..., 1
+    pool = latents.empty_pool(frozen, 1, 2, 5)
+    cond = rows(frozen.concept_emb, [0])
+    which = cond, jnp.zeros(1, jnp.int32), jnp.ones(1, jnp.int32), jax.random.key(3)
+    how = {"batch": 400, "refresh_every": 9, "levels": levels}
+    at, i, _ = latents.pooled.__wrapped__(frozen, frozen.unet, pool, *which, **how)
+    assert set(np.asarray(i).tolist()) == set(positions)
+    np.testing.assert_array_equal(at.t, tau[np.asarray(i)] + above)
+    if levels == "above":
+        np.testing.assert_array_equal(at.t, 1000 - np.asarray(i) * 1000 // 5)
+
+
 def pool_of_five(frozen):
     return latents.empty_pool(frozen, 2, 2, 5)
 

@@ -105,16 +105,38 @@ def test_switching_keeps_the_scale_and_nothing_else(name):
         "steps": 7, "batch": 3, "seed": 5, "learning_rate": 0.1, "trainable": "kv", "compute_dtype": "float32",
         "low_memory": True,
     }  # fmt: skip
+    found = preset(name)
     other = dataclasses.replace(
         preset("aegis+").settings, eta=9.0, latents=LatentsConfig(steps=11, refresh_every=13, offset=True), **scale
     )
     made = switched(other, name)
-    assert {key: getattr(made, key) for key in scale} == scale
+    assert {key: getattr(made, key) for key in scale} == scale | {
+        key: getattr(found.settings, key) for key in found.own
+    }
     assert (made.latents.steps, made.latents.refresh_every) == (11, 13)
-    own = preset(name).settings
+    own = found.settings
     back = {key: getattr(own, key) for key in scale}
     latents = dataclasses.replace(made.latents, steps=own.latents.steps, refresh_every=own.latents.refresh_every)
     assert dataclasses.replace(made, latents=latents, **back) == own
+
+
+def test_esds_variants():
+    """ESD-x and ESD-u by the first code's sets; by that of 2025 (esd_sd.py): eta 2 there is 1 here, since its target
+    counts from the concept's own prediction, 200 steps of Adam at 5e-5, latents of the frozen model, t on the grid, and
+    no norm is trained."""
+    esd, old, new = (preset(name).settings for name in ("esd", "esd-u", "esd-u-2025"))
+    assert (esd.eta, esd.latents.shared, esd.soft.use, esd.grp.rule) == (1.0, True, "none", "none")
+    assert old == dataclasses.replace(esd, method="esd-u", trainable="noxattn")
+    assert (new.eta, new.steps, new.learning_rate, new.trainable) == (1.0, 200, 5e-5, "layers")
+    assert new.latents == dataclasses.replace(esd.latents, levels="grid", source="original")
+    assert preset("esd-x").settings.trainable == preset("esd-x-2025").settings.trainable == "xattn"
+
+
+def test_what_is_a_presets_own_neither_comes_nor_stays():
+    world = run_config.load("world").erase
+    assert switched(world, "esd-u").trainable == "noxattn" and switched(world, "esd-u-2025").steps == 200
+    back = switched(switched(world, "esd-u-2025"), "esd")
+    assert (back.trainable, back.steps, back.batch) == ("full", 1000, world.batch)
 
 
 def test_a_method_on_the_command_line_keeps_the_scale_of_the_file():

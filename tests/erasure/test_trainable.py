@@ -42,6 +42,23 @@ def test_drift_is_added_to_its_tensor_and_to_no_other(pipeline, name):
             assert moved[path] is leaf  # the same array: it exists once in memory
 
 
+def test_layers_are_torchs_linears_and_convolutions(pipeline, folder):
+    """As ESD's code of 2025 selects them: by the kind of the module, outside attn2."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    kinds = torch.nn.Linear, torch.nn.Conv2d
+    modules = [(name, module) for name, module in unet.named_modules() if isinstance(module, kinds)]
+    wanted = {f"{name}.{key}" for name, m in modules if "attn2" not in name for key, _ in m.named_parameters()}
+    assert {torch_key(path) for path in trainable.select(pipeline.unet.params, "layers")} == wanted
+
+
+def test_the_text_encoders_set_is_all_but_its_embeddings(pipeline, folder):
+    file = load_file(folder / "text_encoder" / "model.safetensors")
+    ours = {torch_key(path) for path in trainable.select(pipeline.text_encoder.params, "text_encoder")}
+    assert ours == {key for key in file if "embedding" not in key} and len(ours) > 10
+    assert not trainable.select(pipeline.unet.params, "text_encoder")
+
+
 def test_drift_starts_at_zero(pipeline):
     drift = trainable.zero_drift(pipeline.unet.params, "xattn")
     chosen = trainable.select(pipeline.unet.params, "xattn")

@@ -18,11 +18,16 @@ CLOSED = [name for name, found in PRESETS.items() if found.settings.steps == 1]
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in CLOSED])
 def test_it_names_the_preset_and_nothing_that_differs_from_it(name):
-    """At any scale: steps, rate and tensors are no part of what a preset is."""
-    said = text([("method", name), ("steps", "8"), ("trainable", "kv"), ("latents.refresh_every", "3")])
+    """At any scale: steps, rate and tensors are no part of what a preset is, unless they are its own."""
+    scale, own = {"steps": "8", "trainable": "kv", "latents.refresh_every": "3"}, PRESETS[name].own
+    chosen = {key: value for key, value in scale.items() if key not in own}
+    said = text([("method", name), *chosen.items()])
     assert f"Method: `{name}` of aegis_jax" in said and PRESETS[name].about in said
     assert "differs from that preset" not in said
-    assert "8 steps of 1 latent(s)" in said and "trainable tensors: kv" in said
+    for key, words in (("steps", "8 steps of 1 latent(s)"), ("trainable", "trainable tensors: kv")):
+        assert (words in said) == (key in chosen)
+    for key in own & scale.keys():
+        assert f"differs from that preset in `{key}=" in text([("method", name), (key, scale[key])])
 
 
 @pytest.mark.parametrize("name", CLOSED)

@@ -6,11 +6,13 @@ Plain frozen data, so that a group of settings is hashable and can be a static a
 import dataclasses
 import math
 
+from aegis_jax.erasure import trainable
+from aegis_jax.erasure.latents import LEVELS
 from aegis_jax.errors import AegisError
 
-TRAINABLE = ("full", "xattn", "noxattn", "kv")
 USES = ("both", "target", "prompt", "none")
 LIVES = ("step", "run")
+SOURCES = ("current", "original")
 RULES = ("released", "total", "fixed", "constant", "none")
 CONTEXTS = ("none", "erase", "push")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
@@ -61,6 +63,8 @@ class LatentsConfig:
     refresh_every: int = 1
     shared: bool = False  # one latent, drawn under c_e, for the sign steps and the loss; else the loss has its own
     offset: bool = False  # t lies above the latent's own noise level, as in the released sampler
+    levels: str = "interval"  # interval | grid | above: at which t near its own level a latent is trained (latents.py)
+    source: str = "current"  # whose trajectories: of the current weights | of the original ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +77,7 @@ class EraseConfig:
     seed: int = 0
     learning_rate: float = 1e-5  # of Adam
     eta: float = 1.0  # negative guidance of the erasure target
-    trainable: str = "full"  # full | xattn | noxattn | kv
+    trainable: str = "full"  # full | xattn | noxattn | layers | kv
     compute_dtype: str = "auto"  # auto (bfloat16 on accelerators, float32 on CPU) | float32 | bfloat16
     low_memory: bool = False  # recompute in backward passes, Adam's moments in bfloat16: 10 % more arithmetic
     soft: SoftConfig = SoftConfig()
@@ -126,7 +130,7 @@ def check(config: EraseConfig) -> None:
     need(0 <= config.seed < 2**32, "seed", "0 to 2**32 - 1")
     need(0 < config.learning_rate < math.inf, "learning_rate", "a positive number")
     need(math.isfinite(config.eta), "eta", "a finite number")
-    choice(config.trainable, "trainable", TRAINABLE)
+    choice(config.trainable, "trainable", trainable.UNET)
     choice(config.compute_dtype, "compute_dtype", COMPUTE_DTYPES)
     choice(soft.use, "soft.use", USES)
     choice(soft.life, "soft.life", LIVES)
@@ -144,6 +148,9 @@ def check(config: EraseConfig) -> None:
     choice(words.context, "words.context", CONTEXTS)
     need(2 <= latents.steps <= 1000, "latents.steps", "2 to 1000")
     need(latents.refresh_every >= 1, "latents.refresh_every", "1 or more")
+    choice(latents.levels, "latents.levels", LEVELS)
+    need(latents.steps >= 3 or latents.levels != "above", "latents.steps", "at least 3 where latents.levels is above")
+    choice(latents.source, "latents.source", SOURCES)
     if problems:
         raise AegisError("config: " + "; ".join(problems))
 
