@@ -11,32 +11,14 @@ Of attacks that search for words, by MU-Attack's names; the last by what P4D-N d
   per_k_words   one in front of the prompt and one behind every third of its tokens, until there are k
   replace       the prompt's own tokens are left out
 
-Shapes: R prompts, K soft tokens, L tokens, d token width.
 """
 
-import dataclasses
-
-import jax.numpy as jnp
-import numpy as np
-
+from aegis_jax.diffusion.template import Template, padded
 from aegis_jax.errors import AegisError
 
 PLACES = ("before", "behind", "alone", "neutral")
 INSERTIONS = ("prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words", "replace")
 EVERY = 3  # of per_k_words
-
-
-@dataclasses.dataclass(frozen=True)
-class Template:
-    """A prompt with gaps for soft tokens, enough to replay it anywhere.
-
-    Attributes:
-      ids: token ids (L,), padded as the tokenizer pads; EOS where a soft token goes.
-      slots: (L,), the number of the soft token that stands at a position, -1 where the id's own embedding does.
-    """
-
-    ids: np.ndarray
-    slots: np.ndarray
 
 
 def template(tokenizer, concept: str, place: str, tokens: int, neutral: str = "thing") -> Template:
@@ -61,15 +43,6 @@ def template(tokenizer, concept: str, place: str, tokens: int, neutral: str = "t
     return padded(tokenizer, words + gaps if place == "behind" else gaps + words)
 
 
-def padded(tokenizer, said: list[int | None]) -> Template:
-    """The template of a prompt's tokens, None where a learnt token goes."""
-    row = [tokenizer.bos_token_id, *said, tokenizer.eos_token_id]
-    row += [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(row))
-    gap = np.array([token is None for token in row])
-    ids = np.array([tokenizer.eos_token_id if token is None else token for token in row], np.int32)
-    return Template(ids, np.where(gap, np.cumsum(gap) - 1, -1).astype(np.int32))
-
-
 def inserted(words: list, tokens: int, place: str) -> list:
     """`words` with None where each of `tokens` learnt tokens goes, by a `place` of INSERTIONS."""
     count = len(words)
@@ -83,17 +56,6 @@ def inserted(words: list, tokens: int, place: str) -> list:
         "per_k_words": [min(EVERY * i, count) for i in range(tokens)],
     }[place]  # how many words stand before each of them
     return [token for i in range(count + 1) for token in [None] * before.count(i) + list(words[i : i + 1])]
-
-
-def around(tokenizer, text: str, tokens: int) -> Template:
-    """The template of `tokens` learnt tokens where a text has "{}". Raises `AegisError` for what does not fit."""
-    before, behind = (tokenizer.tokens(part) for part in text.split("{}"))
-    if len(before) + tokens + len(behind) + 2 > tokenizer.model_max_length:
-        raise AegisError(
-            f"{text!r} with {tokens} learnt tokens exceeds the {tokenizer.model_max_length} positions of the text "
-            "encoder; use fewer"
-        )
-    return padded(tokenizer, [*before, *[None] * tokens, *behind])
 
 
 def insertion(tokenizer, prompt: str, place: str, tokens: int) -> tuple[Template, list]:
@@ -119,9 +81,3 @@ def _neutral(tokenizer, word: str) -> list[int]:
             f"attack soft_prompt: neutral={word!r} is not one whole word of this tokenizer; choose a common noun of it"
         )
     return ids
-
-
-def fill(tokens, slots, soft):
-    """Token embeddings (R, L, d) with the soft tokens (R, K, d) put where `slots` (R, L) says."""
-    chosen = jnp.take_along_axis(soft, jnp.maximum(slots, 0)[..., None], axis=1)
-    return jnp.where(slots[..., None] >= 0, chosen, tokens)

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from aegis_jax.attacks.prompt import Template
 from aegis_jax.diffusion.conditioning import Conditioning
+from aegis_jax.diffusion.template import Template
 
 PLACEHOLDER = "<aegis>"  # stands in `prompts` for the soft tokens, as a textual inversion's name does
 # Of a restart, where there is a judge. What needed no attack is counted apart from what the attack brought back.

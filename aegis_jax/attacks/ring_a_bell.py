@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.attacks.given import Given, Viewer, check, take
-from aegis_jax.attacks.prompt import padded
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
 from aegis_jax.diffusion.conditioning import Conditioning, encode, encode_ids
+from aegis_jax.diffusion.template import padded
 from aegis_jax.errors import AegisError
 
 NAME, EMBEDDING = "ring-a-bell", "ring-a-bell-embedding"

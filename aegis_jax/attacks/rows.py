@@ -14,10 +14,10 @@ import numpy as np
 import optax
 
 from aegis_jax.attacks.given import groups, take
-from aegis_jax.attacks.prompt import fill
 from aegis_jax.diffusion.conditioning import Conditioning, encode_tokens
 from aegis_jax.diffusion.predict import predict
 from aegis_jax.diffusion.schedule import Schedule
+from aegis_jax.diffusion.template import fill
 from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.models.model import Graph
 

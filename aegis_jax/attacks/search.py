@@ -18,12 +18,13 @@ import numpy as np
 from aegis_jax.attacks import spaces
 from aegis_jax.attacks.given import Given, Viewer, groups, take
 from aegis_jax.attacks.images import encode_images
-from aegis_jax.attacks.prompt import insertion, padded
+from aegis_jax.attacks.prompt import insertion
 from aegis_jax.attacks.result import BACKWARD, FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
 from aegis_jax.attacks.rows import Counter, per_call
 from aegis_jax.attacks.search_steps import Fixed, Networks, steps
 from aegis_jax.attacks.soft_prompt import networks
 from aegis_jax.diffusion.conditioning import encode
+from aegis_jax.diffusion.template import padded
 from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.diffusion.vocabulary import embeddings
 from aegis_jax.models import clip

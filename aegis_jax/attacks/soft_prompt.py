@@ -30,6 +30,7 @@ from aegis_jax.attacks.result import BACKWARD, PLACEHOLDER, AttackResult
 from aegis_jax.attacks.rows import Data, Networks, Rows
 from aegis_jax.diffusion.conditioning import encode, encode_tokens
 from aegis_jax.diffusion.schedule import make_schedule
+from aegis_jax.diffusion.template import Template, fill
 from aegis_jax.diffusion.vocabulary import embeddings, random_words
 from aegis_jax.errors import AegisError
 
@@ -126,7 +127,7 @@ def networks(pipeline, concept: str, original=None) -> Networks:
     )
 
 
-def first_rows(pipeline, members: Mapping[str, SoftPromptConfig], gaps: Mapping[str, prompt.Template]) -> Rows:
+def first_rows(pipeline, members: Mapping[str, SoftPromptConfig], gaps: Mapping[str, Template]) -> Rows:
     """Every restart of every member as it starts: from random whole words, by (seed, restart) alone."""
     text, words = pipeline.text_encoder, jnp.asarray(pipeline.tokenizer.word_ids, jnp.int32)
     start = partial(random_words, text.graph, text.params, words)
@@ -169,7 +170,7 @@ def _result(net: Networks, concept, config, template, found: Rows, losses, held_
         prompts=[" ".join(said.get(config.place, [PLACEHOLDER, concept]))] * config.restarts,
         soft_tokens=np.asarray(found.soft[:, : config.tokens]),
         template=template,
-        conditioning=encode_tokens(net.text_graph, net.text, prompt.fill(found.template, found.slots, found.soft)),
+        conditioning=encode_tokens(net.text_graph, net.text, fill(found.template, found.slots, found.soft)),
         losses=losses,
         held_out=held_out,
         pick=int(np.argmin(np.nan_to_num(held_out[config.goal], nan=np.inf))),

@@ -8,8 +8,8 @@ import pytest
 from aegis_jax.attacks import attack
 from aegis_jax.attacks.cce import _CCE, TEXTS, CCEConfig, Data, draw
 from aegis_jax.attacks.images import encode_images
-from aegis_jax.attacks.prompt import around
 from aegis_jax.attacks.result import PLACEHOLDER
+from aegis_jax.diffusion.template import around
 from aegis_jax.diffusion.vocabulary import embeddings
 from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline

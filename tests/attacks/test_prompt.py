@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aegis_jax.attacks.prompt import fill, template
+from aegis_jax.attacks.prompt import template
+from aegis_jax.diffusion.template import fill
 from aegis_jax.errors import AegisError
 from aegis_jax.io.tokenizer import Tokenizer
 from tests.tiny import BOS, EOS, tiny_tokenizer, vocabulary

@@ -7,9 +7,9 @@ import pytest
 
 import aegis_jax
 from aegis_jax.attacks import METHODS, attack
-from aegis_jax.attacks.prompt import padded
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED
 from aegis_jax.attacks.ring_a_bell import PAIRS, bred, distance, targets
+from aegis_jax.diffusion.template import padded
 from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline
 from tests.tiny import FEWEST
