@@ -8,17 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.diffusion.conditioning import encode
-from aegis_jax.diffusion.schedule import make_schedule
+from aegis_jax.diffusion.template import padded
 from aegis_jax.erasure import adam, latents, trainable
 from aegis_jax.erasure.aegis import rectify, soft, words
 from aegis_jax.erasure.aegis.config import EraseConfig, check, check_concepts
 from aegis_jax.erasure.aegis.state import Frozen, State
-from aegis_jax.erasure.texts import check_text_width, concept_tokens
+from aegis_jax.erasure.networks import networks
+from aegis_jax.erasure.texts import concept_tokens
 from aegis_jax.errors import AegisError
 from aegis_jax.models import clip
-from aegis_jax.models import unet as unet_lib
-from aegis_jax.models.model import compute_dtype
-from aegis_jax.models.unet_config import native_size
 
 _embed = jax.jit(clip.embed, static_argnums=0)
 _SETUP = 2**32 - 1  # a step's keys are folds 0, 1, 2, ... of the seed; the largest fold is the setup's
@@ -35,19 +33,14 @@ def freeze_each(pipeline, runs: list[list[str]], config: EraseConfig, placement=
     slots: soft tokens of the target and of the adversarial prompt, by default config.soft.tokens for both.
     Raises `AegisError` for an empty concept, one that does not fit the tokenizer, or an inpainting-like UNet.
     """
-    unet, text, tokenizer = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer
-    shape = _latent_shape(unet.config)
-    check_text_width(unet.config, text.params)
-    slots = slots or (config.soft.tokens, config.soft.tokens)
+    tokenizer, slots = pipeline.tokenizer, slots or (config.soft.tokens, config.soft.tokens)
     tokens = [[concept_tokens(tokenizer, concept, max(slots)) for concept in concepts] for concepts in runs]
-    schedule = make_schedule(pipeline.scheduler)
-    _check_grid(schedule.alphas_cumprod.shape[0], config.latents.steps)
-    text_params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), text.params)
-    in_float32 = dataclasses.replace(pipeline, text_encoder=dataclasses.replace(text, params=text_params))
+    net = networks(pipeline, config.trainable, config.compute_dtype, config.latents.steps, placement)
+    in_float32 = dataclasses.replace(pipeline, text_encoder=dataclasses.replace(pipeline.text_encoder, params=net.text))
 
     def templates(count):
-        rows = np.concatenate([_template_ids(tokenizer, count, ids) for own in tokens for ids in own])
-        return _dealt(_embed(text.graph, text_params, rows), runs)
+        rows = [padded(tokenizer, [None] * count + ids).ids for own in tokens for ids in own]
+        return _dealt(_embed(net.text_graph, net.text, np.stack(rows)), runs)
 
     # All runs' concepts in one call each.
     owns = {
@@ -57,23 +50,10 @@ def freeze_each(pipeline, runs: list[list[str]], config: EraseConfig, placement=
         "vocabulary": [None] * len(runs),
     }
     if config.draws_words:
-        owns["vocabulary"] = words.vocabularies(tokenizer, text.graph, text_params, runs, config.seed)
-    dtype = compute_dtype(config.compute_dtype)
+        owns["vocabulary"] = words.vocabularies(tokenizer, net.text_graph, net.text, runs, config.seed)
     place = (lambda tree: tree) if placement is None else placement.place
     first, *others = [dict(zip(owns, each)) for each in zip(*owns.values())]
-    frozen = Frozen(
-        unet=jax.tree.map(lambda x: jnp.asarray(x, dtype), unet.params),
-        precise=trainable.precise(unet.params, config.trainable, dtype),
-        text=text_params,
-        schedule=schedule,
-        **first,
-        empty_emb=encode(in_float32, ""),
-        word_ids=jnp.asarray(tokenizer.word_ids, jnp.int32),
-        unet_graph=unet.graph if placement is None else unet_lib.without_flash(unet.graph, unet.params),
-        text_graph=text.graph,
-        latent_shape=shape,
-        placement=placement,
-    )
+    frozen = Frozen(**vars(net), **first)
     frozen = place(frozen)
     return [frozen, *(dataclasses.replace(frozen, **place(each)) for each in others)]
 
@@ -166,28 +146,3 @@ def _zeros(placement, shapes):
     """Zeros made where they will lie: an optimiser state may be larger than one device."""
     make = lambda s: jnp.zeros(s.shape, s.dtype, device=placement and placement.sharding(s.shape))  # noqa: E731
     return jax.tree.map(make, shapes)
-
-
-def _template_ids(tokenizer, slots: int, concept: list[int]) -> np.ndarray:
-    """[BOS, slot x slots, concept, EOS, PAD...] (1, L); the slots hold EOS until soft tokens replace them."""
-    length = tokenizer.model_max_length
-    used = [tokenizer.bos_token_id] + [tokenizer.eos_token_id] * slots + concept + [tokenizer.eos_token_id]
-    return np.array([used + [tokenizer.pad_token_id] * (length - len(used))], np.int32)
-
-
-def _latent_shape(config: dict) -> tuple[int, int, int]:
-    size, channels = native_size(config) or (64, 64), config.get("in_channels", 4)
-    if channels != config.get("out_channels", 4):
-        raise AegisError(
-            f"unet/config.json: in_channels={channels} but out_channels={config.get('out_channels', 4)}; only "
-            "text-to-image UNets can be erased from"
-        )
-    return (*size, channels)
-
-
-def _check_grid(train_timesteps: int, steps: int) -> None:
-    stride = train_timesteps // steps
-    if stride == 0 or 1 + stride * (steps - 1) >= train_timesteps:
-        raise AegisError(
-            f"latents.steps={steps} does not fit a schedule of {train_timesteps} timesteps; take fewer, such as 50"
-        )

@@ -7,11 +7,11 @@ import dataclasses
 import itertools
 from collections.abc import Iterable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.diffusion.conditioning import PROMPTS_PER_CALL, encode, encode_ids
+from aegis_jax.erasure.networks import with_text_in_float32
 from aegis_jax.erasure.texts import check_text_width, concept_tokens
 from aegis_jax.errors import AegisError
 from aegis_jax.models.model import full_precision
@@ -38,23 +38,17 @@ def encoded(pipeline, texts: Iterable[str]) -> dict[str, Encoded]:
     texts = list(dict.fromkeys(texts))
     check_text_width(pipeline.unet.config, pipeline.text_encoder.params)
     with full_precision(jnp.float32):
-        found = np.asarray(encode(_in_float32(pipeline), texts).embedding, np.float64)
+        found = np.asarray(encode(with_text_in_float32(pipeline), texts).embedding, np.float64)
     if not np.isfinite(found).all():
         raise AegisError("text_encoder: its embeddings are not finite; load the model in float32, or check its file")
     last = [len(pipeline.tokenizer.tokens(text)) for text in texts]
     return {text: Encoded(rows, place) for text, rows, place in zip(texts, found, last)}
 
 
-def _in_float32(pipeline):
-    encoder = pipeline.text_encoder
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), encoder.params)
-    return dataclasses.replace(pipeline, text_encoder=dataclasses.replace(encoder, params=params))
-
-
 def moment_of_words(pipeline, count: int, seed: int) -> np.ndarray:
     """Mean of x'x (d, d) over the tokens, padding left out, of prompts of one of `count` whole words each, drawn from
     the tokenizer's; all of them, where it has fewer."""
-    tokenizer, encoder = pipeline.tokenizer, _in_float32(pipeline).text_encoder
+    tokenizer, encoder = pipeline.tokenizer, with_text_in_float32(pipeline).text_encoder
     words = np.random.default_rng(seed).permutation(tokenizer.word_ids)[:count]
     width = encoder.params["text_model"]["final_layer_norm"]["bias"].shape[0]
     total, length = np.zeros((width, width)), tokenizer.model_max_length

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from aegis_jax.erasure import latents
+from aegis_jax.erasure import latents, networks
 from aegis_jax.erasure.aegis import words
 from aegis_jax.erasure.aegis.config import EraseConfig, GRPConfig, LatentsConfig, SoftConfig, WordsConfig, check
 from aegis_jax.erasure.aegis.setup import _pools, setup, uses_pool
@@ -23,10 +23,11 @@ def test_what_all_runs_concepts_are_is_encoded_in_one_call(pipeline, monkeypatch
     alone = [setup_lib.freeze(pipeline, concepts, config) for concepts in runs]
     encoded, states = [], []
     encode, _states = setup_lib.encode, words._states
-    monkeypatch.setattr(setup_lib, "encode", lambda p, texts: encoded.append(texts) or encode(p, texts))
+    for module in (setup_lib, networks):
+        monkeypatch.setattr(module, "encode", lambda p, texts: encoded.append(texts) or encode(p, texts))
     monkeypatch.setattr(words, "_states", lambda *args: states.append(args[3]) or _states(*args))
     together = setup_lib.freeze_each(pipeline, runs, config)
-    assert encoded == [["star", "a red star", "dog", "red", "cat", "star"], ""] and len(states) == 2
+    assert encoded == ["", ["star", "a red star", "dog", "red", "cat", "star"]] and len(states) == 2
     for ours, theirs in zip(together, alone, strict=True):
         for name in ("concept_emb", "target_template", "prompt_template", "vocabulary"):
             for one, other in zip(*(jax.tree.leaves(getattr(x, name)) for x in (ours, theirs)), strict=True):
