@@ -9,7 +9,7 @@ brings another value nor leaves it behind.
 import dataclasses
 import difflib
 
-from aegis_jax.erasure import aegis
+from aegis_jax.erasure import advunlearn, aegis
 from aegis_jax.erasure.closed.room import METHODS as CLOSED
 from aegis_jax.erasure.method import Method
 from aegis_jax.errors import AegisError
@@ -102,11 +102,19 @@ _CLOSED = {
     "oce": ("OCE: values alone, turned by a rotation", "oce", {}),
 }
 
+# name: (what it is, the method, what it changes in its defaults, which keys of SCALE are its own)
+_TRAINED = {
+    "advunlearn": ("AdvUnlearn: the text encoder, trained against attacks", advunlearn.method, {}, {"trainable"}),
+    "advunlearn-unet": ("AdvUnlearn of the UNet", advunlearn.method, {"trainable": "full"}, {}),
+}
+
 
 def _presets():
     for name, (about, changes) in _AEGIS.items():
         settings = _changed(aegis.method.settings, changes | {"method": name})
         yield Preset(name, about, aegis.method, settings, frozenset(changes).intersection(SCALE))
+    for name, (about, method, changes, own) in _TRAINED.items():
+        yield Preset(name, about, method, _changed(method.settings, changes | {"method": name}), frozenset(own))
     for name, (about, method, changes) in _CLOSED.items():
         settings = CLOSED[method].settings
         settings = _changed(settings, changes | {"method": name})

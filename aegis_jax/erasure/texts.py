@@ -1,6 +1,10 @@
 """What every method asks of the texts that it is given, before it encodes them."""
 
+from collections.abc import Iterable
+
 from aegis_jax.errors import AegisError
+
+_ARTICLES = {"a", "an", "the", "of"}
 
 
 def concept_tokens(tokenizer, concept: str, slots: int = 0) -> list[int]:
@@ -32,3 +36,16 @@ def check_text_width(config: dict, text_params) -> None:
             f"unet/config.json: cross_attention_dim={wanted} but the text encoder's hidden_size is {found}; UNet and "
             "text encoder do not belong together"
         )
+
+
+def known(tokenizer, texts: Iterable[str], apart_from: Iterable[str] = ()) -> list[str]:
+    """Those of `texts` whose words are one token each, and none a word of `apart_from`; "{}" may stand among them.
+
+    For defaults that are to suit any model: a small one spells what it has never seen.
+    """
+    said = set(" ".join(apart_from).lower().split()) - _ARTICLES
+
+    def fits(word: str) -> bool:
+        return word == "{}" or (word.lower() not in said and len(tokenizer.tokens(word)) == 1)
+
+    return [text for text in texts if all(map(fits, text.split()))]

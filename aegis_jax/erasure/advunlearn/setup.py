@@ -1,0 +1,156 @@
+"""From a pipeline, concepts and a config to AdvUnlearn's first state, and what it never changes.
+
+Shapes: K concepts, R prompts to retain, L tokens, k soft tokens, d token-embedding width.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aegis_jax.diffusion.conditioning import Conditioning, encode_tokens
+from aegis_jax.diffusion.template import padded
+from aegis_jax.diffusion.vocabulary import random_words
+from aegis_jax.erasure import adam, latents, trainable
+from aegis_jax.erasure.advunlearn.config import AdvUnlearnConfig, check
+from aegis_jax.erasure.networks import Networks, networks, trained
+from aegis_jax.erasure.texts import concept_tokens, known
+from aegis_jax.errors import AegisError
+from aegis_jax.models import clip
+
+# The default prompts to retain: everyday things, and shapes that a small model knows too. Published are 243 of COCO's
+# objects.
+_THINGS = "dog cat bird horse cow tree flower boat car train bicycle chair table lamp book cup apple bread shoe clock"
+_SHAPES = "circle square triangle heart star cross ring moon"
+_COLOURS = "red blue green yellow purple"
+NEUTRAL = (
+    *(f"a photo of a {thing}" for thing in [*_THINGS.split(), *_SHAPES.split()]),
+    *(f"a {colour} {shape}" for colour, shape in zip(_COLOURS.split() * 2, _SHAPES.split())),
+)
+_SETUP = 2**32 - 1  # the fold of the seed that no step has
+
+_embed = jax.jit(clip.embed, static_argnums=0)
+_encode = jax.jit(encode_tokens, static_argnums=0)
+
+
+def _pytree(data: str):
+    return partial(jax.tree_util.register_dataclass, data_fields=data.split(), meta_fields=[])
+
+
+@_pytree("step drift opt_state p latents")
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What a run carries from step to step.
+
+    Attributes:
+      step: int32 scalar, steps done.
+      drift: theta - theta0 of the trainable tensors, float32, stacked (groups.py). opt_state: Adam's moments of it.
+      p: the soft tokens that the last attack on each concept has found, (K, k, d).
+      latents: pools of trajectories: "erase" of the concepts, "retain" of the prompts; empty where draws are fresh.
+    """
+
+    step: jax.Array
+    drift: dict
+    opt_state: Any
+    p: jax.Array
+    latents: dict
+
+
+@_pytree("net plain template concept_emb retained retained_emb")
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """What a run reads and never changes.
+
+    Attributes:
+      net: theta0's networks.
+      plain, template: token embeddings of [BOS, concept, EOS...] and [BOS, slots, concept, EOS...], (K, L, d).
+      concept_emb: theta0's encodings of `plain`, K rows.
+      retained: token embeddings of the prompts to retain, (R, L, d). retained_emb: theta0's encodings, R rows.
+    """
+
+    net: Networks
+    plain: jax.Array
+    template: jax.Array
+    concept_emb: Conditioning
+    retained: jax.Array
+    retained_emb: Conditioning
+
+
+def check_fit(pipeline, concepts: list[str], config: AdvUnlearnConfig) -> None:
+    """Raises `AegisError` for texts that `setup` would refuse."""
+    if len(concepts) > config.steps:
+        raise AegisError(f"steps={config.steps} for {len(concepts)} concepts, one in each step; take more steps")
+    for concept in concepts:
+        concept_tokens(pipeline.tokenizer, concept, config.attack.tokens)
+    _retained(pipeline.tokenizer, concepts, config)
+
+
+def _retained(tokenizer, concepts: list[str], config: AdvUnlearnConfig) -> list[str]:
+    """The prompts to retain. Raises `AegisError` for too few of them, and for one that cannot be encoded whole."""
+    given = list(config.retain.prompts)
+    prompts = given or known(tokenizer, NEUTRAL, concepts)
+    if len(prompts) < config.retain.batch:
+        of = "" if given else " of the neutral set known to this tokenizer; name your own"
+        raise AegisError(f"retain.prompts: {len(prompts)}{of}, fewer than retain.batch={config.retain.batch}")
+    room = tokenizer.model_max_length - 2
+    for prompt in prompts:
+        if len(tokenizer.tokens(prompt)) > room:
+            raise AegisError(f"retain.prompts: {prompt[:40]!r} has more than {room} tokens; shorten it")
+    both = {c.strip().lower() for c in concepts} & {prompt.strip().lower() for prompt in prompts}
+    if both:
+        raise AegisError(f"retain.prompts names {min(both)!r}, which is to be erased; leave it out of one of the two")
+    return prompts
+
+
+def setup(pipeline, concepts, config: AdvUnlearnConfig, placement=None) -> tuple[State, Frozen]:
+    """The state at step 0 and the frozen side. Raises `AegisError` as `check`, `check_fit` and `networks` do."""
+    check(config)
+    if placement is not None:
+        raise AegisError(f"method={config.method} trains on one device: leave mesh.data and mesh.fsdp at 1")
+    concepts = [concepts] if isinstance(concepts, str) else list(concepts)
+    if not concepts:
+        raise AegisError("no concept given; name at least one, such as 'star'")
+    check_fit(pipeline, concepts, config)
+    net = networks(pipeline, config.trainable, config.compute_dtype, config.latents.steps)
+    tokenizer, k = pipeline.tokenizer, config.attack.tokens
+
+    def embedded(texts, slots=0):
+        rows = [padded(tokenizer, [None] * slots + list(tokenizer.tokens(text))).ids for text in texts]
+        return _embed(net.text_graph, net.text, np.stack(rows))
+
+    plain, retained = embedded(concepts), embedded(_retained(tokenizer, concepts, config))
+    frozen = Frozen(
+        net=net,
+        plain=plain,
+        template=embedded(concepts, k),
+        concept_emb=_encode(net.text_graph, net.text, plain),
+        retained=retained,
+        retained_emb=_encode(net.text_graph, net.text, retained),
+    )
+    return _first_state(frozen, config), frozen
+
+
+def _first_state(frozen: Frozen, config: AdvUnlearnConfig) -> State:
+    net, concepts = frozen.net, len(frozen.plain)
+    drift = trainable.zero_drift(trained(net, config.trainable), config.trainable)
+    if not drift:
+        raise AegisError(f"trainable={config.trainable!r} selects no tensor of this model; choose full")
+    key = jax.random.fold_in(jax.random.key(config.seed), _SETUP)
+    pool = partial(latents.empty_pool, net, steps=config.latents.steps)
+    sizes = {"erase": concepts, "retain": len(frozen.retained)}
+    pools = {name: pool(size, latents.TRAJECTORIES) for name, size in sizes.items()} if uses_pool(config, sizes) else {}
+    return State(
+        step=jnp.int32(0),
+        drift=drift,
+        opt_state=adam.init(drift, jnp.bfloat16 if config.low_memory else jnp.float32),
+        p=random_words(net.text_graph, net.text, net.word_ids, key, (concepts, config.attack.tokens)),
+        latents=pools,
+    )
+
+
+def uses_pool(config: AdvUnlearnConfig, sizes: dict[str, int]) -> bool:
+    """Whether latents come from pools of trajectories; sizes: rows of each."""
+    return config.latents.refresh_every > 1 and max(sizes.values()) <= latents.MOST_CONCEPTS
