@@ -19,9 +19,10 @@ import optax
 from aegis_jax.attacks.given import Given, check, groups, take
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.result import BACKWARD, PLACEHOLDER, AttackResult
-from aegis_jax.attacks.rows import STEPS_PER_CALL, Counter, noised, per_call
+from aegis_jax.attacks.rows import STEPS_PER_CALL, Counter, per_call
 from aegis_jax.attacks.soft_prompt import networks
 from aegis_jax.diffusion.conditioning import encode_tokens
+from aegis_jax.diffusion.schedule import noised
 from aegis_jax.diffusion.template import around, fill
 from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.diffusion.vocabulary import embeddings

@@ -16,7 +16,7 @@ import optax
 from aegis_jax.attacks.given import groups, take
 from aegis_jax.diffusion.conditioning import Conditioning, encode_tokens
 from aegis_jax.diffusion.predict import predict
-from aegis_jax.diffusion.schedule import Schedule
+from aegis_jax.diffusion.schedule import Schedule, noised
 from aegis_jax.diffusion.template import fill
 from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.models.model import Graph
@@ -114,12 +114,6 @@ def draws(key, z_0, count: int, timesteps: int):
     order = jax.vmap(lambda key: jax.random.permutation(key, len(z_0)))(rounds).reshape(-1)[:count]
     t = jnp.minimum((spread * timesteps).astype(jnp.int32), timesteps - 1)
     return z_0[order], t, jax.random.normal(key_n, (count, *z_0.shape[1:]), jnp.float32)
-
-
-def noised(schedule: Schedule, z_0, t, noise):
-    """z_t (B, h, w, C)."""
-    a = schedule.alphas_cumprod[t][:, None, None, None]
-    return jnp.sqrt(a) * z_0 + jnp.sqrt(1 - a) * noise
 
 
 def distances(net: Networks, rows: Rows, soft, z_t, t, targets, *, remat: bool = False):

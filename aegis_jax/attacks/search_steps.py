@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from aegis_jax.attacks import spaces
-from aegis_jax.attacks.rows import Denoiser, noised
+from aegis_jax.attacks.rows import Denoiser
 from aegis_jax.diffusion.conditioning import Conditioning, encode_tokens
+from aegis_jax.diffusion.schedule import noised
 from aegis_jax.diffusion.template import fill
 from aegis_jax.models.model import Graph
 

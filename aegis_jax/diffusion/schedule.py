@@ -207,6 +207,12 @@ def _alpha(schedule: Schedule, t: jax.Array, ndim: int) -> jax.Array:
     return alpha.reshape(alpha.shape + (1,) * (ndim - 1)) if alpha.ndim else alpha
 
 
+def noised(schedule: Schedule, z_0, t, noise):
+    """z_t (B, h, w, C) of pictures z_0 and noise of that shape, at timesteps t (B,)."""
+    a = schedule.alphas_cumprod[t][:, None, None, None]
+    return jnp.sqrt(a) * z_0 + jnp.sqrt(1 - a) * noise
+
+
 def to_epsilon(schedule: Schedule, output: jax.Array, z_t: jax.Array, t: jax.Array) -> jax.Array:
     """The noise a network output stands for: output, z_t (B, h, w, C), t () or (B,)."""
     if schedule.prediction_type == "epsilon":

@@ -34,6 +34,13 @@ def update(gradients: dict, state: optax.ScaleByAdamState):
     return direction, new._replace(count=count, mu=mu, nu=nu)
 
 
+def descended(drift: dict, state: optax.ScaleByAdamState, gradients: dict, learning_rate):
+    """(drift after a step of Adam, its next state, the drift's norm)."""
+    direction, state = update(gradients, state)
+    drift = jax.tree.map(lambda d, u: d - learning_rate * u, drift, direction)
+    return drift, state, jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in drift.values()))
+
+
 def drift_before(drift: dict, opt_state, learning_rate):
     """The drift that the last step started from, to float32 rounding: `drift` less that step's update.
 

@@ -66,6 +66,11 @@ def _grid(frozen, steps: int):
     return stride, 1 + stride * jnp.arange(steps - 1, -1, -1, dtype=jnp.int32)
 
 
+def timesteps(frozen, steps: int):
+    """The timesteps of a whole trajectory, (steps,)."""
+    return _grid(frozen, steps)[1]
+
+
 def _noise(frozen, key, n: int):
     return _placed(frozen, jax.random.normal(key, (n, *frozen.latent_shape), jnp.float32))
 
@@ -108,7 +113,7 @@ def fresh(
 def partial_trajectory(frozen, theta, cond: Conditioning, z_T, i, *, steps: int, offset: bool):
     """z_T (B, h, w, C) at the grid position i, a traced scalar; with `offset` as far as the released sampler goes:
     from the grid's second step on, i + 1 steps, but at most to its end."""
-    _, grid = _grid(frozen, steps)
+    grid = timesteps(frozen, steps)
     cond, empty = (per_latent(rows, z_T.shape[0]) for rows in (cond, frozen.empty_emb))
     last = jnp.minimum(i + 2, steps) if offset else i
     span = {"first": int(offset), "last": last}

@@ -1,19 +1,22 @@
 """The networks as a gradient method takes them: theta0 in the compute type, the text encoder in float32."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from aegis_jax.diffusion.conditioning import Conditioning, encode
+from aegis_jax.diffusion.conditioning import Conditioning, encode, encode_tokens
+from aegis_jax.diffusion.predict import predict
 from aegis_jax.diffusion.schedule import Schedule, make_schedule
-from aegis_jax.erasure import trainable
+from aegis_jax.erasure import groups, trainable
+from aegis_jax.erasure.latents import Noised
 from aegis_jax.erasure.texts import check_text_width
 from aegis_jax.errors import AegisError
 from aegis_jax.models import unet as unet_lib
-from aegis_jax.models.model import Graph, compute_dtype
+from aegis_jax.models.model import Graph, compute_dtype, flatten, unflatten
 from aegis_jax.models.unet_config import native_size
 
 
@@ -96,6 +99,30 @@ def moved(net: Networks, drift: dict, trainable_set: str) -> Networks:
     params = trained(net, trainable_set)
     params = trainable.add_drift(params, drift, trainable_set, net.precise, net.placement)
     return with_trained(net, trainable_set, params)
+
+
+def noise(net: Networks, at: Noised, cond: Conditioning, *, remat: bool = False):
+    """eps of `net` (B, h, w, C) at latents B, latent i under row i mod G of cond."""
+    return predict(net.unet_graph, net.unet, net.schedule, at.z, at.t, cond, remat=remat)
+
+
+def encoded(net: Networks, tokens) -> Conditioning:
+    """Token embeddings (n, L, d) by the text encoder of `net`: n rows."""
+    return encode_tokens(net.text_graph, net.text, tokens)
+
+
+def gradients(net: Networks, trainable_set: str, loss: Callable):
+    """(what `loss` gives beside its value, its gradient by the trained tensors, stacked by group).
+
+    loss: `Networks` -> (scalar, anything).
+    """
+    params = trained(net, trainable_set)
+    flat = flatten(params)
+    of_tensors = lambda tensors: loss(with_trained(net, trainable_set, unflatten(flat | tensors)))  # noqa: E731
+    found, beside = jax.grad(of_tensors, has_aux=True)(trainable.select(params, trainable_set))
+    # Tensor by tensor, so that each may be freed early; without it XLA's CPU backend fuses the backward pass into
+    # what follows and compiles for minutes.
+    return beside, groups.stack(jax.tree.map(jax.lax.optimization_barrier, found))
 
 
 def latent_shape(config: dict) -> tuple[int, int, int]:

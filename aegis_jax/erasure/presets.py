@@ -9,7 +9,7 @@ brings another value nor leaves it behind.
 import dataclasses
 import difflib
 
-from aegis_jax.erasure import advunlearn, aegis
+from aegis_jax.erasure import advunlearn, aegis, stereo
 from aegis_jax.erasure.closed.room import METHODS as CLOSED
 from aegis_jax.erasure.method import Method
 from aegis_jax.errors import AegisError
@@ -106,6 +106,7 @@ _CLOSED = {
 _TRAINED = {
     "advunlearn": ("AdvUnlearn: the text encoder, trained against attacks", advunlearn.method, {}, {"trainable"}),
     "advunlearn-unet": ("AdvUnlearn of the UNet", advunlearn.method, {"trainable": "full"}, {}),
+    "stereo": ("STEREO: a search for prompts that bring the concept back, then one erasure", stereo.method, {}, {}),
 }
 
 

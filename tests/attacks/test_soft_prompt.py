@@ -11,6 +11,7 @@ from aegis_jax.attacks import attack, rows
 from aegis_jax.attacks.prompt import template
 from aegis_jax.attacks.soft_prompt import HELD_OUT, SoftPromptConfig, _data, first_rows, networks, soft_prompts
 from aegis_jax.diffusion.conditioning import encode_soft
+from aegis_jax.diffusion.schedule import noised
 from aegis_jax.diffusion.vocabulary import embeddings
 from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline
@@ -106,7 +107,7 @@ def test_padded_rows_of_all_members_in_one_call_match_pytorch(folders, pipelines
     rng = np.random.default_rng(0)
     z_0, noise = rng.standard_normal((2, 4, 8, 8, 4), np.float32)
     t = np.array([3, 400, 700, 990])
-    z_t = rows.noised(net.erased.schedule, z_0, t, noise)
+    z_t = noised(net.erased.schedule, z_0, t, noise)
 
     @jax.jit
     def losses(soft):

@@ -23,16 +23,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from aegis_jax.diffusion.conditioning import Conditioning, encode_tokens, join, per_latent
-from aegis_jax.diffusion.predict import predict
+from aegis_jax.diffusion.conditioning import Conditioning, join, per_latent
 from aegis_jax.diffusion.vocabulary import random_words
-from aegis_jax.erasure import adam, groups, latents, networks, trainable
+from aegis_jax.erasure import adam, latents, networks
 from aegis_jax.erasure.advunlearn.config import AdvUnlearnConfig
 from aegis_jax.erasure.advunlearn.setup import Frozen, State
 from aegis_jax.erasure.latents import Noised
-from aegis_jax.erasure.networks import Networks
+from aegis_jax.erasure.networks import Networks, encoded, noise
 from aegis_jax.erasure.programs import given, program
-from aegis_jax.models.model import flatten, unflatten
 
 _square = lambda x: jnp.mean(jnp.square(x))  # noqa: E731
 _mean = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32)))
@@ -53,16 +51,6 @@ def _taken(step, batch: int, prompts: int):
     """(which prompts are retained in this step, all taking turns; how many steps each has had before), (batch,)."""
     dealt = step * batch + jnp.arange(batch, dtype=jnp.int32)
     return dealt % prompts, dealt // prompts
-
-
-def noise(net: Networks, at: Noised, cond: Conditioning, *, remat: bool = False):
-    """eps of `net` (B, h, w, C) at latents B, latent i under row i mod G of cond."""
-    return predict(net.unet_graph, net.unet, net.schedule, at.z, at.t, cond, remat=remat)
-
-
-def encoded(net: Networks, tokens) -> Conditioning:
-    """Token embeddings (n, L, d) by the text encoder of `net`: n rows."""
-    return encode_tokens(net.text_graph, net.text, tokens)
 
 
 def _filled(template, p):
@@ -106,27 +94,21 @@ def gradients_of(
 
     tokens: c*'s token embeddings (1, L, d), at latents B; retained: (R, L, d), at R latents; wanted: of `goals`.
     """
-    params, count = networks.trained(net, trainable_set), at.z.shape[0]
-    flat, z, t = flatten(params), jnp.concatenate([at.z, kept.z]), jnp.concatenate([at.t, kept.t])
+    count, z, t = at.z.shape[0], jnp.concatenate([at.z, kept.z]), jnp.concatenate([at.t, kept.t])
 
-    def loss(tensors):
-        now = networks.with_trained(net, trainable_set, unflatten(flat | tensors))
+    def loss(now: Networks):
         star, rest = (encoded(now, x) for x in (tokens, retained))
         eps = noise(now, Noised(z, t), join(per_latent(star, count), rest), remat=remat)
         losses = {"L_e": _square(eps[:count] - wanted[0]), "L_p": _square(eps[count:] - wanted[1])}
         return losses["L_e"] + weight * losses["L_p"], losses
 
-    gradients, losses = jax.grad(loss, has_aux=True)(trainable.select(params, trainable_set))
-    # Tensor by tensor: see aegis/step.py.
-    return losses, groups.stack(jax.tree.map(jax.lax.optimization_barrier, gradients))
+    return networks.gradients(net, trainable_set, loss)
 
 
 @program(static_argnames=("trainable_set", "remat"), donate_argnames="state")
 def _update(net, state: State, tokens, retained, at, kept, wanted, weight, rate, *, trainable_set: str, remat: bool):
     losses, gradients = gradients_of(net, tokens, retained, at, kept, wanted, weight, trainable_set, remat)
-    direction, opt_state = adam.update(gradients, state.opt_state)
-    drift = jax.tree.map(lambda d, u: d - rate * u, state.drift, direction)
-    size = jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in drift.values()))
+    drift, opt_state, size = adam.descended(state.drift, state.opt_state, gradients, rate)
     state = dataclasses.replace(state, step=state.step + 1, drift=drift, opt_state=opt_state)
     return state, losses | {"drift_norm": size}
 
