@@ -61,8 +61,8 @@ def configure(method: str, settings: dict):
 
 
 def attack(
-    pipeline, concept: str, *, method: str = "soft-prompt", images, prompts=None, seeds=None, original=None,
-    judge=None, similarity=None, image_steps: int = 50, guidance: float = 7.5, progress=None, **settings,
+    pipeline, concept: str, *, method: str = "soft-prompt", images, prompts=None, seeds=None, made_from=None,
+    original=None, judge=None, similarity=None, image_steps: int = 50, guidance: float = 7.5, progress=None, **settings,
 ) -> AttackResult:  # fmt: skip
     """Attacks an erased pipeline.
 
@@ -71,8 +71,9 @@ def attack(
       concept: the erased concept's text.
       method: a key of `METHODS`.
       images: uint8 (n, H, W, 3), what the concept looks like; from the model before erasure, or real ones.
-      prompts, seeds: of attacks by prompt: what each picture was made from, by default the concept's text, and the
-        seed of the noise it is tried with, by default 0 to n - 1.
+      prompts, seeds: of attacks by prompt: those attacked, by default the concept's text, and the seed of the noise
+        that each is tried with, by default 0 to n - 1.
+      made_from: what each picture was made from, where `prompts` are a control's (`given.Given`).
       original: the pipeline before erasure, where the attacker has it; some attacks need it.
       judge, similarity, image_steps, guidance: see `given.Given`.
       progress: called with (done, in all, mean loss); steps of all restarts are counted.
@@ -90,5 +91,6 @@ def attack(
         similarity=similarity,
         steps=image_steps,
         guidance=guidance,
+        made_from=made_from,
     )
     return find(method).run(pipeline, concept, given, config, progress)

@@ -19,12 +19,14 @@ class Given:
 
     Attributes:
       images: uint8 (n, H, W, 3), from the model before erasure, or real ones.
-      prompts: n texts, what each picture was made from.
+      prompts: n texts to attack.
       seeds: n seeds of the start noise that each prompt is tried with, as `aegis sample` takes them.
       original: the pipeline before erasure, where the attacker has it.
       judge: uint8 images (m, H, W, 3) -> (m,) bool, whether each shows the concept; None: nobody says.
       similarity: (images, other images) -> (m,), by which P4D keeps the best of its prompts; None: by its loss.
       steps, guidance: of what is generated for the judge, by DDIM.
+      made_from: n texts, what each picture was made from and what an attack aims at; by default `prompts`. A control's
+        `prompts` do not name the concept: then the aim is still the concept, or it could bring nothing back.
     """
 
     images: np.ndarray
@@ -35,9 +37,12 @@ class Given:
     similarity: Callable | None = None
     steps: int = 50
     guidance: float = 7.5
+    made_from: list[str] | None = None
 
     def __post_init__(self):
-        if not len(self.images) == len(self.prompts) == len(self.seeds):
+        if self.made_from is None:
+            object.__setattr__(self, "made_from", self.prompts)
+        if not len(self.images) == len(self.prompts) == len(self.seeds) == len(self.made_from):
             counts = f"{len(self.images)} images, {len(self.prompts)} prompts, {len(self.seeds)} seeds"
             raise AegisError(f"attack: {counts}: wanted one prompt and one seed for each image")
 

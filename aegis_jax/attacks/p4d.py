@@ -2,8 +2,8 @@
 
 Learnt embeddings start at tokens drawn from the whole vocabulary. Each step takes the token nearest to each by cosine,
 the distance from the erased model's prediction for these to the original model's for the original prompt, and moves
-the embeddings by the gradient at the tokens. Three published forms disagree in length, rate, steps and success, so
-each has its own name:
+the embeddings by the gradient at the tokens. A control's goal is the same, though its prompt does not name the concept.
+Three published forms disagree in length, rate, steps and success, so each has its own name:
 
   p4d-hard-prompt   MU-Attack's `hard_prompt`: k tokens in front of the prompt, Adam, UnlearnDiffAtk's phases
   p4d-n             official: N tokens instead of the prompt, AdamW, timesteps drawn, the best of the looks is kept

@@ -28,6 +28,8 @@ class AttackResult:
       template: where they stand.
       ids: token ids (R, L) that a search for words ended with, whose text `prompts` is.
       same_tokens: whether that text gives these ids again, (R,); where not, what was judged is the text.
+      seeds: of attacks by prompt, (R,): of the start noise with which a row's prompt is shown, the first with which it
+        showed the concept; None: the prompts' own.
       latents: start noise (R, h, w, C) found, of attacks by latent.
       shifted: whether `conditioning` is not what `prompts` encode to, so that it itself is what to feed.
       held_out: {goal: (R,)}, losses on what the attacker held out; the draws are the same for all restarts and, with
@@ -45,6 +47,7 @@ class AttackResult:
     template: Template | None = None
     ids: np.ndarray | None = None
     same_tokens: np.ndarray | None = None
+    seeds: list[int] | None = None
     latents: np.ndarray | None = None
     shifted: bool = False
     held_out: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)

@@ -43,7 +43,7 @@ class Plan:
       place: where they stand (prompt.INSERTIONS).
       timesteps: of each phase, or DRAWN.
       iterations: gradient steps of a phase.
-      to_prediction: the goal is the original's prediction for the original prompt, otherwise the noise.
+      to_prediction: the goal is the original's prediction for what the picture was made from, otherwise the noise.
       keep_best: the row's prompt is the best of all phases and it ends with the last of them; otherwise it is the last
         phase's, and success ends the row.
       judged: images by which a prompt that was kept is judged; one that shows the concept is enough.
@@ -82,6 +82,7 @@ class Search:
         self.score = np.full(len(self.case), -np.inf)
         self.viewer = Viewer(pipeline, given, self.size)
         self.start = self.viewer.noise([given.seeds[c] for c in range(cases)])
+        self.seeds = [given.seeds[c] for c in self.case]  # that a row is shown with
         self.counter = Counter(progress, self.losses.size)
         self.trained = 0  # steps of all rows
 
@@ -148,11 +149,17 @@ class Search:
         return never
 
     def _shown(self, left) -> np.ndarray:
-        """Whether any of `judged` images of each row's prompt shows the concept; the first of its own seed."""
+        """Whether any of `judged` images of each row's prompt shows the concept; the first of its own seed.
+
+        The seed of the first that does is kept as the row's.
+        """
         found = np.zeros(len(left), bool)
         for k in range(self.plan.judged):
-            start = self.viewer.noise([self.given.seeds[c] + k for c in self.case[left]])
-            found |= self.viewer.shown(self.texts(left), start)
+            seeds = [(self.given.seeds[c] + k) % 2**32 for c in self.case[left]]
+            shown = self.viewer.shown(self.texts(left), self.viewer.noise(seeds))
+            for i in np.flatnonzero(shown & ~found):
+                self.seeds[left[i]] = seeds[i]
+            found |= shown
         return found
 
     def tokens(self, row: int, ids) -> list[int]:
@@ -179,6 +186,7 @@ class Search:
             ids=ids,
             same_tokens=(ids == self.pipeline.tokenizer.ids(texts)).all(1),
             outcomes=None if self.given.judge is None else [str(outcome) for outcome in outcomes],
+            seeds=self.seeds,
             unet_evaluations=self.trained * per_step + self.viewer.unet_evaluations,
             seconds=seconds,
         )
@@ -198,7 +206,7 @@ def _prepare(pipeline, given: Given, plan: Plan, case) -> tuple[Networks, Fixed,
         template=jnp.stack([embeddings(pipeline, template.ids) for template in templates])[case],
         slots=jnp.stack([template.slots for template in templates])[case],
         z_0=encode_images(pipeline, given.images)[case],
-        prompt=take(encode(given.original, given.prompts), case) if plan.to_prediction else None,
+        prompt=take(encode(given.original, given.made_from), case) if plan.to_prediction else None,
         key=jnp.stack(keys),
     )
     own = Networks(net.erased, net.original, net.text, table, net.text_graph)

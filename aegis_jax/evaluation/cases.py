@@ -37,8 +37,8 @@ def case_seed(seed: int) -> int:
 def cases(original, concept: Concept, n: int, *, seed: int = 0, neutral: str | None = None) -> Given:
     """Up to n prompts with targets by the model before erasure, the judge and, for P4D, the world's CLIP.
 
-    neutral: a control: this word stands in place of the concept's in the prompts that are attacked, while the targets
-    stay. Raises `AegisError` where the original itself shows the concept for none.
+    neutral: a control: this word stands in place of the concept's in the prompts that are attacked, while the targets,
+    and the prompts they were made from, stay. Raises `AegisError` where the original itself shows the concept for none.
     """
     if n < 1:
         raise AegisError(f"an attack on {n} prompts: wanted at least 1")
@@ -58,6 +58,7 @@ def cases(original, concept: Concept, n: int, *, seed: int = 0, neutral: str | N
         similarity=similarity,
         steps=STEPS,
         guidance=GUIDANCE,
+        made_from=[prompts[i] for i in kept],
     )
 
 

@@ -117,7 +117,7 @@ class Bench:
         if found.latents is not None:
             start = found.latents[rows]
         else:
-            start = viewer.noise(given.seeds[:count])
+            start = viewer.noise(given.seeds[:count] if found.seeds is None else [found.seeds[row] for row in rows])
         cond = jax.tree.map(lambda x: np.asarray(x)[rows], found.conditioning)
         guidance = 1.0 if found.latents is not None else GUIDANCE
         images = attacked.sample_conditioning(pipeline, cond, start, steps=STEPS, guidance=guidance)

@@ -179,16 +179,17 @@ def _of_folder(job: Job, folder: Path, file, neutral) -> Given:
             Prompt(job.concept) if row is None else Prompt(row["prompt"], seed_of(row["seed"], "seed", folder / INDEX))
             for row in rows
         ]
-    texts = [prompt.text for prompt in prompts]
+    texts = made_from = [prompt.text for prompt in prompts]
     if neutral is not None and find(job.method).of == "prompt":
         said = re.compile(re.escape(job.concept), re.IGNORECASE)
         texts = [said.sub(lambda _: neutral, text) for text in texts]
-        if texts == [prompt.text for prompt in prompts]:
+        if texts == made_from:
             raise AegisError(f"--neutral {neutral}: no prompt says {job.concept!r}, so there is nothing to put it for")
     seeds = [k if prompt.seed is None else prompt.seed for k, prompt in enumerate(prompts)]
     if job.asked is not None:  # a judge that does not know the concept where it is finds nothing afterwards either
         print(f"the judge sees {job.asked.label!r} in {in_words(job.asked.counted(images))} of the pictures given")
-    return Given(images, texts, seeds, job.original, judge=job.asked, steps=job.steps, guidance=job.guidance)
+    look = {"judge": job.asked, "steps": job.steps, "guidance": job.guidance}
+    return Given(images, texts, seeds, job.original, made_from=made_from, **look)
 
 
 def _given(job: Job, given: Given, value, out: Path | None) -> None:
@@ -231,14 +232,14 @@ def _restarts(job: Job) -> int:
 
 
 def _by_prompt(job: Job, given: Given, found) -> list[replay.Picture]:
-    """A picture of every row, from its prompt's own noise."""
+    """A picture of every row, from its prompt's own noise or that with which it showed the concept."""
     restarts = _restarts(job)
-    starts = Viewer(job.pipeline, given, 1).noise(given.seeds)
+    seeds = found.seeds or [seed for seed in given.seeds for _ in range(restarts)]
+    starts = Viewer(job.pipeline, given, 1).noise(seeds)
     return [
-        replay.Picture(f"prompt-{k // restarts:03d}-restart-{k % restarts}", k, starts[k // restarts],
-                       given.seeds[k // restarts], k % restarts)
+        replay.Picture(f"prompt-{k // restarts:03d}-restart-{k % restarts}", k, starts[k], seeds[k], k % restarts)
         for k in range(len(found.prompts))
-    ]  # fmt: skip
+    ]
 
 
 def _by_picture(job: Job, given: Given, found) -> list[replay.Picture]:

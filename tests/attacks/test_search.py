@@ -148,6 +148,9 @@ def test_a_row_does_not_depend_on_the_others(pipelines, images):
     restarts = attack(erased, "star", images=images[:1], prompts=PROMPTS[:1], restarts=3, **how)
     np.testing.assert_allclose(one.losses[:, 0], restarts.losses[:, 0], rtol=1e-4)
     assert len(set(restarts.losses[0])) == 3
+    # A control's prompts do not name the concept, its aim does; P4D-N leaves the prompts out, so nothing else differs.
+    control = attack(erased, "star", images=images, prompts=["a red thing", "thing", "sky"], made_from=PROMPTS, **how)
+    np.testing.assert_allclose(control.losses, one.losses, rtol=1e-4)
 
 
 def test_p4d_keeps_the_best_of_its_looks(pipelines, images):
@@ -168,6 +171,7 @@ def test_p4d_keeps_the_best_of_its_looks(pipelines, images):
     np.testing.assert_array_equal(looked[0], images[1:])
     assert [len(seen) for seen in judge.seen] == [3, 2, 2]
     assert not np.array_equal(judge.seen[1], judge.seen[2])  # several images of one prompt
+    assert found.seeds == [0, 1, 0]  # of the picture that showed the concept, or of the first
     first, by_loss = (attack(erased, "star", **n, steps=steps) for steps in (2, 4))
     assert list(found.ids[2]) == list(first.ids[2])  # of the look with 0.9
     for row, better in enumerate(by_loss.losses.reshape(2, 2, 3).mean(1).argmin(0)):

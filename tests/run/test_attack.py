@@ -113,7 +113,7 @@ def test_a_case_is_a_picture_with_its_prompt_and_its_noise(folder, monkeypatch, 
     seen = []
 
     def run(pipeline, concept, given, config, progress):
-        seen.append((given.prompts, given.seeds, given.images[:, 0, 0, 0].tolist()))
+        seen.append((given.prompts, given.seeds, given.images[:, 0, 0, 0].tolist(), given.made_from))
         return found(pipeline, [prompt for prompt in given.prompts for _ in range(config.restarts)])
 
     method = "unlearndiffatk"
@@ -130,6 +130,7 @@ def test_a_case_is_a_picture_with_its_prompt_and_its_noise(folder, monkeypatch, 
         (["a red dog", "a star", "sky"], [5, 6, 8]),
     ]
     assert seen[0][2] == [0, 90, 180]
+    assert seen[1][3] == ["a dog 0", "a dog 1", "a dog 2"]  # what a control still aims at
     lines = (pictures / "prompts.csv").read_text()
     for cell, whole in ((",8.0,", True), (",8.5,", False)):  # as pandas may write it, and what is no seed
         (pictures / "prompts.csv").write_text(lines.replace(",8,", cell))
@@ -151,6 +152,17 @@ def test_a_case_is_a_picture_with_its_prompt_and_its_noise(folder, monkeypatch, 
     for name, row in zip(sorted((tmp_path / "again").glob("*.png")), rows):
         again, first = (np.asarray(Image.open(path), int) for path in (name, tmp_path / "3" / row["file"]))
         assert np.abs(again - first).max() <= 1
+
+
+def test_the_picture_written_is_the_one_that_showed_the_concept(folder, monkeypatch, tmp_path, pictures):
+    def run(pipeline, concept, given, config, progress):
+        return dataclasses.replace(found(pipeline, given.prompts), seeds=[0, 2, 2])
+
+    monkeypatch.setitem(attacks.METHODS, "p4d-n", dataclasses.replace(attacks.METHODS["p4d-n"], run=run))
+    attack.attack(folder, "dog", method="p4d-n", images=pictures, image_steps=1, out=tmp_path / "1")
+    assert [row["seed"] for row in csv.DictReader(open(tmp_path / "1" / "prompts.csv"))] == ["0", "2", "2"]
+    starts = load_file(tmp_path / "1" / "latents.safetensors")
+    np.testing.assert_array_equal(starts["prompt-001-restart-0"], starts["prompt-002-restart-0"])
 
 
 @pytest.fixture
@@ -237,6 +249,7 @@ def test_the_worlds_cases(monkeypatch):
     plain, neutral = (cases.cases(None, STAR, 4, seed=3, neutral=word) for word in (None, "thing"))
     assert len(plain.prompts) == 3 and plain.images[:, 0, 0, 0].tolist() == [0, 2, 3]  # what shows no star is no case
     assert plain.seeds == neutral.seeds and len(set(plain.seeds)) == 3
+    assert plain.made_from == neutral.made_from == plain.prompts  # a control's aim is the same
     for one, other in zip(plain.prompts, neutral.prompts):
         words = set(one.split()) & {word for seen in STAR.value.seen for word in seen.split()}
         assert words and "thing" in other and not words & set(other.split())
