@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 
-from aegis_jax.attacks import p4d, ring_a_bell
+from aegis_jax.attacks import p4d, revival, ring_a_bell
 from aegis_jax.attacks.cce import CCEConfig, cce
-from aegis_jax.attacks.given import Given
+from aegis_jax.attacks.given import Given, Pictures
 from aegis_jax.attacks.result import AttackResult
 from aegis_jax.attacks.soft_prompt import SoftPromptConfig, soft_prompt
 from aegis_jax.attacks.tina import TINAConfig, tina
@@ -17,13 +17,21 @@ from aegis_jax.errors import AegisError
 class Method:
     """An attack: `run(pipeline, concept, given, config, progress)` and the class of its config.
 
-    of: what it goes for. "concept": one thing learnt from all pictures; "prompt": words for each prompt of `given`,
-    "picture": start noise for each of its pictures, and these ask the judge themselves.
+    of: what it goes for. "concept": one thing learnt from all pictures. The others ask the judge themselves: "prompt":
+    words for each prompt of `given`; "picture": start noise for each of its pictures; "weights": other weights, by
+    which the prompts are drawn.
+    without: whether it takes pictures that do not show the concept.
     """
 
     run: Callable
     config: type
     of: str = "concept"
+    without: bool = False
+
+    @property
+    def says(self) -> bool:
+        """Whether it shows the prompts of `given`, and a control may put another word into them."""
+        return self.of in ("prompt", "weights")
 
 
 def _soft_prompt(pipeline, concept: str, given: Given, config: SoftPromptConfig, progress=None) -> AttackResult:
@@ -40,6 +48,7 @@ METHODS = {
     "tina": Method(tina, TINAConfig, of="picture"),
     ring_a_bell.NAME: Method(ring_a_bell.ring_a_bell, ring_a_bell.RingABellConfig, of="prompt"),
     ring_a_bell.EMBEDDING: Method(ring_a_bell.embedding, ring_a_bell.EmbeddingConfig, of="prompt"),
+    revival.NAME: Method(revival.revival, revival.RevivalConfig, of="weights", without=True),
 }
 
 
@@ -62,7 +71,8 @@ def configure(method: str, settings: dict):
 
 def attack(
     pipeline, concept: str, *, method: str = "soft-prompt", images, prompts=None, seeds=None, made_from=None,
-    original=None, judge=None, similarity=None, image_steps: int = 50, guidance: float = 7.5, progress=None, **settings,
+    without=None, original=None, judge=None, similarity=None, image_steps: int = 50, guidance: float = 7.5,
+    progress=None, **settings,
 ) -> AttackResult:  # fmt: skip
     """Attacks an erased pipeline.
 
@@ -74,6 +84,7 @@ def attack(
       prompts, seeds: of attacks by prompt: those attacked, by default the concept's text, and the seed of the noise
         that each is tried with, by default 0 to n - 1.
       made_from: what each picture was made from, where `prompts` are a control's (`given.Given`).
+      without: (images, prompts) that do not show the concept, of attacks that take them (`Method.without`).
       original: the pipeline before erasure, where the attacker has it; some attacks need it.
       judge, similarity, image_steps, guidance: see `given.Given`.
       progress: called with (done, in all, mean loss); steps of all restarts are counted.
@@ -92,5 +103,6 @@ def attack(
         steps=image_steps,
         guidance=guidance,
         made_from=made_from,
+        without=None if without is None else Pictures(*without),
     )
     return find(method).run(pipeline, concept, given, config, progress)

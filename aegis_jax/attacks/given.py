@@ -14,6 +14,14 @@ from aegis_jax.errors import AegisError
 
 
 @dataclasses.dataclass(frozen=True)
+class Pictures:
+    """uint8 images (m, H, W, 3) and m prompts, what each was made from ("" where that is not known)."""
+
+    images: np.ndarray
+    prompts: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Given:
     """Pictures of the concept, and what goes with them.
 
@@ -27,6 +35,7 @@ class Given:
       steps, guidance: of what is generated for the judge, by DDIM.
       made_from: n texts, what each picture was made from and what an attack aims at; by default `prompts`. A control's
         `prompts` do not name the concept: then the aim is still the concept, or it could bring nothing back.
+      without: pictures that do not show the concept, for attacks that train on them or take them as a control.
     """
 
     images: np.ndarray
@@ -38,6 +47,7 @@ class Given:
     steps: int = 50
     guidance: float = 7.5
     made_from: list[str] | None = None
+    without: Pictures | None = None
 
     def __post_init__(self):
         if self.made_from is None:

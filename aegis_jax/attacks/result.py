@@ -11,6 +11,8 @@ PLACEHOLDER = "<aegis>"  # stands in `prompts` for the soft tokens, as a textual
 # Of a restart, where there is a judge. What needed no attack is counted apart from what the attack brought back.
 NOT_NEEDED, SUCCEEDED, FAILED = "no attack needed", "attack succeeded", "attack failed"
 BACKWARD = 1.08  # of a forward pass, to text or latents: by operator counts on the UNet of SD 1.4
+TO_WEIGHTS = 2  # the same to all weights
+ATTACK = "attack"  # the first group of `AttackResult.levels`; others are its controls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,10 @@ class AttackResult:
       seeds: of attacks by prompt, (R,): of the start noise with which a row's prompt is shown, the first with which it
         showed the concept; None: the prompts' own.
       latents: start noise (R, h, w, C) found, of attacks by latent.
+      images: uint8 (R, H, W, 3), what the judge saw of each row, of attacks that draw pictures in their own way.
+      pipeline: that which draws them, of attacks by weights.
+      levels: {group: {level: (n,) bool}}, whether the judge saw the concept in each prompt at each level of an attack
+        that has these (steps of fine-tuning, wordings, noise). The group ATTACK is the attack itself.
       shifted: whether `conditioning` is not what `prompts` encode to, so that it itself is what to feed.
       held_out: {goal: (R,)}, losses on what the attacker held out; the draws are the same for all restarts and, with
         the same seed, for all members of a family.
@@ -49,6 +55,9 @@ class AttackResult:
     same_tokens: np.ndarray | None = None
     seeds: list[int] | None = None
     latents: np.ndarray | None = None
+    images: np.ndarray | None = None
+    pipeline: object = None
+    levels: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     shifted: bool = False
     held_out: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     pick: int | None = None

@@ -188,7 +188,7 @@ def unasked(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
 
 def noise_seed(seed: int, kind: int) -> int:
     """Of the start noise of one kind of image under an evaluation seed: `measure` has 0 to 2, attacked.py 3 and 4,
-    `unasked` 5 and 6, cases.py 7."""
+    `unasked` 5 and 6, cases.py 7 and 8."""
     return EVALUATION_SEED + 10 * seed + kind
 
 

@@ -69,7 +69,7 @@ def _success(name: str, lines: list[dict]) -> dict:
         best = max(members, key=lambda member: members[member]["share"])
         return {"rate": members[best], "member": best, "members": members}
     kept = {figure: pooled(lines, figure) for figure in lines[0]["figures"]}
-    shown = {"concept": "shown", "prompt": "together", "picture": "attack_succeeded"}[find(name).of]
+    shown = {"concept": "shown", "picture": "attack_succeeded"}.get(find(name).of, "together")
     return kept | {"rate": kept[shown]}
 
 

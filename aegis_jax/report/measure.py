@@ -43,6 +43,7 @@ class Bench:
     def __init__(self, base, concept: Concept, text: str):
         self.base, self.concept, self.text = base, concept, text
         self.cases = functools.cache(self._cases)
+        self.without = functools.cache(lambda seed: cases.without(base, concept, seed=seed))
         self.collected = functools.cache(lambda seed: attacked.attacker_images(base, concept, seed=seed))
 
     def _cases(self, n: int, seed: int, neutral: str | None) -> Given:
@@ -102,17 +103,24 @@ class Bench:
             figures = {"shown": {"count": int(hits.sum()), "n": hits.size}}
             cost = found.unet_evaluations + hits.size * PER_IMAGE
             return figures, cost, *self._shown(pipeline, given, found, found.pick)
+        if METHODS[name].without:
+            given = dataclasses.replace(given, without=self.without(seed))
         found = METHODS[name].run(pipeline, self.text, given, config, progress)
         restarts = getattr(config, "restarts", 1)
         tally = cases.counts(found, restarts)
         kept = ("attack_succeeded",) if of == "picture" else ("no_attack_needed", "attack_succeeded", "together")
-        figures = {name: {key: tally[name][key] for key in ("count", "n")} for name in kept}
+        shares = {name: tally[name] for name in kept}
+        for group, rates in tally.get("levels", {}).items():
+            shares |= {f"{group}: {level}": rate for level, rate in rates.items()}
+        figures = {name: {key: rate[key] for key in ("count", "n")} for name, rate in shares.items()}
         return figures, found.unet_evaluations, *self._shown(pipeline, given, found, None, restarts)
 
     def _shown(self, pipeline, given: Given, found, pick: int | None, restarts: int = 1):
         """(pictures of the first cases under what was found, their prompts); pick: one restart's for all."""
         count = min(PICTURES, len(given.prompts))
         rows = np.full(count, pick) if pick is not None else np.arange(count) * restarts
+        if found.images is not None:
+            return found.images[rows], [found.prompts[row] for row in rows]
         viewer = Viewer(pipeline, given, count)
         if found.latents is not None:
             start = found.latents[rows]

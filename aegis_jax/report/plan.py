@@ -81,7 +81,7 @@ class Plan:
 
     def _words(self, kind: str) -> list[str | None]:
         """The neutral words of a kind of cell: None is the concept itself."""
-        controlled = self.neutral is not None and kind != PLAIN and find(kind).of == "prompt"
+        controlled = self.neutral is not None and kind != PLAIN and find(kind).says
         return [None, self.neutral] if controlled else [None]
 
     def _cell(self, kind: str, neutral: str | None, seed: int) -> dict:

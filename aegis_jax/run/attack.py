@@ -6,7 +6,6 @@ one, what comes out is written for his eyes and no success is claimed.
 
 import contextlib
 import dataclasses
-import re
 from pathlib import Path
 
 import jax
@@ -14,17 +13,16 @@ import numpy as np
 
 from aegis_jax.attacks import METHODS, configure, find
 from aegis_jax.attacks.given import Given, Viewer
-from aegis_jax.diffusion.sample import latent_shape, pixels_per_latent, plan
+from aegis_jax.diffusion.sample import latent_shape, plan
 from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand, place
-from aegis_jax.io.pictures import picture_files, read_pictures
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.run import replay
+from aegis_jax.run.attack_given import of_folder
+from aegis_jax.run.attack_printed import print_counts, print_rates
 from aegis_jax.run.console import made
 from aegis_jax.run.judging import Question, in_words, question
 from aegis_jax.run.progress import Progress
-from aegis_jax.run.prompts import INDEX, Prompt, check_index, seed_of
-from aegis_jax.run.prompts import read as read_prompts
 
 # How an attack's pictures are made, but of the world; how many of each restart; how many prompts on the world.
 GUIDANCE, STEPS, PICTURES, CASES = 7.5, 50, 4, 16
@@ -63,26 +61,26 @@ class Job:
 
 
 def attack(
-    model, concept, *, method="soft-prompt", images=None, prompts=None, cases=None, out=None, original=None,
-    guidance=None, image_steps=None, neutral=None, revision=None, variant=None, seed=0, judge=None, judge_label=None,
-    **settings,
+    model, concept, *, method="soft-prompt", images=None, prompts=None, without=None, cases=None, out=None,
+    original=None, guidance=None, image_steps=None, neutral=None, revision=None, variant=None, seed=0, judge=None,
+    judge_label=None, **settings,
 ) -> None:  # fmt: skip
     """`aegis attack`.
 
     settings: what the user gave of the method's config; what he left out is the method's own or, on the world, what
     evaluation/cases.py has for it. prompts: a file with one for each picture of the folder `images`; cases: on the
-    world instead, how many. original: the model before erasure, or None (of the world it is known). guidance and
-    image_steps: of the pictures that come out, None for those of the model's kind. neutral: the word that stands in
-    place of the concept's. seed: of what the attack draws and, on the world, of what it is given. judge: a spec
-    (`aegis_jax.judges`), with `images`; judge_label: which of its labels counts, by default the concept. Raises
-    `AegisError` for whatever does not go with the method or with the model.
+    world instead, how many. without: a folder of pictures that do not show the concept. original: the model before
+    erasure, or None (of the world it is known). guidance and image_steps: of the pictures that come out, None for those
+    of the model's kind. neutral: the word that stands in place of the concept's. seed: of what the attack draws and, on
+    the world, of what it is given. judge: a spec (`aegis_jax.judges`), with `images`; judge_label: which of its labels
+    counts, by default the concept. Raises `AegisError` for whatever does not go with the method or with the model.
     """
     from aegis_jax.evaluation import cases as world_cases
     from aegis_jax.evaluation import world
     from aegis_jax.evaluation.attacked import attacker_images
     from aegis_jax.world import quality
 
-    _check_flags(method, settings, {"prompts": prompts, "cases": cases}, neutral)
+    _check_flags(method, settings, {"prompts": prompts, "without": without, "cases": cases}, neutral)
     if not 0 <= seed < 2**32:
         raise AegisError(f"--seed: seed={seed}, wanted 0 to 2**32 - 1")
     settings |= {name: value for name, value in (("seed", seed), ("neutral", neutral)) if _has(method, name, value)}
@@ -91,7 +89,7 @@ def attack(
     value = world.find(concept) if is_world and images is None else None
     if value is None and images is None:
         raise AegisError("no --images given: an attack needs pictures of the concept")
-    of_pictures = {"prompts": prompts, "guidance": guidance, "image_steps": image_steps}
+    of_pictures = {"prompts": prompts, "without": without, "guidance": guidance, "image_steps": image_steps}
     of_pictures |= {"judge": judge, "judge_label": judge_label}
     if method == "soft-prompt":
         of_pictures["out"] = out
@@ -114,7 +112,7 @@ def attack(
         raise AegisError(f"{folder} exists: choose another --out")
     plan(pipeline, steps, guidance)  # what cannot be sampled afterwards is refused before the attack
     if value is None:
-        given = _of_folder(job, expand(images), prompts, neutral)
+        given = of_folder(job, expand(images), prompts, neutral, without)
     elif method == "soft-prompt":
         return _family(job, value)
     elif find(method).of == "concept":
@@ -122,6 +120,8 @@ def attack(
         given = Given(pictures, [concept] * len(pictures), list(range(len(pictures))), before)
     else:
         given = world_cases.cases(before, value, CASES if cases is None else cases, seed=seed, neutral=neutral)
+        if find(method).without:
+            given = dataclasses.replace(given, without=world_cases.without(before, value, seed=seed))
     with contextlib.nullcontext() if folder is None else made(folder):
         _given(job, given, value, folder)
 
@@ -133,9 +133,10 @@ def _has(method: str, name: str, value) -> bool:
 
 def _check_flags(method: str, settings: dict, of_cases: dict, neutral) -> None:
     """Refuses what does not go with the method."""
-    of, known = find(method).of, list(find(method).config.__dataclass_fields__)
+    kind, known = find(method), list(find(method).config.__dataclass_fields__)
     wrong = [name for name in settings if name not in known]
-    fits = {"prompts": of == "prompt", "cases": of != "concept", "neutral": of == "prompt" or "neutral" in known}
+    fits = {"prompts": kind.says, "cases": kind.of != "concept", "without": kind.without}
+    fits["neutral"] = kind.says or "neutral" in known
     wrong += [name for name, value in (of_cases | {"neutral": neutral}).items() if value is not None and not fits[name]]
     if wrong:
         own = ", ".join(_flag(name) for name in known if name != "seed")
@@ -158,40 +159,6 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _of_folder(job: Job, folder: Path, file, neutral) -> Given:
-    """What the user has: pictures, and for attacks by prompt what each was made from.
-
-    That is said by `file`, a prompt for each picture in the order of their names, or by the index that `aegis sample`
-    wrote beside them; otherwise every prompt is the concept.
-    """
-    height, width, _ = latent_shape(job.pipeline)
-    factor = pixels_per_latent(job.pipeline)
-    images = read_pictures(folder, (width * factor, height * factor))
-    names = [path.name for path in picture_files(folder)]
-    index = check_index(folder) if find(job.method).of == "prompt" and (folder / INDEX).exists() else {}
-    if file is not None:
-        prompts = read_prompts(expand(file)).prompts
-        if len(prompts) != len(images):
-            raise AegisError(f"{file} has {len(prompts)} prompts and {folder} {len(images)} pictures: wanted as many")
-    else:
-        rows = [index.get(name) for name in names]
-        prompts = [
-            Prompt(job.concept) if row is None else Prompt(row["prompt"], seed_of(row["seed"], "seed", folder / INDEX))
-            for row in rows
-        ]
-    texts = made_from = [prompt.text for prompt in prompts]
-    if neutral is not None and find(job.method).of == "prompt":
-        said = re.compile(re.escape(job.concept), re.IGNORECASE)
-        texts = [said.sub(lambda _: neutral, text) for text in texts]
-        if texts == made_from:
-            raise AegisError(f"--neutral {neutral}: no prompt says {job.concept!r}, so there is nothing to put it for")
-    seeds = [k if prompt.seed is None else prompt.seed for k, prompt in enumerate(prompts)]
-    if job.asked is not None:  # a judge that does not know the concept where it is finds nothing afterwards either
-        print(f"the judge sees {job.asked.label!r} in {in_words(job.asked.counted(images))} of the pictures given")
-    look = {"judge": job.asked, "steps": job.steps, "guidance": job.guidance}
-    return Given(images, texts, seeds, job.original, made_from=made_from, **look)
-
-
 def _given(job: Job, given: Given, value, out: Path | None) -> None:
     """Attacks with what is given and prints what came of it; pictures and files go into `out`.
 
@@ -202,29 +169,14 @@ def _given(job: Job, given: Given, value, out: Path | None) -> None:
     found, about, of = job.run(given), job.about, find(job.method).of
     if found.outcomes is not None:
         about = about | {"outcomes": counts(found, _restarts(job))}
-        _print_counts(of, about["outcomes"])
+        print_counts(of, about["outcomes"])
     elif value is not None:
         about = about | {"shown": rates(job.pipeline, found, value, seed=job.config.seed)}
-        _print_rates(value, about["shown"], "with the token learnt")
+        print_rates(value, about["shown"], "with the token learnt")
     if out is not None:
-        pictures = {"concept": _by_restart, "prompt": _by_prompt, "picture": _by_picture}[of](job, given, found)
+        named = {"concept": _by_restart, "prompt": _by_prompt, "picture": _by_picture, "weights": _by_prompt}
+        pictures = named[of](job, given, found)
         _write(job, found, pictures, about, out)
-
-
-def _print_counts(of: str, tally: dict) -> None:
-    def line(text: str, share: dict, more: str = "") -> None:
-        if share["n"]:
-            low, high = share["interval"]
-            more = f"{share['count']} of {share['n']}{more} ({low:.0%} to {high:.0%} at 95 %)"
-        print(f"{text:24}{more or 'no prompt is left'}")
-
-    if of == "picture":  # which needs none is a question to prompts
-        return line("attack succeeded", tally["attack_succeeded"])
-    line("no attack needed", tally["no_attack_needed"])
-    line("attack succeeded", tally["attack_succeeded"], " others")
-    if len(tally["each"]) > 1:
-        print(f"{'by restart':24}{', '.join(map(str, tally['each']))}")
-    line("together", tally["together"])
 
 
 def _restarts(job: Job) -> int:
@@ -267,7 +219,9 @@ def _write(job: Job, found, pictures: list[replay.Picture], about: dict, out: Pa
     rows = np.array([picture.row for picture in pictures])
     cond = jax.tree.map(lambda x: np.asarray(x)[rows], found.conditioning)
     start = np.stack([picture.start for picture in pictures])
-    images = sample_conditioning(job.pipeline, cond, start, steps=job.steps, guidance=job.guidance)
+    images = found.images
+    if images is None:
+        images = sample_conditioning(job.pipeline, cond, start, steps=job.steps, guidance=job.guidance)
     if job.asked is not None and found.outcomes is None:
         shown = job.asked.counted(images)
         about = about | {"outcomes": {"pictures": shown}}
@@ -286,12 +240,4 @@ def _family(job: Job, value) -> None:
         job.original, job.pipeline, value, {"it": config}, seed=config.seed, text=job.concept,
         progress=lambda done, steps, loss: progress.update(done * config.steps // steps, loss),
     )  # fmt: skip
-    _print_rates(value, found["members"]["it"], "under soft prompts")
-
-
-def _print_rates(value, rates: dict, what: str) -> None:
-    low, high = rates["interval"]
-    each = ", ".join(f"{rate:.0%}" for rate in rates["each"])
-    print(f"the judge sees {value.value.name!r} in {rates['mean']:.1%} of the images {what}")
-    print(f"({low:.1%} to {high:.1%} at 95 %), in {rates['pick']:.1%} under the attacker's own pick,")
-    print(f"in {rates['best']:.1%} under the best restart (each: {each})")
+    print_rates(value, found["members"]["it"], "under soft prompts")

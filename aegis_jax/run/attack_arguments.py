@@ -28,6 +28,7 @@ SETTINGS = {
     "generations": (int, "ring-a-bell: of these"),
     "crossover": (float, "ring-a-bell: the share that has children"),
     "mutation": (float, "ring-a-bell: the share of which a token is replaced"),
+    "looks": (str, "revival: steps of fine-tuning after which the concept is asked for, as 50,100"),
     "seed": (int, "of all that is drawn"),
 }
 
@@ -35,7 +36,7 @@ SETTINGS = {
 # As attacks.METHODS, which a test holds them to.
 METHODS = (
     "soft-prompt", "unlearndiffatk", "p4d-hard-prompt", "p4d-n", "p4d-k", "cce", "tina", "ring-a-bell",
-    "ring-a-bell-embedding",
+    "ring-a-bell-embedding", "revival",
 )  # fmt: skip
 
 
@@ -47,6 +48,11 @@ def add(sub, model_help: str) -> None:
     sub.add_argument(
         "--prompts", metavar="FILE",
         help="attacks by prompt, with --images: a prompt for each picture; by default the prompts.csv beside them",
+    )  # fmt: skip
+    sub.add_argument(
+        "--without", metavar="DIR",
+        help="with --images: pictures that do not show the concept, and the prompts.csv beside them, if there is one; "
+        "revival fine-tunes on them",
     )  # fmt: skip
     sub.add_argument("--cases", metavar="N", type=int, help="likewise, on the world: how many prompts (16)")
     sub.add_argument("--out", metavar="DIR", help="what comes out, and all to replay it (with --images: attack)")

@@ -3,6 +3,7 @@
 prompts.csv           a row a picture: its prompt, the embedding file that goes with it, seed, outcome
 *.safetensors         soft tokens as a textual inversion named <aegis>, one file a restart
 prompt_embeds.safetensors   of an attack that feeds encodings: each picture's, (1, L, D), in place of its prompt
+pipeline/             of an attack by weights: the model that draws the pictures
 latents.safetensors   the start noise of every picture under the picture's name, (1, C, h, w)
 attack.json           method, settings, guidance and steps, cost, outcomes with their intervals, versions
 """
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 
 from aegis_jax import __version__
 from aegis_jax.attacks.result import PLACEHOLDER, AttackResult
+from aegis_jax.io.export import save_pipeline
 from aegis_jax.run.folder import write_json, write_text
 
 COLUMNS = ("file", "prompt", "seed", "embedding", "restart", "outcome", "same_tokens", "guidance", "steps")
@@ -62,6 +64,8 @@ def write(out: Path, result: AttackResult, pictures: list[Picture], images, abou
         save_file({p.name: encoded[p.row][None].copy() for p in pictures}, out / "prompt_embeds.safetensors")
     for row, tokens in enumerate([] if result.soft_tokens is None else result.soft_tokens):
         save_file({PLACEHOLDER: np.ascontiguousarray(tokens, np.float32)}, out / _embedding(row))
+    if result.pipeline is not None:
+        save_pipeline(result.pipeline, out / "pipeline")
     cost = {"unet_evaluations": round(result.unet_evaluations), "seconds": round(result.seconds, 1)}
     write_json(out / "attack.json", about | cost | {"aegis_jax": __version__})
 

@@ -1,16 +1,19 @@
-"""UnlearnDiffAtk on the world: none is needed as it is, and it beats no attack where the erasure is weak.
+"""Attacks on the world: none is needed as it is, and each beats no attack where the erasure is weak.
 
-The weak erasure moves no weight of the UNet: the words that an erasure may use get the embedding of "thing". Held-out
-words stay as they were.
+The weak erasures: `weak` moves no weight of the UNet: the words that an erasure may use get the embedding of "thing".
+Held-out words stay as they were. `shallow` takes most of what all words share out of the keys and values of the
+cross-attention, so that they say little; the UNet draws stars as before.
 """
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from aegis_jax.attacks import METHODS, configure
-from aegis_jax.attacks.result import NOT_NEEDED
+from aegis_jax.attacks.result import ATTACK, NOT_NEEDED, SUCCEEDED
+from aegis_jax.diffusion.conditioning import encode
 from aegis_jax.evaluation import cases, world
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.models.model import flatten, unflatten
@@ -35,6 +38,19 @@ def weak(original):
     return dataclasses.replace(original, text_encoder=dataclasses.replace(encoder, params=unflatten(params)))
 
 
+@pytest.fixture(scope="module")
+def shallow(original):
+    words = [
+        encode(original, word).embedding[0, 1 : 1 + len(original.tokenizer.tokens(word))] for word in STAR.value.seen
+    ]
+    direction = jnp.linalg.svd(jnp.concatenate(words), full_matrices=False)[2][:1]
+    params = flatten(original.unet.params)
+    for path in params:
+        if ".attn2.to_k." in path or ".attn2.to_v." in path:
+            params[path] = params[path] - 0.75 * direction.T @ (direction @ params[path])
+    return dataclasses.replace(original, unet=dataclasses.replace(original.unet, params=unflatten(params)))
+
+
 def test_the_world_as_it_is_needs_no_attack(original):
     given = cases.cases(original, STAR, 8)
     found = METHODS["unlearndiffatk"].run(original, "star", given, configure("unlearndiffatk", {}), None)
@@ -49,3 +65,12 @@ def test_words_beat_no_attack_on_a_weak_erasure(original, weak, monkeypatch):
     counted = cases.counts(found, 1)
     assert counted["no_attack_needed"]["count"] == 0
     assert counted["attack_succeeded"]["count"] > 0
+
+
+def test_fine_tuning_on_other_pictures_revives_a_shallow_erasure(original, shallow):
+    given = dataclasses.replace(cases.cases(original, STAR, 16), without=cases.without(original, STAR, 32))
+    config = configure("revival", {"looks": "100", "batch": 8, "learning_rate": 3e-4})
+    found = METHODS["revival"].run(shallow, "star", given, config, None)
+    shown = {level: hits.sum() for level, hits in found.levels[ATTACK].items()}
+    assert shown["100 steps"] >= shown["0 steps"] + 3
+    assert found.outcomes.count(SUCCEEDED) >= 3

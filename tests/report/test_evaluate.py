@@ -1,5 +1,6 @@
 """`aegis evaluate`: what it refuses, what it counts, and that it goes on where it stopped."""
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -12,11 +13,12 @@ from PIL import Image
 
 from aegis_jax import cli
 from aegis_jax.attacks import METHODS
+from aegis_jax.attacks.given import Pictures
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
 from aegis_jax.cli import main
 from aegis_jax.diffusion.conditioning import encode, per_latent
 from aegis_jax.diffusion.sample import latent_shape, sample
-from aegis_jax.evaluation import attacked, world
+from aegis_jax.evaluation import attacked, cases, world
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.report import arguments, figures, measure
 from aegis_jax.report.measure import Bench, Measured
@@ -232,6 +234,25 @@ def test_an_attack_by_token_counts_images_of_all_restarts(bench, monkeypatch):
     assert seen == {"seed": 2, "images": 5}
     assert found.figures["shown"]["n"] == 4 and found.figures["shown"]["count"] >= 3  # the base draws stars
     assert found.unet_evaluations == 7 + 4 * measure.PER_IMAGE
+
+
+def test_levels_are_figures_of_their_own_and_an_attacks_own_pictures_are_shown(bench, monkeypatch):
+    method, seen = METHODS["revival"], []
+
+    def revival(pipeline, concept, given, config, progress):
+        n = len(given.prompts)
+        seen.append(len(given.without.images))
+        levels = {"attack": {"0 steps": np.zeros(n, bool), "5 steps": np.arange(n) < 2}}
+        outcomes = [SUCCEEDED] * 2 + [FAILED] * (n - 2)
+        return result(pipeline, n, outcomes=outcomes, levels=levels, images=np.full((n, 32, 32, 3), 5, np.uint8))
+
+    monkeypatch.setitem(METHODS, "revival", dataclasses.replace(method, run=revival))
+    monkeypatch.setattr(cases, "without", lambda *a, **k: Pictures(np.zeros((9, 32, 32, 3), np.uint8), [""] * 9))
+    found = Bench(bench.base, STAR, "star").measure(bench.base, cell("revival"), method.config())
+    n = len(found.prompts)
+    assert seen == [9] and (found.pictures == 5).all()
+    assert found.figures["attack: 5 steps"] == found.figures["together"] == {"count": 2, "n": n}
+    assert found.figures["attack: 0 steps"] == found.figures["no_attack_needed"] == {"count": 0, "n": n}
 
 
 def test_prompts_are_counted_once_whatever_their_restarts(bench, monkeypatch):

@@ -69,6 +69,9 @@ def test_the_methods_of_the_command_are_those_there_are():
         (["--method", "unlearndiffatk", "--prompts", "PROMPTS"], "has 2 prompts and"),
         (["--method", "unlearndiffatk", "--neutral", "dog", "--concept", "cat"], "no prompt says 'cat'"),
         (["--method", "p4d-n"], "p4d-n needs the model before erasure"),
+        (["--method", "p4d-n", "--without", "x"], "--without does not go with --method p4d-n"),
+        (["--method", "revival"], "revival needs pictures without the concept"),
+        (["--method", "revival", "--looks", "5,x"], "looks='5,x', wanted ascending numbers"),
     ],
 )
 def test_what_does_not_go_with_the_method_is_refused(capsys, folder, tmp_path, pictures, flags, message):
@@ -228,6 +231,51 @@ def test_a_token_is_judged_on_noise_of_the_seed(monkeypatch):
     monkeypatch.setattr(cases, "generated", generated)
     attack.attack("world", "star", method="cce", seed=5)
     assert seen == [5]
+
+
+def test_an_attack_by_weights_has_pictures_without_the_concept_and_leaves_a_model(
+    capsys, folder, monkeypatch, tmp_path, pictures, red
+):
+    seen = {}
+
+    def run(pipeline, concept, given, config, progress):
+        seen.update(without=given.without.prompts, n=len(given.without.images), says=given.prompts)
+        drawn = np.full((3, 16, 16, 3), 7, np.uint8)
+        levels = {"attack": {"0 steps": np.zeros(3, bool), "5 steps": np.array([True, False, False])}}
+        return dataclasses.replace(
+            found(pipeline, given.prompts, [SUCCEEDED, FAILED, FAILED]), images=drawn, pipeline=pipeline, levels=levels
+        )
+
+    monkeypatch.setitem(attacks.METHODS, "revival", dataclasses.replace(attacks.METHODS["revival"], run=run))
+    others = tmp_path / "others"
+    others.mkdir()
+    for k in range(3):
+        Image.new("RGB", (16, 16), (0, 0, k)).save(others / f"{k}.png")
+    how = {"method": "revival", "images": pictures, "image_steps": 1, "judge": "red:", "concept": "dog"}
+    attack.attack(folder, **how, without=others, out=tmp_path / "1")
+    assert seen == {"without": [""] * 3, "n": 3, "says": ["dog"] * 3}
+    printed = capsys.readouterr().out
+    assert "attack, 5 steps:" in printed and "0 of 3 (0% to 56% at 95 %) of those without it" in printed
+    about = json.loads((tmp_path / "1" / "attack.json").read_text())["outcomes"]["levels"]
+    assert about["attack"]["5 steps"] == share(1, 3) | {"interval": list(wilson(1, 3))}
+    assert about["attack"]["0 steps"]["count"] == 0
+    assert (np.asarray(Image.open(tmp_path / "1" / "prompt-002-restart-0.png")) == 7).all()  # its own, not drawn again
+    assert main(["sample", "--model", str(tmp_path / "1" / "pipeline"), "--prompt", "dog", "--steps", "1",
+                 "--out", str(tmp_path / "again")]) == 0  # fmt: skip
+    indexed(others)
+    attack.attack(folder, **how, without=others, out=tmp_path / "2")
+    assert seen["without"] == ["a dog 0", "a dog 1", "a dog 2"]
+
+
+def test_the_worlds_pictures_without_the_concept(monkeypatch):
+    def sample(pipeline, prompts, *, seed, **_):
+        return np.arange(len(prompts), dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+
+    monkeypatch.setattr(cases, "sample", sample)
+    monkeypatch.setattr(cases, "shows", lambda concept: lambda images: images[:, 0, 0, 0] == 1)
+    without = cases.without(None, STAR, 4)
+    assert without.images[:, 0, 0, 0].tolist() == [0, 2, 3] and len(without.prompts) == 3
+    assert not {word for prompt in without.prompts for word in prompt.split()} & set(STAR.value.words)
 
 
 def test_outcomes_are_counted_by_prompt_and_apart():

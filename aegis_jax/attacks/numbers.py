@@ -1,0 +1,17 @@
+"""Settings that are several numbers, written with commas."""
+
+from aegis_jax.errors import AegisError
+
+
+def numbers(method: str, name: str, text: str, *, kind: type = float, most: float = float("inf")) -> list:
+    """The ascending numbers above 0 and at most `most` of a setting such as "50,100". Raises `AegisError`."""
+    try:
+        found = [kind(part) for part in str(text).split(",")]
+    except ValueError:
+        found = []
+    if not found or found != sorted(set(found)) or not 0 < found[0] <= found[-1] <= most:
+        limit = "" if most == float("inf") else f" and at most {most:g}"
+        raise AegisError(
+            f"attack {method}: {name}={text!r}, wanted ascending numbers above 0{limit}, with commas between"
+        )
+    return found
