@@ -35,6 +35,7 @@ class Given:
       steps, guidance: of what is generated for the judge, by DDIM.
       made_from: n texts, what each picture was made from and what an attack aims at; by default `prompts`. A control's
         `prompts` do not name the concept: then the aim is still the concept, or it could bring nothing back.
+      ladder: {rung: wordings} of the concept, for the attack of that name.
       without: pictures that do not show the concept, for attacks that train on them or take them as a control.
     """
 
@@ -47,6 +48,7 @@ class Given:
     steps: int = 50
     guidance: float = 7.5
     made_from: list[str] | None = None
+    ladder: dict[str, list[str]] | None = None
     without: Pictures | None = None
 
     def __post_init__(self):

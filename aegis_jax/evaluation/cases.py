@@ -12,6 +12,7 @@ from aegis_jax.diffusion.sample import sample
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation.attacked import generated
 from aegis_jax.evaluation.interval import share, wilson
+from aegis_jax.evaluation.ladder import ladder
 from aegis_jax.evaluation.world import Concept, concept_prompts, noise_seed, other_prompts
 from aegis_jax.world import clip, judge
 from aegis_jax.world.quality import GUIDANCE, STEPS
@@ -60,6 +61,7 @@ def cases(original, concept: Concept, n: int, *, seed: int = 0, neutral: str | N
         steps=STEPS,
         guidance=GUIDANCE,
         made_from=[prompts[i] for i in kept],
+        ladder=ladder(concept, len(kept), seed=kind, word=neutral),
     )
 
 

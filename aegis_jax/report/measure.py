@@ -106,7 +106,7 @@ class Bench:
         if METHODS[name].without:
             given = dataclasses.replace(given, without=self.without(seed))
         found = METHODS[name].run(pipeline, self.text, given, config, progress)
-        restarts = getattr(config, "restarts", 1)
+        restarts = len(found.prompts) // len(given.prompts)
         tally = cases.counts(found, restarts)
         kept = ("attack_succeeded",) if of == "picture" else ("no_attack_needed", "attack_succeeded", "together")
         shares = {name: tally[name] for name in kept}

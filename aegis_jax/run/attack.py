@@ -13,6 +13,7 @@ import numpy as np
 
 from aegis_jax.attacks import METHODS, configure, find
 from aegis_jax.attacks.given import Given, Viewer
+from aegis_jax.attacks.ladder import NAME as LADDER
 from aegis_jax.diffusion.sample import latent_shape, plan
 from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand, place
@@ -61,26 +62,28 @@ class Job:
 
 
 def attack(
-    model, concept, *, method="soft-prompt", images=None, prompts=None, without=None, cases=None, out=None,
-    original=None, guidance=None, image_steps=None, neutral=None, revision=None, variant=None, seed=0, judge=None,
-    judge_label=None, **settings,
+    model, concept, *, method="soft-prompt", images=None, prompts=None, ladder=None, without=None, cases=None,
+    out=None, original=None, guidance=None, image_steps=None, neutral=None, revision=None, variant=None, seed=0,
+    judge=None, judge_label=None, **settings,
 ) -> None:  # fmt: skip
     """`aegis attack`.
 
     settings: what the user gave of the method's config; what he left out is the method's own or, on the world, what
     evaluation/cases.py has for it. prompts: a file with one for each picture of the folder `images`; cases: on the
-    world instead, how many. without: a folder of pictures that do not show the concept. original: the model before
-    erasure, or None (of the world it is known). guidance and image_steps: of the pictures that come out, None for those
-    of the model's kind. neutral: the word that stands in place of the concept's. seed: of what the attack draws and, on
-    the world, of what it is given. judge: a spec (`aegis_jax.judges`), with `images`; judge_label: which of its labels
-    counts, by default the concept. Raises `AegisError` for whatever does not go with the method or with the model.
+    world instead, how many. ladder: a file of wordings. without: a folder of pictures that do not show the concept.
+    original: the model before erasure, or None (of the world it is known). guidance and image_steps: of the pictures
+    that come out, None for those of the model's kind. neutral: the word that stands in place of the concept's. seed: of
+    what the attack draws and, on the world, of what it is given. judge: a spec (`aegis_jax.judges`), with `images`;
+    judge_label: which of its labels counts, by default the concept. Raises `AegisError` for whatever does not go with
+    the method or with the model.
     """
     from aegis_jax.evaluation import cases as world_cases
     from aegis_jax.evaluation import world
     from aegis_jax.evaluation.attacked import attacker_images
     from aegis_jax.world import quality
 
-    _check_flags(method, settings, {"prompts": prompts, "without": without, "cases": cases}, neutral)
+    files = {"prompts": prompts, "ladder": ladder, "without": without}
+    _check_flags(method, settings, files | {"cases": cases}, neutral)
     if not 0 <= seed < 2**32:
         raise AegisError(f"--seed: seed={seed}, wanted 0 to 2**32 - 1")
     settings |= {name: value for name, value in (("seed", seed), ("neutral", neutral)) if _has(method, name, value)}
@@ -89,8 +92,8 @@ def attack(
     value = world.find(concept) if is_world and images is None else None
     if value is None and images is None:
         raise AegisError("no --images given: an attack needs pictures of the concept")
-    of_pictures = {"prompts": prompts, "without": without, "guidance": guidance, "image_steps": image_steps}
-    of_pictures |= {"judge": judge, "judge_label": judge_label}
+    look = {"guidance": guidance, "image_steps": image_steps, "judge": judge, "judge_label": judge_label}
+    of_pictures = files | look
     if method == "soft-prompt":
         of_pictures["out"] = out
     _check_pictures(value is not None, cases, of_pictures)
@@ -112,7 +115,7 @@ def attack(
         raise AegisError(f"{folder} exists: choose another --out")
     plan(pipeline, steps, guidance)  # what cannot be sampled afterwards is refused before the attack
     if value is None:
-        given = of_folder(job, expand(images), prompts, neutral, without)
+        given = of_folder(job, expand(images), neutral, **files)
     elif method == "soft-prompt":
         return _family(job, value)
     elif find(method).of == "concept":
@@ -135,11 +138,11 @@ def _check_flags(method: str, settings: dict, of_cases: dict, neutral) -> None:
     """Refuses what does not go with the method."""
     kind, known = find(method), list(find(method).config.__dataclass_fields__)
     wrong = [name for name in settings if name not in known]
-    fits = {"prompts": kind.says, "cases": kind.of != "concept", "without": kind.without}
+    fits = {"prompts": kind.says, "cases": kind.of != "concept", "without": kind.without, "ladder": method == LADDER}
     fits["neutral"] = kind.says or "neutral" in known
     wrong += [name for name, value in (of_cases | {"neutral": neutral}).items() if value is not None and not fits[name]]
     if wrong:
-        own = ", ".join(_flag(name) for name in known if name != "seed")
+        own = ", ".join(_flag(name) for name in known if name != "seed") or "none"
         raise AegisError(f"{_flag(wrong[0])} does not go with --method {method}; its own are {own}")
     at = settings.get("place", "before")
     if neutral is not None and method == "soft-prompt" and at != "neutral":
@@ -168,7 +171,7 @@ def _given(job: Job, given: Given, value, out: Path | None) -> None:
 
     found, about, of = job.run(given), job.about, find(job.method).of
     if found.outcomes is not None:
-        about = about | {"outcomes": counts(found, _restarts(job))}
+        about = about | {"outcomes": counts(found, _rows(given, found))}
         print_counts(of, about["outcomes"])
     elif value is not None:
         about = about | {"shown": rates(job.pipeline, found, value, seed=job.config.seed)}
@@ -179,13 +182,14 @@ def _given(job: Job, given: Given, value, out: Path | None) -> None:
         _write(job, found, pictures, about, out)
 
 
-def _restarts(job: Job) -> int:
-    return getattr(job.config, "restarts", 1)
+def _rows(given: Given, found) -> int:
+    """Of each prompt: its restarts, or its rungs."""
+    return len(found.prompts) // len(given.prompts)
 
 
 def _by_prompt(job: Job, given: Given, found) -> list[replay.Picture]:
     """A picture of every row, from its prompt's own noise or that with which it showed the concept."""
-    restarts = _restarts(job)
+    restarts = _rows(given, found)
     seeds = found.seeds or [seed for seed in given.seeds for _ in range(restarts)]
     starts = Viewer(job.pipeline, given, 1).noise(seeds)
     return [

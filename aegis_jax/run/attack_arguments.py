@@ -36,7 +36,7 @@ SETTINGS = {
 # As attacks.METHODS, which a test holds them to.
 METHODS = (
     "soft-prompt", "unlearndiffatk", "p4d-hard-prompt", "p4d-n", "p4d-k", "cce", "tina", "ring-a-bell",
-    "ring-a-bell-embedding", "revival",
+    "ring-a-bell-embedding", "ladder", "revival",
 )  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def add(sub, model_help: str) -> None:
         "--prompts", metavar="FILE",
         help="attacks by prompt, with --images: a prompt for each picture; by default the prompts.csv beside them",
     )  # fmt: skip
+    sub.add_argument("--ladder", metavar="FILE", help="ladder, with --images: a .csv of wordings, columns rung, prompt")
     sub.add_argument(
         "--without", metavar="DIR",
         help="with --images: pictures that do not show the concept, and the prompts.csv beside them, if there is one; "

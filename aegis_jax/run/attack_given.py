@@ -1,5 +1,7 @@
 """What the user gives `aegis attack`: folders of pictures, with what each was made from."""
 
+import csv
+import io
 import re
 from pathlib import Path
 
@@ -16,15 +18,15 @@ from aegis_jax.run.prompts import INDEX, Prompt, check_index, seed_of
 from aegis_jax.run.prompts import read as read_prompts
 
 
-def of_folder(job, folder: Path, file, neutral, without) -> Given:
+def of_folder(job, folder: Path, neutral, prompts=None, ladder=None, without=None) -> Given:
     """What the user has for a `run.attack.Job`: pictures, and for attacks that say it what each was made from.
 
-    That is said by `file`, a prompt for each picture in the order of their names, or by the index that `aegis sample`
-    wrote beside them; otherwise every prompt is the concept.
+    That is said by the file `prompts`, a prompt for each picture in the order of their names, or by the index that
+    `aegis sample` wrote beside them; otherwise every prompt is the concept.
     """
     images, said = _pictures(job, folder, indexed=find(job.method).says)
-    if file is not None:
-        prompts = read_prompts(expand(file)).prompts
+    if prompts is not None:
+        file, prompts = prompts, read_prompts(expand(prompts)).prompts
         if len(prompts) != len(images):
             raise AegisError(f"{file} has {len(prompts)} prompts and {folder} {len(images)} pictures: wanted as many")
     else:
@@ -33,15 +35,18 @@ def of_folder(job, folder: Path, file, neutral, without) -> Given:
             for row in said
         ]
     texts = made_from = [prompt.text for prompt in prompts]
+    rungs = None if ladder is None else _ladder(expand(ladder))
     if neutral is not None and find(job.method).says:
-        said = re.compile(re.escape(job.concept), re.IGNORECASE)
-        texts = [said.sub(lambda _: neutral, text) for text in texts]
+        named = re.compile(re.escape(job.concept), re.IGNORECASE)
+        put = lambda texts: [named.sub(lambda _: neutral, text) for text in texts]  # noqa: E731
+        texts = put(texts)
+        rungs = rungs and {rung: put(wordings) for rung, wordings in rungs.items()}
         if texts == made_from:
             raise AegisError(f"--neutral {neutral}: no prompt says {job.concept!r}, so there is nothing to put it for")
     seeds = [k if prompt.seed is None else prompt.seed for k, prompt in enumerate(prompts)]
     if job.asked is not None:  # a judge that does not know the concept where it is finds nothing afterwards either
         print(f"the judge sees {job.asked.label!r} in {in_words(job.asked.counted(images))} of the pictures given")
-    look = {"judge": job.asked, "steps": job.steps, "guidance": job.guidance}
+    look = {"judge": job.asked, "steps": job.steps, "guidance": job.guidance, "ladder": rungs}
     if without is not None:
         others, rows = _pictures(job, expand(without))
         look["without"] = Pictures(others, ["" if row is None else row["prompt"] for row in rows])
@@ -57,3 +62,17 @@ def _pictures(job, folder: Path, indexed: bool = True) -> tuple[np.ndarray, list
     index = check_index(folder) if indexed and (folder / INDEX).exists() else {}
     images = read_pictures(folder, (width * factor, height * factor))
     return images, [index.get(path.name) for path in picture_files(folder)]
+
+
+def _ladder(path: Path) -> dict[str, list[str]]:
+    """{rung: its wordings} of a .csv with the columns rung and prompt, both in the order of the file."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8-sig"), newline="")))
+        found: dict[str, list[str]] = {}
+        for row in rows:
+            found.setdefault(row["rung"].strip(), []).append(row["prompt"].strip())
+    except (UnicodeDecodeError, KeyError, AttributeError):
+        raise AegisError(f"{path}: wanted a .csv in UTF-8 with the columns rung and prompt") from None
+    if not found:
+        raise AegisError(f"{path} has no wordings")
+    return found

@@ -70,6 +70,10 @@ def test_the_methods_of_the_command_are_those_there_are():
         (["--method", "unlearndiffatk", "--neutral", "dog", "--concept", "cat"], "no prompt says 'cat'"),
         (["--method", "p4d-n"], "p4d-n needs the model before erasure"),
         (["--method", "p4d-n", "--without", "x"], "--without does not go with --method p4d-n"),
+        (["--method", "p4d-n", "--ladder", "x"], "--ladder does not go with --method p4d-n; its own are --steps"),
+        (["--method", "ladder", "--steps", "5"], "--steps does not go with --method ladder; its own are none"),
+        (["--method", "ladder"], "ladder needs wordings of the concept"),
+        (["--method", "ladder", "--ladder", "PROMPTS"], "wanted a .csv in UTF-8 with the columns rung and prompt"),
         (["--method", "revival"], "revival needs pictures without the concept"),
         (["--method", "revival", "--looks", "5,x"], "looks='5,x', wanted ascending numbers"),
     ],
@@ -265,6 +269,26 @@ def test_an_attack_by_weights_has_pictures_without_the_concept_and_leaves_a_mode
     indexed(others)
     attack.attack(folder, **how, without=others, out=tmp_path / "2")
     assert seen["without"] == ["a dog 0", "a dog 1", "a dog 2"]
+
+
+def test_wordings_are_read_by_rung_and_a_control_names_another_word(folder, monkeypatch, tmp_path, pictures):
+    seen = []
+
+    def run(pipeline, concept, given, config, progress):
+        seen.append(given.ladder)
+        return found(pipeline, [text for _ in given.prompts for rung in given.ladder.values() for text in rung[:1]])
+
+    monkeypatch.setitem(attacks.METHODS, "ladder", dataclasses.replace(attacks.METHODS["ladder"], run=run))
+    file = tmp_path / "words.csv"
+    file.write_text("rung,prompt\nname,a Dog\nother,a hound\nname,the dog\n")
+    how = {"method": "ladder", "images": pictures, "image_steps": 1, "ladder": file}
+    attack.attack(folder, "dog", **how, out=tmp_path / "1")
+    attack.attack(folder, "dog", **how, out=tmp_path / "2", neutral="cat")
+    assert seen == [
+        {"name": ["a Dog", "the dog"], "other": ["a hound"]}, {"name": ["a cat", "the cat"], "other": ["a hound"]},
+    ]  # fmt: skip
+    rows = list(csv.DictReader(open(tmp_path / "1" / "prompts.csv")))
+    assert [(row["prompt"], row["seed"]) for row in rows[:3]] == [("a Dog", "0"), ("a hound", "0"), ("a Dog", "1")]
 
 
 def test_the_worlds_pictures_without_the_concept(monkeypatch):
