@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from aegis_jax.attacks import ladder, p4d, revival, ring_a_bell
+from aegis_jax.attacks import ladder, p4d, revival, ring_a_bell, word_search
 from aegis_jax.attacks.cce import CCEConfig, cce
 from aegis_jax.attacks.given import Given, Pictures
 from aegis_jax.attacks.result import AttackResult
@@ -48,6 +48,7 @@ METHODS = {
     "tina": Method(tina, TINAConfig, of="picture"),
     ring_a_bell.NAME: Method(ring_a_bell.ring_a_bell, ring_a_bell.RingABellConfig, of="prompt"),
     ring_a_bell.EMBEDDING: Method(ring_a_bell.embedding, ring_a_bell.EmbeddingConfig, of="prompt"),
+    word_search.NAME: Method(word_search.word_search, word_search.WordSearchConfig),
     ladder.NAME: Method(ladder.ladder, ladder.LadderConfig, of="prompt"),
     revival.NAME: Method(revival.revival, revival.RevivalConfig, of="weights", without=True),
 }
@@ -72,8 +73,8 @@ def configure(method: str, settings: dict):
 
 def attack(
     pipeline, concept: str, *, method: str = "soft-prompt", images, prompts=None, seeds=None, made_from=None,
-    wordings=None, without=None, original=None, judge=None, similarity=None, image_steps: int = 50,
-    guidance: float = 7.5, progress=None, **settings,
+    wordings=None, without=None, original=None, judge=None, similarity=None, probability=None,
+    image_steps: int = 50, guidance: float = 7.5, progress=None, **settings,
 ) -> AttackResult:  # fmt: skip
     """Attacks an erased pipeline.
 
@@ -88,7 +89,7 @@ def attack(
       wordings: {rung: texts}, of the ladder.
       without: (images, prompts) that do not show the concept, of attacks that take them (`Method.without`).
       original: the pipeline before erasure, where the attacker has it; some attacks need it.
-      judge, similarity, image_steps, guidance: see `given.Given`.
+      judge, similarity, probability, image_steps, guidance: see `given.Given`.
       progress: called with (done, in all, mean loss); steps of all restarts are counted.
       settings: fields of the method's config class.
 
@@ -102,6 +103,7 @@ def attack(
         original=original,
         judge=judge,
         similarity=similarity,
+        probability=probability,
         steps=image_steps,
         guidance=guidance,
         made_from=made_from,

@@ -31,6 +31,7 @@ class Given:
       seeds: n seeds of the start noise that each prompt is tried with, as `aegis sample` takes them.
       original: the pipeline before erasure, where the attacker has it.
       judge: uint8 images (m, H, W, 3) -> (m,) bool, whether each shows the concept; None: nobody says.
+      probability: images -> (m,), how likely each shows the concept, by a classifier of the attacker's.
       similarity: (images, other images) -> (m,), by which P4D keeps the best of its prompts; None: by its loss.
       steps, guidance: of what is generated for the judge, by DDIM.
       made_from: n texts, what each picture was made from and what an attack aims at; by default `prompts`. A control's
@@ -45,6 +46,7 @@ class Given:
     original: object = None
     judge: Callable | None = None
     similarity: Callable | None = None
+    probability: Callable | None = None
     steps: int = 50
     guidance: float = 7.5
     made_from: list[str] | None = None

@@ -9,8 +9,9 @@ import time
 
 import numpy as np
 
-from aegis_jax.attacks.given import Given, Viewer
+from aegis_jax.attacks.given import Given
 from aegis_jax.attacks.result import ATTACK, FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
+from aegis_jax.attacks.rows import viewer_of
 from aegis_jax.diffusion.conditioning import encode
 from aegis_jax.errors import AegisError
 
@@ -29,7 +30,7 @@ def ladder(pipeline, concept: str, given: Given, config: LadderConfig, progress=
         raise AegisError(f"attack {NAME} needs wordings of the concept, at least one in each rung (--ladder)")
     began, n = time.perf_counter(), len(given.prompts)
     texts = [wordings[i % len(wordings)] for i in range(n) for wordings in rungs.values()]
-    viewer = Viewer(pipeline, given, min(len(texts), 16))
+    viewer = viewer_of(pipeline, given, len(texts))
     start = viewer.noise(given.seeds)
     images = viewer(texts, np.repeat(start, len(rungs), axis=0))
     outcomes, shown = None, {}

@@ -26,6 +26,7 @@ class AttackResult:
       unet_evaluations: cost of all rows in forward passes at batch 1, generating for the judge included; a backward
         pass counts BACKWARD.
       seconds: of all rows.
+      generated: pictures drawn on the way, of attacks without the weights, which pay in these.
       soft_tokens: learnt token embeddings (R, k, d), of attacks by embedding.
       template: where they stand.
       ids: token ids (R, L) that a search for words ended with, whose text `prompts` is.
@@ -49,6 +50,7 @@ class AttackResult:
     losses: np.ndarray
     unet_evaluations: float
     seconds: float
+    generated: int = 0
     soft_tokens: np.ndarray | None = None
     template: Template | None = None
     ids: np.ndarray | None = None

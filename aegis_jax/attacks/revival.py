@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aegis_jax.attacks.given import Given, Viewer, check, take
+from aegis_jax.attacks.given import Given, check, take
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.numbers import numbers
 from aegis_jax.attacks.result import ATTACK, FAILED, NOT_NEEDED, SUCCEEDED, TO_WEIGHTS, AttackResult
-from aegis_jax.attacks.rows import Counter, noised, per_call
+from aegis_jax.attacks.rows import Counter, noised, per_call, viewer_of
 from aegis_jax.diffusion.conditioning import encode
 from aegis_jax.diffusion.predict import predict
 from aegis_jax.diffusion.schedule import make_schedule
@@ -120,7 +120,7 @@ def revival(pipeline, concept: str, given: Given, config: RevivalConfig, progres
     shown, cost = {}, looks[-1] * config.batch * (1 + TO_WEIGHTS)
     for steps in [0, *looks]:
         tuning.to(steps)
-        viewer = Viewer(tuning.pipeline, given, min(len(given.prompts), 16))
+        viewer = viewer_of(tuning.pipeline, given, len(given.prompts))
         images = viewer(given.prompts, viewer.noise(given.seeds)) if given.judge or steps == looks[-1] else None
         if given.judge is not None:
             shown[f"{steps} steps"] = np.asarray(given.judge(images), bool)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aegis_jax.attacks.given import groups, take
+from aegis_jax.attacks.given import Given, Viewer, groups, take
 from aegis_jax.diffusion.conditioning import Conditioning, encode_tokens
 from aegis_jax.diffusion.predict import predict
+from aegis_jax.diffusion.sample import latent_shape
 from aegis_jax.diffusion.schedule import Schedule, noised
 from aegis_jax.diffusion.template import fill
 from aegis_jax.diffusion.threads import cores, side_by_side
@@ -36,6 +37,11 @@ def per_call(count: int, pixels: int) -> tuple[int, bool]:
     most = max(1, (PIXELS_PER_CPU_CALL if jax.default_backend() == "cpu" else PIXELS_PER_CALL) // pixels)
     size = -(-count // -(-count // most))
     return size, size * pixels > PIXELS_PER_CALL // 8
+
+
+def viewer_of(pipeline, given: Given, count: int) -> Viewer:
+    """A viewer for `count` pictures at a time, in as few calls as hold them."""
+    return Viewer(pipeline, given, per_call(count, math.prod(latent_shape(pipeline)[:2]))[0])
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["params", "schedule"], meta_fields=["graph"])

@@ -27,6 +27,7 @@ SMALL = {
     "cce": {"initial": "thing", "texts": "plain", "steps": 300, "batch": 8, "learning_rate": 4e-2},
     "tina": {"iterations": 10},
     "ring-a-bell": {"tokens": 8, "population": 100, "generations": 100},
+    "word-search": {"tokens": 2, "budget": 800},
     "revival": {"learning_rate": 1e-4, "batch": 8},
 }
 
@@ -63,6 +64,16 @@ def cases(original, concept: Concept, n: int, *, seed: int = 0, neutral: str | N
         made_from=[prompts[i] for i in kept],
         ladder=ladder(concept, len(kept), seed=kind, word=neutral),
     )
+
+
+def of_concept(original, concept: Concept, text: str, images) -> Given:
+    """What an attack that learns one thing is given: `images` of the concept, and the second judge's probability as an
+    attacker's own classifier. The judge that counts is not asked on the way.
+    """
+    second = judge.load("second_judge")
+    probability = lambda images: second(images)["probabilities"][concept.attribute][:, concept.index]  # noqa: E731
+    look = {"probability": probability, "steps": STEPS, "guidance": GUIDANCE}
+    return Given(images, [text] * len(images), list(range(len(images))), original, **look)
 
 
 def without(original, concept: Concept, n: int = 64, *, seed: int = 0) -> Pictures:

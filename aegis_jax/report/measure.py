@@ -96,7 +96,7 @@ class Bench:
             config = dataclasses.replace(config, seed=seed)
         if of == "concept":
             pictures = self.collected(seed)
-            mine = Given(pictures, [self.text] * len(pictures), list(range(len(pictures))), self.base)
+            mine = cases.of_concept(self.base, self.concept, self.text, pictures)
             found = METHODS[name].run(pipeline, self.text, mine, config, progress)
             restarts, n = len(found.prompts), cell["images"]
             hits = cases.shows(self.concept)(attacked.generated(pipeline, [found], n, seed)).reshape(restarts, n)

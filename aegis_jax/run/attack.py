@@ -120,7 +120,7 @@ def attack(
         return _family(job, value)
     elif find(method).of == "concept":
         pictures = attacker_images(before, value, seed=seed)
-        given = Given(pictures, [concept] * len(pictures), list(range(len(pictures))), before)
+        given = world_cases.of_concept(before, value, concept, pictures)
     else:
         given = world_cases.cases(before, value, CASES if cases is None else cases, seed=seed, neutral=neutral)
         if find(method).without:
@@ -145,7 +145,7 @@ def _check_flags(method: str, settings: dict, of_cases: dict, neutral) -> None:
         own = ", ".join(_flag(name) for name in known if name != "seed") or "none"
         raise AegisError(f"{_flag(wrong[0])} does not go with --method {method}; its own are {own}")
     at = settings.get("place", "before")
-    if neutral is not None and method == "soft-prompt" and at != "neutral":
+    if neutral is not None and kind.of == "concept" and at != "neutral":
         raise AegisError(f"--neutral goes with --place neutral: at place {at!r} no such word stands")
 
 

@@ -4,11 +4,11 @@ from aegis_jax.run.judge_arguments import SPEC
 
 # name: (type, help). Absent, each is what the method has, so that one that is given can be told from one that is not.
 SETTINGS = {
-    "tokens": (int, "learnt tokens in the prompt"),
+    "tokens": (int, "learnt tokens in the prompt, or words"),
     "place": (
         str,
-        "where they stand. soft-prompt: before or behind the concept, alone, or before a neutral word instead of it "
-        "(neutral); by prompt: prefix_k, suffix_k, mid_k, insert_k or per_k_words",
+        "where they stand. soft-prompt, word-search: before or behind the concept, alone, or before a neutral word "
+        "instead of it (neutral); by prompt: prefix_k, suffix_k, mid_k, insert_k or per_k_words",
     ),
     "goal": (str, "soft-prompt: denoising, or prediction: that of the --original"),
     "restarts": (int, "attacks from different starts"),
@@ -24,7 +24,11 @@ SETTINGS = {
     "initial": (str, "cce: the word that the learnt token starts as"),
     "texts": (str, "cce: what stands around it: object, style, person or plain"),
     "eta": (float, "ring-a-bell, -embedding: how far prompts are shifted by the concept"),
-    "population": (int, "ring-a-bell: individuals"),
+    "search": (str, "word-search: evolution or random"),
+    "budget": (int, "word-search: pictures of a restart, all in all"),
+    "per_query": (int, "word-search: pictures of a phrase in a generation"),
+    "picked": (int, "word-search: pictures by which each of the last phrases is picked"),
+    "population": (int, "ring-a-bell, word-search: individuals"),
     "generations": (int, "ring-a-bell: of these"),
     "crossover": (float, "ring-a-bell: the share that has children"),
     "mutation": (float, "ring-a-bell: the share of which a token is replaced"),
@@ -36,7 +40,7 @@ SETTINGS = {
 # As attacks.METHODS, which a test holds them to.
 METHODS = (
     "soft-prompt", "unlearndiffatk", "p4d-hard-prompt", "p4d-n", "p4d-k", "cce", "tina", "ring-a-bell",
-    "ring-a-bell-embedding", "ladder", "revival",
+    "ring-a-bell-embedding", "word-search", "ladder", "revival",
 )  # fmt: skip
 
 

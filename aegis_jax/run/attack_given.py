@@ -47,6 +47,8 @@ def of_folder(job, folder: Path, neutral, prompts=None, ladder=None, without=Non
     if job.asked is not None:  # a judge that does not know the concept where it is finds nothing afterwards either
         print(f"the judge sees {job.asked.label!r} in {in_words(job.asked.counted(images))} of the pictures given")
     look = {"judge": job.asked, "steps": job.steps, "guidance": job.guidance, "ladder": rungs}
+    if job.asked is not None:
+        look["probability"] = job.asked.probability
     if without is not None:
         others, rows = _pictures(job, expand(without))
         look["without"] = Pictures(others, ["" if row is None else row["prompt"] for row in rows])

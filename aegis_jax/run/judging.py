@@ -32,6 +32,10 @@ class Question:
         """uint8 (n, H, W, 3) -> bool (n,): whether each shows the label."""
         return self.judge.shows(images, self.label)
 
+    def probability(self, images) -> np.ndarray:
+        """The label's probability in each of uint8 (n, H, W, 3): (n,)."""
+        return self.judge.probabilities(images)[:, self.judge.labels.index(self.label)]
+
     def counted(self, images) -> dict:
         """Of these images those that show it, as count, n, share and interval."""
         return share(int(self(images).sum()), len(images))

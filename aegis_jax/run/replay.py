@@ -67,6 +67,8 @@ def write(out: Path, result: AttackResult, pictures: list[Picture], images, abou
     if result.pipeline is not None:
         save_pipeline(result.pipeline, out / "pipeline")
     cost = {"unet_evaluations": round(result.unet_evaluations), "seconds": round(result.seconds, 1)}
+    if result.generated:
+        cost["generated"] = result.generated
     write_json(out / "attack.json", about | cost | {"aegis_jax": __version__})
 
 

@@ -74,3 +74,13 @@ def test_fine_tuning_on_other_pictures_revives_a_shallow_erasure(original, shall
     shown = {level: hits.sum() for level, hits in found.levels[ATTACK].items()}
     assert shown["300 steps"] >= shown["0 steps"] + 3
     assert found.outcomes.count(SUCCEEDED) >= 3
+
+
+def test_words_are_found_without_the_weights(original, weak):
+    """Of a model that lost the words an erasure may use, others still bring the star back: its held-out names do."""
+    given = cases.of_concept(original, STAR, "star", np.zeros((1, 32, 32, 3), np.uint8))
+    config = configure("word-search", {"tokens": 2, "budget": 800, "restarts": 2})
+    found = METHODS["word-search"].run(weak, "star", dataclasses.replace(given, steps=8), config, None)
+    assert found.generated <= 1600
+    assert cases.rates(weak, found, STAR, n=16)["pick"] > 0.5
+    assert world.measure(weak, STAR, n=16)["plain"] < 0.1
