@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from aegis_jax.attacks import ladder, p4d, revival, ring_a_bell, word_search
+from aegis_jax.attacks import ladder, p4d, probes, recall, revival, ring_a_bell, word_search
 from aegis_jax.attacks.cce import CCEConfig, cce
 from aegis_jax.attacks.given import Given, Pictures
 from aegis_jax.attacks.result import AttackResult
@@ -18,8 +18,8 @@ class Method:
     """An attack: `run(pipeline, concept, given, config, progress)` and the class of its config.
 
     of: what it goes for. "concept": one thing learnt from all pictures. The others ask the judge themselves: "prompt":
-    words for each prompt of `given`; "picture": start noise for each of its pictures; "weights": other weights, by
-    which the prompts are drawn.
+    words for each prompt of `given`; "picture": start noise for each of its pictures; "guided": the prompts as they
+    are, drawn from a picture; "weights": the same by other weights.
     without: whether it takes pictures that do not show the concept.
     """
 
@@ -31,7 +31,7 @@ class Method:
     @property
     def says(self) -> bool:
         """Whether it shows the prompts of `given`, and a control may put another word into them."""
-        return self.of in ("prompt", "weights")
+        return self.of in ("prompt", "guided", "weights")
 
 
 def _soft_prompt(pipeline, concept: str, given: Given, config: SoftPromptConfig, progress=None) -> AttackResult:
@@ -50,6 +50,10 @@ METHODS = {
     ring_a_bell.EMBEDDING: Method(ring_a_bell.embedding, ring_a_bell.EmbeddingConfig, of="prompt"),
     word_search.NAME: Method(word_search.word_search, word_search.WordSearchConfig),
     ladder.NAME: Method(ladder.ladder, ladder.LadderConfig, of="prompt"),
+    recall.NAME: Method(recall.recall, recall.RecallConfig, of="guided", without=True),
+    probes.NOISE: Method(probes.noise_probe, probes.NoiseConfig, of="guided", without=True),
+    probes.COMPLETION: Method(probes.completion_probe, probes.CompletionConfig, of="guided", without=True),
+    probes.INPAINTING: Method(probes.inpainting_probe, probes.InpaintingConfig, of="guided", without=True),
     revival.NAME: Method(revival.revival, revival.RevivalConfig, of="weights", without=True),
 }
 

@@ -33,7 +33,9 @@ class AttackResult:
       same_tokens: whether that text gives these ids again, (R,); where not, what was judged is the text.
       seeds: of attacks by prompt, (R,): of the start noise with which a row's prompt is shown, the first with which it
         showed the concept; None: the prompts' own.
-      latents: start noise (R, h, w, C) found, of attacks by latent.
+      latents: start noise (R, h, w, C) found, of attacks by latent; or where drawing goes on, of those by picture.
+      first: (R,), the number of DDIM's step that goes on from `latents`; None: the first of all.
+      known: what stays of each picture while it is drawn, of inpainting (guided.Known).
       images: uint8 (R, H, W, 3), what the judge saw of each row, of attacks that draw pictures in their own way.
       pipeline: that which draws them, of attacks by weights.
       levels: {group: {level: (n,) bool}}, whether the judge saw the concept in each prompt at each level of an attack
@@ -57,6 +59,8 @@ class AttackResult:
     same_tokens: np.ndarray | None = None
     seeds: list[int] | None = None
     latents: np.ndarray | None = None
+    first: np.ndarray | None = None
+    known: object = None
     images: np.ndarray | None = None
     pipeline: object = None
     levels: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)

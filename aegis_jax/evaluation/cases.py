@@ -28,6 +28,7 @@ SMALL = {
     "tina": {"iterations": 10},
     "ring-a-bell": {"tokens": 8, "population": 100, "generations": 100},
     "word-search": {"tokens": 2, "budget": 800},
+    "recall": {"timesteps": 10, "iterations": 10, "interval": 1, "learning_rate": 1e-2},
     "revival": {"learning_rate": 1e-4, "batch": 8},
 }
 

@@ -177,8 +177,7 @@ def _given(job: Job, given: Given, value, out: Path | None) -> None:
         about = about | {"shown": rates(job.pipeline, found, value, seed=job.config.seed)}
         print_rates(value, about["shown"], "with the token learnt")
     if out is not None:
-        named = {"concept": _by_restart, "prompt": _by_prompt, "picture": _by_picture, "weights": _by_prompt}
-        pictures = named[of](job, given, found)
+        pictures = {"concept": _by_restart, "picture": _by_picture}.get(of, _by_prompt)(job, given, found)
         _write(job, found, pictures, about, out)
 
 
@@ -191,9 +190,10 @@ def _by_prompt(job: Job, given: Given, found) -> list[replay.Picture]:
     """A picture of every row, from its prompt's own noise or that with which it showed the concept."""
     restarts = _rows(given, found)
     seeds = found.seeds or [seed for seed in given.seeds for _ in range(restarts)]
-    starts = Viewer(job.pipeline, given, 1).noise(seeds)
+    starts = Viewer(job.pipeline, given, 1).noise(seeds) if found.latents is None else found.latents
+    named = [seed if found.latents is None else None for seed in seeds]  # a start of the attack's own has no seed
     return [
-        replay.Picture(f"prompt-{k // restarts:03d}-restart-{k % restarts}", k, starts[k], seeds[k], k % restarts)
+        replay.Picture(f"prompt-{k // restarts:03d}-restart-{k % restarts}", k, starts[k], named[k], k % restarts)
         for k in range(len(found.prompts))
     ]
 

@@ -14,7 +14,7 @@ SETTINGS = {
     "restarts": (int, "attacks from different starts"),
     "batch": (int, "images per restart and step"),
     "steps": (int, "in all"),
-    "timesteps": (int, "unlearndiffatk, p4d-hard-prompt: how many are gone through, ascending"),
+    "timesteps": (int, "unlearndiffatk, p4d-hard-prompt, recall: how many are gone through, ascending"),
     "iterations": (int, "steps at each of them; tina: at each step of DDIM"),
     "check_every": (int, "p4d-n, p4d-k: steps between two looks"),
     "judged": (int, "p4d-n, p4d-k: images by which the prompt that was kept is judged"),
@@ -32,6 +32,12 @@ SETTINGS = {
     "generations": (int, "ring-a-bell: of these"),
     "crossover": (float, "ring-a-bell: the share that has children"),
     "mutation": (float, "ring-a-bell: the share of which a token is replaced"),
+    "balance": (float, "recall: share of the picture in the latent's start"),
+    "interval": (int, "recall: timesteps after which a share of the picture is added"),
+    "strength": (float, "recall: share of DDIM's steps that a picture is noised back by"),
+    "direction": (str, "recall: ascend, as its code does, or descend"),
+    "levels": (str, "noise-, completion-probe: shares of DDIM's steps that are left, or done by the original"),
+    "masks": (str, "inpainting-probe: which halves are known, of left, right, top and bottom"),
     "looks": (str, "revival: steps of fine-tuning after which the concept is asked for, as 50,100"),
     "seed": (int, "of all that is drawn"),
 }
@@ -40,7 +46,8 @@ SETTINGS = {
 # As attacks.METHODS, which a test holds them to.
 METHODS = (
     "soft-prompt", "unlearndiffatk", "p4d-hard-prompt", "p4d-n", "p4d-k", "cce", "tina", "ring-a-bell",
-    "ring-a-bell-embedding", "word-search", "ladder", "revival",
+    "ring-a-bell-embedding", "word-search", "ladder", "recall", "noise-probe", "completion-probe", "inpainting-probe",
+    "revival",
 )  # fmt: skip
 
 
@@ -57,7 +64,7 @@ def add(sub, model_help: str) -> None:
     sub.add_argument(
         "--without", metavar="DIR",
         help="with --images: pictures that do not show the concept, and the prompts.csv beside them, if there is one; "
-        "revival fine-tunes on them",
+        "revival fine-tunes on them, recall and the probes take them as a control",
     )  # fmt: skip
     sub.add_argument("--cases", metavar="N", type=int, help="likewise, on the world: how many prompts (16)")
     sub.add_argument("--out", metavar="DIR", help="what comes out, and all to replay it (with --images: attack)")

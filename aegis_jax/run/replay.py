@@ -4,6 +4,7 @@ prompts.csv           a row a picture: its prompt, the embedding file that goes 
 *.safetensors         soft tokens as a textual inversion named <aegis>, one file a restart
 prompt_embeds.safetensors   of an attack that feeds encodings: each picture's, (1, L, D), in place of its prompt
 pipeline/             of an attack by weights: the model that draws the pictures
+known.safetensors     of inpainting: each picture's mask, latents and noise, NAME.mask, NAME.z_0, NAME.noise
 latents.safetensors   the start noise of every picture under the picture's name, (1, C, h, w)
 attack.json           method, settings, guidance and steps, cost, outcomes with their intervals, versions
 """
@@ -22,7 +23,7 @@ from aegis_jax.attacks.result import PLACEHOLDER, AttackResult
 from aegis_jax.io.export import save_pipeline
 from aegis_jax.run.folder import write_json, write_text
 
-COLUMNS = ("file", "prompt", "seed", "embedding", "restart", "outcome", "same_tokens", "guidance", "steps")
+COLUMNS = ("file", "prompt", "seed", "embedding", "restart", "outcome", "same_tokens", "guidance", "steps", "first")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +58,11 @@ def write(out: Path, result: AttackResult, pictures: list[Picture], images, abou
     writer.writeheader()
     writer.writerows(rows)
     write_text(out / "prompts.csv", text.getvalue())
-    starts = {p.name: np.ascontiguousarray(np.asarray(p.start, np.float32).transpose(2, 0, 1)[None]) for p in pictures}
-    save_file(starts, out / "latents.safetensors")
+    save_file({p.name: _channels_first(p.start) for p in pictures}, out / "latents.safetensors")
+    if result.known is not None:
+        parts = {name: getattr(result.known, name) for name in ("mask", "z_0", "noise")}
+        known = {f"{p.name}.{name}": _channels_first(x[p.row]) for p in pictures for name, x in parts.items()}
+        save_file(known, out / "known.safetensors")
     if result.shifted:
         encoded = np.asarray(result.conditioning.embedding, np.float32)
         save_file({p.name: encoded[p.row][None].copy() for p in pictures}, out / "prompt_embeds.safetensors")
@@ -70,6 +74,11 @@ def write(out: Path, result: AttackResult, pictures: list[Picture], images, abou
     if result.generated:
         cost["generated"] = result.generated
     write_json(out / "attack.json", about | cost | {"aegis_jax": __version__})
+
+
+def _channels_first(x) -> np.ndarray:
+    """(h, w, C) as PyTorch has a batch of one."""
+    return np.ascontiguousarray(np.asarray(x, np.float32).transpose(2, 0, 1)[None])
 
 
 def _embedding(row: int) -> str:
@@ -88,4 +97,5 @@ def _row(result: AttackResult, picture: Picture, about: dict) -> dict:
         "same_tokens": "" if result.same_tokens is None else ("no", "yes")[int(result.same_tokens[row])],
         "guidance": about["guidance"],
         "steps": about["steps"],
+        "first": "" if result.first is None else int(result.first[row]),
     }
