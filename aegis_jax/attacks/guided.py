@@ -12,10 +12,10 @@ import numpy as np
 from aegis_jax.attacks.given import Given, groups, take
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED
-from aegis_jax.attacks.rows import noised, per_call
+from aegis_jax.attacks.rows import per_call
 from aegis_jax.diffusion.conditioning import Conditioning, encode, per_latent
 from aegis_jax.diffusion.sample import decode, latent_shape, noise_of, pixels_per_latent, sample_latents, to_uint8
-from aegis_jax.diffusion.schedule import ddim_timesteps, make_schedule
+from aegis_jax.diffusion.schedule import ddim_timesteps, make_schedule, noised
 from aegis_jax.errors import AegisError
 
 # Groups of `AttackResult.levels` beside the attack itself.

@@ -23,10 +23,11 @@ import numpy as np
 from aegis_jax.attacks.given import Given, check, groups, take
 from aegis_jax.attacks.guided import OTHER_PICTURE, Drawer, others, outcomes
 from aegis_jax.attacks.result import ATTACK, BACKWARD, AttackResult
-from aegis_jax.attacks.rows import Counter, Denoiser, noised, per_call
+from aegis_jax.attacks.rows import Counter, Denoiser, per_call
 from aegis_jax.attacks.search import ascending
 from aegis_jax.attacks.soft_prompt import networks
 from aegis_jax.diffusion.conditioning import Conditioning, encode, join, per_latent
+from aegis_jax.diffusion.schedule import noised
 from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.errors import AegisError
 

@@ -21,10 +21,10 @@ from aegis_jax.attacks.given import Given, check, take
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.numbers import numbers
 from aegis_jax.attacks.result import ATTACK, FAILED, NOT_NEEDED, SUCCEEDED, TO_WEIGHTS, AttackResult
-from aegis_jax.attacks.rows import Counter, noised, per_call, viewer_of
+from aegis_jax.attacks.rows import Counter, per_call, viewer_of
 from aegis_jax.diffusion.conditioning import encode
 from aegis_jax.diffusion.predict import predict
-from aegis_jax.diffusion.schedule import make_schedule
+from aegis_jax.diffusion.schedule import make_schedule, noised
 from aegis_jax.errors import AegisError
 
 NAME = "revival"

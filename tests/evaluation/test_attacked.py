@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from aegis_jax.attacks.family import ALWAYS, FAMILY, family
-from aegis_jax.attacks.prompt import Template
 from aegis_jax.attacks.result import AttackResult
 from aegis_jax.attacks.soft_prompt import SoftPromptConfig
 from aegis_jax.diffusion.conditioning import Conditioning
+from aegis_jax.diffusion.template import Template
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation import attacked, world
 from aegis_jax.evaluation.interval import wilson

@@ -12,10 +12,11 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from aegis_jax import attacks, judges
-from aegis_jax.attacks.prompt import fill, template
+from aegis_jax.attacks.prompt import template
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
 from aegis_jax.cli import main
 from aegis_jax.diffusion.conditioning import encode, encode_tokens
+from aegis_jax.diffusion.template import fill
 from aegis_jax.diffusion.vocabulary import embeddings
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation import attacked, cases, world
