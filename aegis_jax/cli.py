@@ -299,9 +299,8 @@ def _evaluate(args):
 
     cache.enable()
     evaluate.command(
-        args.models, args.argv, base=args.base, concept=args.concept, attacks=args.attacks,
-        settings=args.attack_settings, baselines=args.baselines, config=args.config, overrides=args.overrides,
-        seeds=args.seeds, images=args.images, cases=args.cases, neutral=args.neutral, out=args.out, show=args.show,
+        args.models, args.argv, base=args.base, concept=args.concept, settings=args.attack_settings,
+        overrides=args.overrides, show=args.show, **evaluate_arguments.given(args),
     )  # fmt: skip
 
 

@@ -94,7 +94,9 @@ def attack_family(
     return {"members": rows, **_summary(rows, found, n), "n": n, "seed": seed}
 
 
-def generated(erased, found: list[AttackResult], n: int, seed: int) -> np.ndarray:
+def generated(
+    erased, found: list[AttackResult], n: int, seed: int, *, steps: int = STEPS, guidance: float = GUIDANCE
+) -> np.ndarray:
     """n images for every restart of every result, uint8 (restarts * n, H, W, 3), in one call."""
     cond = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), join(*(result.conditioning for result in found)))
     shape = (n, *latent_shape(erased))
@@ -103,7 +105,7 @@ def generated(erased, found: list[AttackResult], n: int, seed: int) -> np.ndarra
         for result in found
         for restart in range(len(result.prompts))
     ]
-    return sample_conditioning(erased, cond, np.concatenate(noise), steps=STEPS, guidance=GUIDANCE)
+    return sample_conditioning(erased, cond, np.concatenate(noise), steps=steps, guidance=guidance)
 
 
 def sample_conditioning(pipeline, cond: Conditioning, start, *, steps: int, guidance: float) -> np.ndarray:

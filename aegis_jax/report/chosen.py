@@ -8,10 +8,8 @@ import typing
 
 from aegis_jax.attacks import METHODS, configure, find
 from aegis_jax.attacks.family import FAMILY, family
-from aegis_jax.attacks.prompt import insertion
+from aegis_jax.attacks.prompt import insertion, template
 from aegis_jax.errors import AegisError
-from aegis_jax.evaluation import cases as world_cases
-from aegis_jax.evaluation import world
 
 SOFT_PROMPT = "soft-prompt"  # here not one of the family, but all of it
 
@@ -30,18 +28,18 @@ def names(text: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-def chosen(text: str, settings: dict[str, dict[str, str]]) -> dict[str, object]:
-    """{name: config}, scaled to the world, with the user's settings on top."""
+def chosen(text: str, settings: dict[str, dict[str, str]], usual: dict[str, dict]) -> dict[str, object]:
+    """{name: config}, with `usual` in place of attacks' own settings and the user's settings on top."""
     taken = list(METHODS) if text == "all" else [] if text == "none" else names(text)
     for name in taken:
         find(name)
     for name, given in settings.items():
         if name not in taken:
             raise AegisError(f"--attack.{name}.{next(iter(given))}: --attacks has {', '.join(taken) or 'none'}")
-    return {name: _configured(name, settings.get(name, {})) for name in taken}
+    return {name: _configured(name, settings.get(name, {}), usual.get(name, {})) for name in taken}
 
 
-def _configured(name: str, given: dict[str, str]):
+def _configured(name: str, given: dict[str, str], usual: dict):
     kind = FamilyConfig if name == SOFT_PROMPT else find(name).config
     types = {k: v for k, v in typing.get_type_hints(kind).items() if k != "seed"}
     values = {}
@@ -53,7 +51,6 @@ def _configured(name: str, given: dict[str, str]):
             values[key_] = tuple(names(text)) if key_ == "members" else types[key_](text)
         except ValueError:
             raise AegisError(f"{where}: wanted {types[key_].__name__}") from None
-    usual = {} if name == SOFT_PROMPT else world_cases.SMALL.get(name, {})
     config = FamilyConfig(**values) if name == SOFT_PROMPT else configure(name, usual | values)
     for field in set(types) - {"weight_decay", "mutation", "crossover", "eta"}:
         value = getattr(config, field)
@@ -67,12 +64,18 @@ def _configured(name: str, given: dict[str, str]):
     return config
 
 
-def check_fit(pipeline, value: world.Concept, attacks: dict, cases: int, seeds, neutral) -> None:
-    """Refuses learnt tokens that do not fit some prompt, which else were seen only when its turn comes."""
+def check_fit(pipeline, subject, attacks: dict, cases: int, seeds, neutral) -> None:
+    """Refuses learnt tokens that do not fit some prompt, and words that are no token, before their turn comes."""
+    tokenizer = pipeline.tokenizer
     for name, config in attacks.items():
-        if find(name).of != "prompt" or not hasattr(config, "place"):
-            continue
-        for seed in seeds:
-            for word in {None, neutral}:
-                for text in world.concept_prompts(value, cases, world_cases.case_seed(seed), word=word):
-                    insertion(pipeline.tokenizer, text, config.place, config.tokens)
+        if name == SOFT_PROMPT:
+            for member in family(config.members).values():
+                template(tokenizer, subject.text, member.place, member.tokens, member.neutral)
+        elif hasattr(config, "initial") and len(tokenizer.tokens(config.initial)) != 1:
+            where = f"--attack.{name}.initial={config.initial}"
+            raise AegisError(f"{where}: not one token of this tokenizer; name another word that is")
+        elif find(name).of == "prompt" and hasattr(config, "place"):
+            for seed in seeds:
+                for word in {None, neutral}:
+                    for text in subject.texts(cases, seed, word):
+                        insertion(tokenizer, text, config.place, config.tokens)

@@ -3,7 +3,7 @@
 The folder of an evaluation:
 evaluation.json   what was asked for last
 baselines/NAME/   run folders of the baselines
-cells/            a JSON and a PNG a cell, named by a hash of all that it depends on
+cells/            a JSON and mostly a PNG a cell, named by a hash of all that it depends on
 report.json       every figure with count, n, interval, seeds, cost and command
 report.html       the same for people, one file
 """
@@ -20,7 +20,8 @@ from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.report import figures, page
 from aegis_jax.report.measure import Bench, Measured
-from aegis_jax.report.plan import Plan, Row, judge_digest, key, model_digest, plan, versions
+from aegis_jax.report.plan import Plan, key, model_digest, plan, versions
+from aegis_jax.report.rows import Row
 from aegis_jax.run import claim, loop, manifest
 from aegis_jax.run.erase import erase
 from aegis_jax.run.folder import RunFolder, disk_errors, write_json, write_text
@@ -45,10 +46,14 @@ def evaluate(models=(), *, base, concept, show=False, progress=None, command=Non
         write_json(
             what.out / MARK, {"concept": what.text, "base": what.base, "command": command, "now": manifest.now()}
         )
+        bench = Bench(what.subject)
+        if not all(_finished(row) for row in what.rows if row.role == "baseline"):
+            for seed in what.seeds:  # a base that shows the concept nowhere is told before anything is erased
+                what.subject.cases(what.cases, seed, None)
         for row in what.rows:
             if row.role == "baseline":
                 pipelines[row.name] = _erased(what, row, pipelines["base"], progress)
-        lines = _measured(what, pipelines, progress)
+        lines = _measured(what, bench, pipelines, progress)
         report = figures.report(what, lines, {"command": command, "show": show})
         write_json(what.out / "report.json", report)
         write_text(what.out / "report.html", page.html(report, what))
@@ -92,10 +97,10 @@ def _finished(row: Row) -> bool:
     return RunFolder(row.run).is_run() and RunFolder(row.run).read_manifest().get("status") == "finished"
 
 
-def _measured(what: Plan, pipelines: dict, progress) -> list[dict]:
+def _measured(what: Plan, bench: Bench, pipelines: dict, progress) -> list[dict]:
     """The lines of all cells: {"row", "cell", "figures", "unet_evaluations", "seconds", "prompts", "file"}."""
     digests = {name: model_digest(pipeline) for name, pipeline in pipelines.items()}
-    shared = {"base": digests["base"], "judge": judge_digest(), "versions": versions()}
+    shared = {"base": digests["base"], "versions": versions()}
     todo, lines = [], []
     for row, cell in what.cells():
         cell = cell | {"model": digests[row.name], **shared}
@@ -107,7 +112,7 @@ def _measured(what: Plan, pipelines: dict, progress) -> list[dict]:
             lines.append(line | {"row": row.name})
     if lines:
         progress.say(f"{len(lines)} cells are there already, {len(todo)} are to be measured")
-    bench, began, costs = Bench(pipelines["base"], what.concept, what.text), time.perf_counter(), _Costs(lines)
+    began, costs = time.perf_counter(), _Costs(lines)
     for count, (row, cell, file) in enumerate(todo, 1):
         found = bench.measure(pipelines[row.name], cell, what.attacks.get(cell["kind"]), _inner(progress))
         progress.end()
@@ -158,16 +163,17 @@ def _read(file: Path, cell: dict) -> dict | None:
     except (OSError, ValueError):
         return None
     whole = isinstance(line, dict) and line.get("cell") == json.loads(json.dumps(cell))
-    return line if whole and file.with_suffix(".png").is_file() else None
+    return line if whole and (not line["prompts"] or file.with_suffix(".png").is_file()) else None
 
 
 def _written(file: Path, cell: dict, found: Measured) -> dict:
     """Writes picture and line, the line last: where it is the cell is whole."""
-    part = file.with_suffix(".part")
-    strip = np.concatenate(list(found.pictures), axis=1)
-    with open(part, "wb") as stream:
-        Image.fromarray(strip).save(stream, "PNG")
-    part.replace(file.with_suffix(".png"))
+    if found.prompts:
+        part = file.with_suffix(".part")
+        strip = np.concatenate(list(found.pictures), axis=1)
+        with open(part, "wb") as stream:
+            Image.fromarray(strip).save(stream, "PNG")
+        part.replace(file.with_suffix(".png"))
     line = {
         "cell": cell, "figures": found.figures, "unet_evaluations": round(found.unet_evaluations),
         "seconds": round(found.seconds, 2), "prompts": found.prompts, "finished": manifest.now(), "file": file.stem,

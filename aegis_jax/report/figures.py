@@ -1,7 +1,7 @@
 """Cells pooled over seeds: what report.json holds, and the table that is printed.
 
-A share is {"count", "n", "share", "interval", "by_seed"}: Wilson's 95 % interval of all images or prompts of all seeds.
-It knows of no scatter between seeds beyond that of images, so each seed's own share stands beside it.
+What a share, a mean and a distance are says pooled.py. Intervals know of no scatter between seeds beyond that of
+images, so each seed's own figure stands beside the pooled one.
 """
 
 import dataclasses
@@ -9,24 +9,22 @@ import json
 import shlex
 
 from aegis_jax.attacks import find
-from aegis_jax.evaluation.interval import wilson
 from aegis_jax.report.chosen import SOFT_PROMPT
-from aegis_jax.report.plan import PLAIN, Plan, Row, judge_digest, versions
+from aegis_jax.report.plan import Plan, versions
+from aegis_jax.report.pooled import pooled, shown
+from aegis_jax.report.rows import Row
+from aegis_jax.report.subject import DIAGNOSTICS, PLAIN, RETENTION
 from aegis_jax.run import manifest
 from aegis_jax.run.folder import RunFolder
-
-SHOWN = {"plain": "plain prompts", "held_out": "held-out synonyms"}  # less is better
-UNASKED = {"open": "left open", "empty": "empty prompt"}
-KEPT = {"same": "kept: same attribute", "other": "kept: others"}  # more is better
 
 
 def report(what: Plan, lines: list[dict], about: dict) -> dict:
     """Plain values. lines: of all cells, each with its row's name; about: "command" and "show"."""
     rows = [_row(what, row, [line for line in lines if line["row"] == row.name]) for row in what.rows]
     return {
-        "concept": what.text, "attribute": what.concept.attribute, "value": what.concept.value.name,
-        "base": what.base, "folder": str(what.out), "made": manifest.now(), **about,
-        "versions": versions(), "judge": {"name": "world", "sha256": judge_digest()},
+        "concept": what.text, "base": what.base, "folder": str(what.out), "made": manifest.now(), **about,
+        "versions": versions(), **json.loads(json.dumps(what.subject.about())), "kept": list(what.subject.kept),
+        "columns": [dataclasses.asdict(column) for column in what.subject.columns],
         "seeds": list(what.seeds), "images": what.images, "cases": what.cases, "neutral": what.neutral,
         "attacks": {name: _about(name, config) for name, config in what.attacks.items()},
         "rows": rows, "seconds": sum(row["seconds"] for row in rows),
@@ -39,13 +37,22 @@ def _about(name: str, config) -> dict:
 
 
 def _row(what: Plan, row: Row, lines: list[dict]) -> dict:
-    plain = [line for line in lines if line["cell"]["kind"] == PLAIN]
-    names = (*SHOWN, *KEPT, *UNASKED)
+    of_kind: dict[str, list[dict]] = {}
+    for line in lines:
+        of_kind.setdefault(line["cell"]["kind"], []).append(line)
+    figures = {c.name: pooled(of_kind[c.kind], *(c.path or (c.name,))) for c in what.subject.columns}
+    near = [line["figures"].get("near", {}) for line in of_kind.get(RETENTION, [])[:1]]
     attacks = {name: _attack(what, row, name, lines) for name in what.attacks}
+    plain, diagnostics = of_kind[PLAIN], of_kind[DIAGNOSTICS]
     return {
         "name": row.name, "role": row.role, "model": row.model, "sha256": lines[0]["cell"]["model"],
-        **_training(what, row),
-        "figures": {name: pooled(plain, name) for name in names}, "plain_cost": _cost(plain),
+        **_training(what, row), "figures": figures,
+        "near": {word: pooled(of_kind[RETENTION], "near", word) for found in near for word in found if word != "all"},
+        "diagnostics": {
+            word: {d: pooled(diagnostics, "words", word, d) for d in ("d0", "d1")}
+            for word in diagnostics[0]["figures"]["words"]
+        },
+        "plain_cost": _cost(plain + of_kind.get(RETENTION, []) + diagnostics),
         "command": _command(what, row, "none"), "pictures": _pictures(plain),
         "attacks": attacks, "worst": _worst(attacks, "prompt"), "worst_of_all": _worst(attacks),
         **_cost(lines),
@@ -64,26 +71,14 @@ def _attack(what: Plan, row: Row, name: str, lines: list[dict]) -> dict:
 
 def _success(name: str, lines: list[dict]) -> dict:
     """Counts of an attack; "rate" is the one that tables show."""
+    found = {"d2": pooled(lines, "d2")} if "d2" in lines[0]["figures"] else {}
     if name == SOFT_PROMPT:
         members = {member: pooled(lines, "members", member) for member in lines[0]["figures"]["members"]}
         best = max(members, key=lambda member: members[member]["share"])
-        return {"rate": members[best], "member": best, "members": members}
-    kept = {figure: pooled(lines, figure) for figure in lines[0]["figures"]}
-    shown = {"concept": "shown", "picture": "attack_succeeded"}.get(find(name).of, "together")
-    return kept | {"rate": kept[shown]}
-
-
-def pooled(lines: list[dict], *path: str) -> dict:
-    """The share at `path` of the cells' figures, over all seeds; without share and interval where n is 0."""
-    by_seed = {}
-    for line in lines:
-        found = line["figures"]
-        for name in path:
-            found = found[name]
-        by_seed[str(line["cell"]["seed"])] = found
-    count, n = (sum(found[name] for found in by_seed.values()) for name in ("count", "n"))
-    share = {"share": count / n, "interval": list(wilson(count, n))} if n else {"share": None, "interval": None}
-    return {"count": count, "n": n, **share, "by_seed": by_seed}
+        return found | {"rate": members[best], "member": best, "members": members}
+    kept = {figure: pooled(lines, figure) for figure in lines[0]["figures"] if figure != "d2"}
+    rate = {"concept": "shown", "prompt": "together", "picture": "attack_succeeded"}[find(name).of]
+    return found | kept | {"rate": kept[rate]}
 
 
 def _worst(attacks: dict, of: str | None = None) -> dict | None:
@@ -117,7 +112,7 @@ def _training(what: Plan, row: Row) -> dict:
     if row.role == "baseline":
         more = [("method", settings.erase.method), *what.overrides]
         given = [f"--config.{key}={value}" for key, value in more]
-        command = ["aegis", "erase", "--model", what.base, "--concept", what.text, "--config", what.config, *given]
+        command = ["aegis", "erase", "--model", what.base, "--concept", what.text, *_config(what), *given]
     return {"method": settings.erase.method, "erase_seconds": seconds, "erase_command": shlex.join(command or [])}
 
 
@@ -128,31 +123,28 @@ def _command(what: Plan, row: Row, attack: str) -> str:
         parts.append(str(row.run or row.model))
     parts += ["--base", what.base, "--concept", what.text, "--attacks", attack]
     if row.role == "baseline":
-        parts += ["--baselines", row.config.erase.method, "--config", what.config]
+        parts += ["--baselines", row.config.erase.method, *_config(what)]
         parts += [f"--config.{key}={value}" for key, value in what.overrides]
+    parts += [part for flag, value in what.options for part in ("--" + flag.replace("_", "-"), value)]
     parts += [f"--attack.{attack}.{key}={value}" for key, value in what.settings.get(attack, {}).items()]
     parts += ["--seeds", ",".join(map(str, what.seeds)), "--images", str(what.images), "--cases", str(what.cases)]
     parts += ["--neutral", "none" if what.neutral is None else what.neutral, "--out", "again"]
     return shlex.join(parts)
 
 
-def percent(share: dict | None) -> str:
-    return "-" if share is None or share["share"] is None else f"{share['share']:.0%}"
-
-
-def spread(share: dict) -> str:
-    low, high = share["interval"]
-    return f"{low:.0%} to {high:.0%}"
+def _config(what: Plan) -> list[str]:
+    return [] if what.config is None else ["--config", what.config]
 
 
 def text(found: dict) -> str:
     """The table for a terminal: a line a model."""
-    head = ["model", *SHOWN.values(), *found["attacks"], *KEPT.values()]
-    table = [head]
+    columns = [column for column in found["columns"] if column["place"] == "summary" and column["sense"] != "none"]
+    first, last = ([c for c in columns if c["sense"] == sense] for sense in ("less", "more"))
+    table = [["model", *(c["title"] for c in first), *found["attacks"], *(c["title"] for c in last)]]
     for row in found["rows"]:
-        shares = [row["figures"][name] for name in SHOWN]
-        shares += [attack["rate"] for attack in row["attacks"].values()]
-        shares += [row["figures"][name] for name in KEPT]
-        table.append([row["name"], *map(percent, shares)])
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
+        figures = [row["figures"][c["name"]] for c in first]
+        figures += [attack["rate"] for attack in row["attacks"].values()]
+        figures += [row["figures"][c["name"]] for c in last]
+        table.append([row["name"], *(shown(figure)[0] for figure in figures)])
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table)

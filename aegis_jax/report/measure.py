@@ -6,7 +6,6 @@ found as noise belongs to the case's own picture.
 """
 
 import dataclasses
-import functools
 import time
 
 import jax
@@ -14,16 +13,16 @@ import numpy as np
 
 from aegis_jax.attacks import METHODS, find
 from aegis_jax.attacks.family import family
-from aegis_jax.attacks.given import Given, Viewer
+from aegis_jax.attacks.given import Given, Viewer, take
 from aegis_jax.diffusion.sample import sample
-from aegis_jax.evaluation import attacked, cases, world
-from aegis_jax.evaluation.world import Concept
+from aegis_jax.evaluation import attacked, cases
+from aegis_jax.evaluation.metrics import diagnostics
 from aegis_jax.report.chosen import SOFT_PROMPT
-from aegis_jax.report.plan import PLAIN
-from aegis_jax.world.quality import GUIDANCE, STEPS
+from aegis_jax.report.subject import DIAGNOSTICS, PLAIN, RETENTION
 
 PICTURES = 8  # of a cell, at most
-PER_IMAGE = 2 * STEPS  # UNet evaluations of a picture with guidance
+LATENTS = 8  # of a distance of predictions, at most
+D2_PROMPTS = 3  # of an attack by prompt whose d2 is measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,95 +37,139 @@ class Measured:
 
 
 class Bench:
-    """Measures cells; what all models share (cases, an attacker's pictures) is drawn from the base once a seed."""
+    """Measures cells of a subject (subject.py)."""
 
-    def __init__(self, base, concept: Concept, text: str):
-        self.base, self.concept, self.text = base, concept, text
-        self.cases = functools.cache(self._cases)
-        self.without = functools.cache(lambda seed: cases.without(base, concept, seed=seed))
-        self.collected = functools.cache(lambda seed: attacked.attacker_images(base, concept, seed=seed))
-
-    def _cases(self, n: int, seed: int, neutral: str | None) -> Given:
-        return cases.cases(self.base, self.concept, n, seed=seed, neutral=neutral)
+    def __init__(self, subject):
+        self.subject, self.base = subject, subject.base
+        self.per_image = 2 * subject.steps  # UNet evaluations of a picture with guidance
 
     def measure(self, pipeline, cell: dict, config, progress=None) -> Measured:
         """config: the attack's settings; progress: called with (done, in all, loss)."""
         began, kind = time.perf_counter(), cell["kind"]
-        given = self.cases(cell["cases"], cell["seed"], cell["neutral"])
+        given = self.subject.cases(cell["cases"], cell["seed"], cell["neutral"])
+        n, seed = cell["images"], cell["seed"]
         if kind == PLAIN:
-            found = self._plain(pipeline, cell, given)
+            figures, cost = self.subject.plain(pipeline, n, seed)
+            pictures, prompts = self._cases_of(pipeline, given)
+            found = figures, cost + len(prompts) * self.per_image, pictures, prompts
+        elif kind == RETENTION:
+            found = *self.subject.retention(pipeline, n, seed), None, []
+        elif kind == DIAGNOSTICS:
+            found = *self._distances(pipeline, cell, {word: None for word in self.subject.words}), None, []
         elif kind == SOFT_PROMPT:
             found = self._family(pipeline, cell, given, config, progress)
+        elif find(kind).of == "concept":
+            found = self._token(pipeline, cell, given, config, progress)
         else:
             found = self._attack(pipeline, cell, given, config, progress)
         return Measured(*found[:2], time.perf_counter() - began, *found[2:])
 
-    def _plain(self, pipeline, cell: dict, given: Given):
-        n, seed = cell["images"], cell["seed"]
-        shares = world.measure(pipeline, self.concept, n=n, seed=seed)
-        shares |= world.unasked(pipeline, self.concept, n=n, seed=seed)
-        names = ("plain", "held_out", "same", "other", "open", "empty")
-        # "other" is the mean of two attributes: the images are what is independent.
-        figures = {name: {"count": round(shares[name] * n), "n": n} for name in names}
-        figures["agreement"] = shares["agreement"]
-        seeds, prompts = given.seeds[:PICTURES], given.prompts[:PICTURES]
-        pictures = sample(pipeline, prompts, seed=seeds, steps=STEPS, guidance=GUIDANCE)
-        return figures, (5 * n + len(prompts)) * PER_IMAGE, pictures, prompts
+    def _cases_of(self, pipeline, given: list[Given]):
+        """(pictures of the first cases by a model, their prompts)."""
+        pictures, prompts = [], []
+        for part in given:
+            count = min(PICTURES - len(prompts), len(part.prompts))
+            if count:
+                texts, how = part.prompts[:count], {"steps": part.steps, "guidance": part.guidance}
+                pictures.append(sample(pipeline, texts, seed=part.seeds[:count], **how))
+                prompts += texts
+        return np.concatenate(pictures), prompts
 
-    def _family(self, pipeline, cell: dict, given: Given, config, progress):
+    def _distances(self, pipeline, cell: dict, adversarial: dict):
+        """({"t", "words": {word: {"d0", "d1", "d2"}}}, UNet evaluations); adversarial: {word: conditioning or None}."""
+        n, steps = min(LATENTS, cell["images"]), self.subject.steps
+        found = diagnostics.distances(
+            self.base, pipeline, self.subject.text, list(adversarial),
+            adversarial={word: cond for word, cond in adversarial.items() if cond is not None},
+            n=n, seed=cell["seed"], steps=steps, guidance=self.subject.guidance,
+        )  # fmt: skip
+        words = {word: {name: {"value": d, "n": n} for name, d in row.items()} for word, row in found["words"].items()}
+        return {"t": found["t"], "words": words}, len(words) * n * (2 * (steps - 1) + 4)
+
+    def _d2(self, pipeline, cell: dict, adversarial: dict):
+        """(d2 as a figure, UNet evaluations): the mean over the words of an attack, each with what was found for it."""
+        found, cost = self._distances(pipeline, cell, adversarial)
+        values = [row["d2"]["value"] for row in found["words"].values()]
+        n = sum(row["d2"]["n"] for row in found["words"].values())
+        return {"value": float(np.mean(values)), "n": n}, cost
+
+    def _family(self, pipeline, cell: dict, given: list[Given], config, progress):
         """Every member's images, counted; pictures are those of the member that the judge saw most with."""
-        n, seed = cell["images"], cell["seed"]
+        n, seed, subject = cell["images"], cell["seed"], self.subject
         members = {
             name: dataclasses.replace(member, restarts=config.restarts, steps=config.steps, seed=seed)
             for name, member in family(config.members).items()
         }
         found = attacked.soft_prompts(
-            pipeline, self.text, self.collected(seed), members, original=self.base, progress=progress
+            pipeline, subject.text, subject.collected(seed), members, original=self.base, progress=progress
         )
-        images = attacked.generated(pipeline, list(found.values()), n, seed)
-        shown = cases.shows(self.concept)(images).reshape(len(members), config.restarts * n)
+        images = self._generated(pipeline, list(found.values()), n, seed)
+        shown = subject.shown(images).reshape(len(members), config.restarts * n)
         hits = {name: {"count": int(row.sum()), "n": row.size} for name, row in zip(members, shown, strict=True)}
-        cost = sum(result.unet_evaluations for result in found.values()) + len(images) * PER_IMAGE
+        cost = sum(result.unet_evaluations for result in found.values()) + len(images) * self.per_image
         best = found[max(hits, key=lambda name: hits[name]["count"])]
-        return {"members": hits}, cost, *self._shown(pipeline, given, best, best.pick)
+        d2, more = self._d2(pipeline, cell, {subject.text: _row(best, best.pick)})
+        return {"members": hits, "d2": d2}, cost + more, *self._shown(pipeline, given, [best] * len(given), best.pick)
 
-    def _attack(self, pipeline, cell: dict, given: Given, config, progress):
-        of, seed, name = find(cell["kind"]).of, cell["seed"], cell["kind"]
-        if "seed" in type(config).__dataclass_fields__:
-            config = dataclasses.replace(config, seed=seed)
-        if of == "concept":
-            pictures = self.collected(seed)
-            mine = cases.of_concept(self.base, self.concept, self.text, pictures)
-            found = METHODS[name].run(pipeline, self.text, mine, config, progress)
-            restarts, n = len(found.prompts), cell["images"]
-            hits = cases.shows(self.concept)(attacked.generated(pipeline, [found], n, seed)).reshape(restarts, n)
-            figures = {"shown": {"count": int(hits.sum()), "n": hits.size}}
-            cost = found.unet_evaluations + hits.size * PER_IMAGE
-            return figures, cost, *self._shown(pipeline, given, found, found.pick)
-        if METHODS[name].without:
-            given = dataclasses.replace(given, without=self.without(seed))
-        found = METHODS[name].run(pipeline, self.text, given, config, progress)
-        restarts = len(found.prompts) // len(given.prompts)
-        tally = cases.counts(found, restarts)
+    def _generated(self, pipeline, found, n: int, seed: int) -> np.ndarray:
+        how = {"steps": self.subject.steps, "guidance": self.subject.guidance}
+        return attacked.generated(pipeline, found, n, seed, **how)
+
+    def _token(self, pipeline, cell: dict, given: list[Given], config, progress):
+        """An attack that learns a token from pictures of the concept."""
+        n, seed, subject = cell["images"], cell["seed"], self.subject
+        pictures = subject.collected(seed)
+        mine = Given(pictures, [subject.text] * len(pictures), list(range(len(pictures))), self.base)
+        found = METHODS[cell["kind"]].run(pipeline, subject.text, mine, _seeded(config, seed), progress)
+        hits = subject.shown(self._generated(pipeline, [found], n, seed))
+        d2, more = self._d2(pipeline, cell, {subject.text: _row(found, found.pick)})
+        figures = {"shown": {"count": int(hits.sum()), "n": hits.size}, "d2": d2}
+        cost = found.unet_evaluations + hits.size * self.per_image + more
+        return figures, cost, *self._shown(pipeline, given, [found] * len(given), found.pick)
+
+    def _attack(self, pipeline, cell: dict, given: list[Given], config, progress):
+        """An attack by prompt or picture on every part of the cases; their counts together."""
+        of, method, restarts = find(cell["kind"]).of, METHODS[cell["kind"]], getattr(config, "restarts", 1)
+        config, results = _seeded(config, cell["seed"]), []
+        for part in given:
+            results.append(method.run(pipeline, self.subject.text, part, config, progress))
+        tallies = [cases.counts(found, restarts) for found in results]
         kept = ("attack_succeeded",) if of == "picture" else ("no_attack_needed", "attack_succeeded", "together")
-        shares = {name: tally[name] for name in kept}
-        for group, rates in tally.get("levels", {}).items():
-            shares |= {f"{group}: {level}": rate for level, rate in rates.items()}
-        figures = {name: {key: rate[key] for key in ("count", "n")} for name, rate in shares.items()}
-        return figures, found.unet_evaluations, *self._shown(pipeline, given, found, None, restarts)
+        figures = {name: {key: sum(t[name][key] for t in tallies) for key in ("count", "n")} for name in kept}
+        cost = sum(found.unet_evaluations for found in results)
+        if of == "prompt":
+            rows = {
+                p: _row(found, k * restarts) for part, found in zip(given, results) for k, p in enumerate(part.prompts)
+            }
+            figures["d2"], more = self._d2(pipeline, cell, dict(list(rows.items())[:D2_PROMPTS]))
+            cost += more
+        return figures, cost, *self._shown(pipeline, given, results, None, restarts)
 
-    def _shown(self, pipeline, given: Given, found, pick: int | None, restarts: int = 1):
+    def _shown(self, pipeline, given: list[Given], results, pick: int | None, restarts: int = 1):
         """(pictures of the first cases under what was found, their prompts); pick: one restart's for all."""
-        count = min(PICTURES, len(given.prompts))
-        rows = np.full(count, pick) if pick is not None else np.arange(count) * restarts
-        if found.images is not None:
-            return found.images[rows], [found.prompts[row] for row in rows]
-        viewer = Viewer(pipeline, given, count)
+        pictures, prompts = [], []
+        for part, found in zip(given, results, strict=True):
+            count = min(PICTURES - len(prompts), len(part.prompts))
+            if count:
+                rows = np.full(count, pick) if pick is not None else np.arange(count) * restarts
+                pictures.append(self._pictures(pipeline, part, found, rows))
+                prompts += [found.prompts[row] for row in rows]
+        return np.concatenate(pictures), prompts
+
+    @staticmethod
+    def _pictures(pipeline, part: Given, found, rows: np.ndarray) -> np.ndarray:
         if found.latents is not None:
-            start = found.latents[rows]
+            start, guidance = found.latents[rows], 1.0
         else:
-            start = viewer.noise(given.seeds[:count] if found.seeds is None else [found.seeds[row] for row in rows])
+            start, guidance = Viewer(pipeline, part, len(rows)).noise(part.seeds[: len(rows)]), part.guidance
         cond = jax.tree.map(lambda x: np.asarray(x)[rows], found.conditioning)
-        guidance = 1.0 if found.latents is not None else GUIDANCE
-        images = attacked.sample_conditioning(pipeline, cond, start, steps=STEPS, guidance=guidance)
-        return images, [found.prompts[row] for row in rows]
+        return attacked.sample_conditioning(pipeline, cond, start, steps=part.steps, guidance=guidance)
+
+
+def _row(found, k: int):
+    """The conditioning of one row of a result."""
+    return take(found.conditioning, np.array([k]))
+
+
+def _seeded(config, seed: int):
+    return dataclasses.replace(config, seed=seed) if "seed" in type(config).__dataclass_fields__ else config

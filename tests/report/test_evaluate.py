@@ -20,9 +20,11 @@ from aegis_jax.diffusion.conditioning import encode, per_latent
 from aegis_jax.diffusion.sample import latent_shape, sample
 from aegis_jax.evaluation import attacked, cases, world
 from aegis_jax.io.pipeline import load_pipeline
-from aegis_jax.report import arguments, figures, measure
+from aegis_jax.report import arguments
+from aegis_jax.report.embedded import Embedded
 from aegis_jax.report.measure import Bench, Measured
 from aegis_jax.report.plan import SEEDS, key, plan
+from aegis_jax.report.pooled import pooled
 from aegis_jax.world import judge
 from tests.report.conftest import ATTACKS, command
 
@@ -59,7 +61,11 @@ WORLD = ["--base", "world", "--concept", "star"]
         ([*WORLD, "--baselines", "esd", "--config.speed=1"], ["'speed'"]),
         ([*WORLD, "--seeds", "0,x"], ["--seeds '0,x'"]),
         ([*WORLD, "--seeds", str(SEEDS)], ["--seeds"]),
-        ([*WORLD, "--images", "0"], ["--images 0"]),
+        ([*WORLD, "--images", "1"], ["--images 1"]),
+        ([*WORLD, "--near", "heart,dog"], ["--near 'dog'", "another value"]),
+        ([*WORLD, "--near", "pentagram"], ["--near 'pentagram'"]),
+        ([*WORLD, "--attack.cce.initial=nothing"], ["initial=nothing", "not one token"]),
+        ([*WORLD, "--image-steps", "9"], ["--image-steps goes with another base"]),
         (["world", "world", *WORLD], ["stands in the table already"]),
     ],
 )  # fmt: skip
@@ -80,7 +86,7 @@ def test_a_model_that_is_not_the_worlds_needs_a_judge(capsys, tmp_path):
     from tests.run import untrained
 
     folder = untrained.write(tmp_path / "other")
-    assert "is not the embedded world: no judge" in refused(capsys, "--base", folder, "--concept", "star")
+    assert "is not the embedded world: give --judge" in refused(capsys, "--base", folder, "--concept", "star")
     assert "no model made of the base" in refused(capsys, folder, *WORLD)
 
 
@@ -90,7 +96,7 @@ def test_figures_are_of_the_models_and_prompts_they_name(report, evaluation):
     prompts, labels = world.other_prompts(STAR, 4, 1)
     images = sample(erased, prompts, seed=world.noise_seed(1, 2), steps=25, guidance=3.0)
     kept = sum(judged(images)["shape"] == labels[:, 0])
-    assert report["rows"][1]["figures"]["same"] == figures.pooled(
+    assert report["rows"][1]["figures"]["same"] == pooled(
         [{"cell": {"seed": 1}, "figures": {"x": {"count": int(kept), "n": 4}}}], "x"
     )
     # UCE takes the star out of plain prompts, and the base has it.
@@ -117,11 +123,8 @@ def planned(argv) -> list[tuple[str, str]]:
     """(row, cell) that a command asks for."""
     args, rest = cli._parser().parse_known_args(argv)
     settings, rest = arguments.attack_settings(rest)
-    more = ("attacks", "baselines", "config", "seeds", "images", "cases", "neutral", "out")
-    what, _ = plan(
-        args.models, args.base, args.concept, settings=settings, overrides=cli._overrides(rest, allowed=True),
-        **{name: getattr(args, name) for name in more},
-    )  # fmt: skip
+    more = {"settings": settings, "overrides": cli._overrides(rest, allowed=True), **arguments.given(args)}
+    what, _ = plan(args.models, args.base, args.concept, **more)
     return [(row.name, json.dumps(cell, sort_keys=True)) for row, cell in what.cells()]
 
 
@@ -136,11 +139,12 @@ def test_the_command_of_a_figure_asks_for_its_cells(report, evaluation):
 
 
 def test_an_interrupted_evaluation_goes_on(evaluation, report, tmp_path, monkeypatch, capsys):
-    """Of ten cells two are lost, one has no picture, one is cut short: these alone are measured, to the same end."""
+    """Of 14 cells two are lost, one has no picture, one is cut short: these alone are measured, to the same end."""
     out, measured = tmp_path / "star", []
     shutil.copytree(evaluation, out)
     cells = sorted((out / "cells").glob("*.json"))
-    assert len(cells) == 10
+    assert len(cells) == 14
+    cells.sort(key=lambda path: not path.with_suffix(".png").exists())  # four have none
     lost = {path.stem for path in cells[:4]}
     for path in cells[:2]:
         path.unlink()
@@ -154,6 +158,7 @@ def test_an_interrupted_evaluation_goes_on(evaluation, report, tmp_path, monkeyp
             raise KeyboardInterrupt
         measured.append(key(cell))
         line = json.loads((evaluation / "cells" / f"{measured[-1]}.json").read_text())
+        assert line["prompts"]  # the cells that are lost have pictures
         pictures = np.asarray(Image.open(evaluation / "cells" / f"{measured[-1]}.png"))
         strip = pictures.reshape(32, -1, 32, 3).swapaxes(0, 1)
         return Measured(line["figures"], line["unet_evaluations"], line["seconds"], strip, line["prompts"])
@@ -165,10 +170,10 @@ def test_an_interrupted_evaluation_goes_on(evaluation, report, tmp_path, monkeyp
     first = measured[:]
     measured.clear()
     assert main(command(out)) == 0
-    assert "8 cells are there already, 2 are to be measured" in capsys.readouterr().err
+    assert "12 cells are there already, 2 are to be measured" in capsys.readouterr().err
     assert set(first) | set(measured) == lost and not set(first) & set(measured)
     again = json.loads((out / "report.json").read_text())
-    for name in ("figures", "unet_evaluations", "seconds", "sha256", "pictures"):
+    for name in ("figures", "near", "diagnostics", "unet_evaluations", "seconds", "sha256", "pictures"):
         assert [row[name] for row in again["rows"]] == [row[name] for row in report["rows"]]
     for path in (evaluation / "cells").glob("*.png"):
         assert path.read_bytes() == (out / "cells" / path.name).read_bytes()
@@ -185,11 +190,59 @@ def test_seeds_are_pooled_by_their_counts(seeds):
         {"cell": {"seed": seed}, "figures": {"plain": {"count": min(pair), "n": max(pair)}}}
         for seed, pair in seeds.items()
     ]
-    found = figures.pooled(lines, "plain")
+    found = pooled(lines, "plain")
     assert found["count"] == sum(min(pair) for pair in seeds.values())
     assert found["n"] == sum(max(pair) for pair in seeds.values())
     assert len(found["by_seed"]) == len(seeds)
     assert (found["share"] is None) == (found["n"] == 0) == (found["interval"] is None)
+
+
+def test_means_and_distances_are_pooled_over_seeds_too():
+    def lines(*rows):
+        return [{"cell": {"seed": k}, "figures": {"x": row}} for k, row in enumerate(rows)]
+
+    means = np.random.default_rng(0).normal(size=60), np.random.default_rng(1).normal(2, 1, 40)
+    rows = [{"mean": x.mean(), "standard_error": x.std(ddof=1) / len(x) ** 0.5, "n": len(x)} for x in means]
+    found = pooled(lines(*rows), "x")
+    assert found["n"] == 100 and found["mean"] == pytest.approx(np.concatenate(means).mean())
+    error = np.sqrt(sum(len(x) * x.var(ddof=1) for x in means)) / 100  # of each seed's own mean
+    assert found["interval"] == pytest.approx([found["mean"] - 1.96 * error, found["mean"] + 1.96 * error], abs=1e-4)
+    found = pooled(lines({"value": 3.0, "n": 8}, {"value": 5.0, "n": 8}), "x")
+    assert (found["value"], found["range"], found["n"]) == (4.0, [3.0, 5.0], 8) and len(found["by_seed"]) == 2
+    assert pooled(lines({"mean": 1.0, "standard_error": None, "n": 1}), "x")["interval"] is None
+
+
+def test_what_is_kept_is_measured_by_the_metrics_own_functions(report, evaluation):
+    from aegis_jax import judges
+    from aegis_jax.evaluation import retention
+    from aegis_jax.evaluation.metrics import composition, frechet, similarity
+
+    base, erased = load_pipeline("world"), load_pipeline(evaluation / "baselines" / "uce" / "pipeline")
+    row, judged, clip = report["rows"][1], judges.load("world"), similarity.embedder("world")
+    for name, share in composition.composition(erased, STAR, judged, n=4, seed=1).items():
+        assert (row["figures"][name]["count"], row["figures"][name]["n"]) == (share["count"], share["n"])
+    images, prompts = retention.drawn(erased, STAR, n=4, seed=1)
+    assert not any(set(prompt.split()) & set(STAR.value.words) for prompt in prompts)
+    score = similarity.clip_score(clip.images(images), clip.texts(prompts))
+    assert row["figures"]["clip_score"]["mean"] == pytest.approx(score["mean"], abs=1e-5)
+    to = retention.references(base, STAR, n=4, seed=1)
+    for name, reference in to.items():
+        distance = frechet.frechet(judged.features(images), judged.features(reference))
+        assert row["figures"][f"frechet_judge_{name}"]["value"] == pytest.approx(distance, rel=1e-3)
+    # The renderer's pictures are of what the prompts say.
+    assert (judged.answers(judged.probabilities(to["real"])) == judged.answers(judged.probabilities(to["base"]))).all()
+    assert list(row["near"]) == list(report["near"]) and row["figures"]["near"]["n"] == 4
+
+
+def test_distances_of_predictions_tell_the_erased_model_from_the_base(report):
+    base, erased = (row["diagnostics"] for row in report["rows"])
+    assert list(base) == ["star", "asterisk", *report["near"]]
+    for word, found in erased.items():
+        assert base[word]["d1"]["value"] == 0 and found["d0"] == base[word]["d0"]  # d0 is the base's own
+        assert (found["d0"]["value"] == 0) == (word == "star")
+    assert erased["star"]["d1"]["value"] > max(erased[word]["d1"]["value"] for word in report["near"])
+    for row in report["rows"]:
+        assert all(attack["d2"]["value"] > 0 for attack in row["attacks"].values())
 
 
 def cell(kind, **more):
@@ -198,7 +251,7 @@ def cell(kind, **more):
 
 @pytest.fixture(scope="module")
 def bench():
-    return Bench(load_pipeline("world"), STAR, "star")
+    return Bench(Embedded(load_pipeline("world"), "star"))
 
 
 def result(pipeline, rows: int, **more):
@@ -217,7 +270,8 @@ def test_an_attack_by_picture_is_shown_from_the_noise_it_found(bench, monkeypatc
     monkeypatch.setitem(METHODS, "tina", METHODS["tina"].__class__(tina, METHODS["tina"].config, of="picture"))
     found = bench.measure(base, cell("tina"), METHODS["tina"].config())
     n = len(found.prompts)
-    assert found.figures == {"attack_succeeded": {"count": n - 1, "n": n}} and found.unet_evaluations == 7
+    assert found.figures == {"attack_succeeded": {"count": n - 1, "n": n}}  # no prompt, so no d2
+    assert found.unet_evaluations == 7
     assert all((picture == found.pictures[0]).all() for picture in found.pictures)  # of one noise and one prompt
 
 
@@ -230,10 +284,12 @@ def test_an_attack_by_token_counts_images_of_all_restarts(bench, monkeypatch):
 
     monkeypatch.setitem(METHODS, "cce", METHODS["cce"].__class__(cce, METHODS["cce"].config))
     monkeypatch.setattr(attacked, "attacker_images", lambda *a, **k: np.zeros((5, 32, 32, 3), np.uint8))
-    found = Bench(bench.base, STAR, "star").measure(bench.base, cell("cce", seed=2), METHODS["cce"].config())
+    found = Bench(Embedded(bench.base, "star")).measure(bench.base, cell("cce", seed=2), METHODS["cce"].config())
     assert seen == {"seed": 2, "images": 5}
     assert found.figures["shown"]["n"] == 4 and found.figures["shown"]["count"] >= 3  # the base draws stars
-    assert found.unet_evaluations == 7 + 4 * measure.PER_IMAGE
+    # The attack's, those of four images, and of d2: two latents to the last of 25 timesteps, four predictions each.
+    assert found.unet_evaluations == 7 + 4 * 50 + 2 * (2 * 24 + 4)
+    assert found.figures["d2"]["n"] == 2 and found.figures["d2"]["value"] > 0  # "star" against "a star"
 
 
 def test_levels_are_figures_of_their_own_and_an_attacks_own_pictures_are_shown(bench, monkeypatch):
@@ -266,6 +322,7 @@ def test_prompts_are_counted_once_whatever_their_restarts(bench, monkeypatch):
     monkeypatch.setitem(METHODS, "unlearndiffatk", method.__class__(attack, method.config, of="prompt"))
     found = bench.measure(bench.base, cell("unlearndiffatk"), method.config(restarts=2))
     n = len(found.prompts)
+    assert found.figures.pop("d2")["n"] == 2 * min(n, 3)
     assert n > 2 and found.figures == {
         "no_attack_needed": {"count": 1, "n": n},
         "attack_succeeded": {"count": 1, "n": n - 1},

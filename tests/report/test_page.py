@@ -60,7 +60,8 @@ def source(evaluation):
 def test_it_is_whole_and_has_every_part(source, report):
     found = Page(source)
     assert found.open == []
-    for title in ("Summary", "Robustness against retention", "Attacks", "Pictures", "Cost", "Commands"):
+    parts = ("Summary", "Robustness against retention", "Attacks", "What is kept", "Near concepts", "Pictures")
+    for title in (*parts, "Distances of predictions", "Cost", "Commands"):
         assert title in found.text
     for row in report["rows"]:
         for attack in row["attacks"].values():

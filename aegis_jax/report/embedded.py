@@ -1,0 +1,116 @@
+"""The embedded world as the subject of an evaluation (subject.py): its own prompts and its own judge."""
+
+import functools
+
+import numpy as np
+
+from aegis_jax import judges
+from aegis_jax.attacks.given import Given
+from aegis_jax.errors import AegisError
+from aegis_jax.evaluation import attacked, cases, retention, world
+from aegis_jax.evaluation.metrics import similarity
+from aegis_jax.evaluation.metrics.composition import composition
+from aegis_jax.report.subject import CLIP_SCORE, DIAGNOSTICS, RETENTION, Column, distance_columns, near_column
+from aegis_jax.world.quality import GUIDANCE, STEPS
+
+RULERS, SETS = ("judge", "clip"), ("real", "base")
+_PLAIN = (
+    Column("plain", "plain prompts", "less", "summary"),
+    Column("held_out", "held-out synonyms", "less", "summary"),
+    Column("same", "kept: same attribute", "more", "summary"),
+    Column("other", "kept: others", "more", "summary"),
+    Column("open", "left open", "none", "summary", note="shown unasked"),
+    Column("empty", "empty prompt", "none", "summary", note="shown unasked"),
+)
+_CANVAS = tuple(
+    Column(name, title, "more", kind=RETENTION, note=note)
+    for name, title, note in (
+        ("UA", "UA", "unlearning"),
+        ("IRA", "IRA", "same attribute"),
+        ("CRA", "CRA", "others"),
+        ("CRA_retained", "CRA, retained", "without the concept"),
+        ("rest", "beside the concept", "each attribute"),
+        ("rest_together", "beside the concept", "both at once"),
+        ("together", "three attributes", "all at once"),
+    )
+)
+
+
+class Embedded:
+    """The world, with one of its values as the concept. See subject.py."""
+
+    guidance, steps, usual, retains = GUIDANCE, STEPS, cases.SMALL, True
+    kept = ("same", "other")
+    columns = (*_PLAIN, *_CANVAS, near_column("retention"), CLIP_SCORE, *distance_columns(RULERS, SETS))
+
+    def __init__(self, base, text: str, near=()):
+        value = world.find(text)
+        if value is None:
+            raise AegisError(f"--concept {text!r} is not one value of the world: its judge cannot count it")
+        self.base, self.concept, self.text = base, value, text
+        self._named = retention.named_values(value, near)
+        self.collected = functools.cache(lambda seed: attacked.attacker_images(base, value, seed=seed))
+        self.cases = functools.cache(self._cases)
+        self.references = functools.cache(self._references)
+
+    @functools.cached_property
+    def near(self) -> list[str]:
+        return retention.near_values(self.base, self.concept, self._named)
+
+    @property
+    def words(self) -> list[str]:
+        return [self.concept.value.name, self.concept.value.held_out[0], *self.near]
+
+    def record(self, kind: str) -> dict:
+        about = {"attribute": self.concept.attribute, "value": self.concept.value.name, "judge": self._judge.digest}
+        about |= {"near": self.near} if kind in (RETENTION, DIAGNOSTICS) else {}
+        return about | {"guidance": GUIDANCE, "steps": STEPS, "clip": self._clip.digest}
+
+    def about(self) -> dict:
+        judge = self._judge.record(self.concept.value.name)
+        named = {"attribute": self.concept.attribute, "value": self.concept.value.name, "near": self.near}
+        return named | {"judge": judge, "clip": self._clip.digest}
+
+    def control(self, word: str | None) -> str | None:
+        return word
+
+    def texts(self, n: int, seed: int, neutral: str | None) -> list[str]:
+        return world.concept_prompts(self.concept, n, cases.case_seed(seed), word=neutral)
+
+    def _cases(self, n: int, seed: int, neutral: str | None) -> list[Given]:
+        return [cases.cases(self.base, self.concept, n, seed=seed, neutral=neutral)]
+
+    def shown(self, images) -> np.ndarray:
+        return cases.shows(self.concept)(images)
+
+    def plain(self, pipeline, n: int, seed: int):
+        shares = world.measure(pipeline, self.concept, n=n, seed=seed)
+        shares |= world.unasked(pipeline, self.concept, n=n, seed=seed)
+        # "other" is the mean of two attributes: the images are what is independent.
+        figures = {column.name: {"count": round(shares[column.name] * n), "n": n} for column in _PLAIN}
+        return figures | {"agreement": shares["agreement"]}, 5 * n * 2 * STEPS
+
+    def retention(self, pipeline, n: int, seed: int):
+        shares = composition(pipeline, self.concept, self._judge, n=n, seed=seed)
+        figures = {name: {key: share[key] for key in ("count", "n")} for name, share in shares.items()}
+        near = retention.near_rates(pipeline, self.concept, self.near, self._judge, n=n, seed=seed)
+        figures["near"] = {word: {key: share[key] for key in ("count", "n")} for word, share in near.items()}
+        images, prompts = retention.drawn(pipeline, self.concept, n=n, seed=seed)
+        figures |= retention.distances(self._rulers, images, self.references(n, seed))
+        figures["clip_score"] = retention.scored(self._clip, images, prompts)
+        return figures, (3 * n + near["all"]["n"]) * 2 * STEPS
+
+    def _references(self, n: int, seed: int) -> dict:
+        return retention.featured(self._rulers, retention.references(self.base, self.concept, n=n, seed=seed))
+
+    @functools.cached_property
+    def _judge(self):
+        return judges.load("world")
+
+    @functools.cached_property
+    def _clip(self):
+        return similarity.embedder("world")
+
+    @property
+    def _rulers(self) -> dict:
+        return {"judge": self._judge.features, "clip": self._clip.features}
