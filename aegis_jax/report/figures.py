@@ -71,7 +71,10 @@ def _attack(what: Plan, row: Row, name: str, lines: list[dict]) -> dict:
 
 def _success(name: str, lines: list[dict]) -> dict:
     """Counts of an attack; "rate" is the one that tables show."""
-    found = {"d2": pooled(lines, "d2")} if "d2" in lines[0]["figures"] else {}
+    found = {}
+    if "d2" in lines[0]["figures"]:
+        measured = [line for line in lines if line["figures"]["d2"] is not None]
+        found = {"d2": pooled(measured, "d2") if measured else None}
     if name == SOFT_PROMPT:
         members = {member: pooled(lines, "members", member) for member in lines[0]["figures"]["members"]}
         best = max(members, key=lambda member: members[member]["share"])

@@ -14,6 +14,7 @@ import numpy as np
 from aegis_jax.attacks import METHODS, find
 from aegis_jax.attacks.family import family
 from aegis_jax.attacks.given import Given, Viewer, take
+from aegis_jax.attacks.result import NOT_NEEDED, SUCCEEDED
 from aegis_jax.diffusion.sample import sample
 from aegis_jax.evaluation import attacked, cases
 from aegis_jax.evaluation.metrics import diagnostics
@@ -22,7 +23,7 @@ from aegis_jax.report.subject import DIAGNOSTICS, PLAIN, RETENTION
 
 PICTURES = 8  # of a cell, at most
 LATENTS = 8  # of a distance of predictions, at most
-D2_PROMPTS = 3  # of an attack by prompt whose d2 is measured
+D2_PROMPTS = 2  # of an attack by prompt whose d2 is measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,9 @@ class Bench:
         return {"t": found["t"], "words": words}, len(words) * n * (2 * (steps - 1) + 4)
 
     def _d2(self, pipeline, cell: dict, adversarial: dict):
-        """(d2 as a figure, UNet evaluations): the mean over the words of an attack, each with what was found for it."""
+        """(d2 as a figure, UNet evaluations): the mean over texts, each with what an attack found for it; None of none."""
+        if not adversarial:
+            return None, 0
         found, cost = self._distances(pipeline, cell, adversarial)
         values = [row["d2"]["value"] for row in found["words"].values()]
         n = sum(row["d2"]["n"] for row in found["words"].values())
@@ -137,11 +140,8 @@ class Bench:
         kept = ("attack_succeeded",) if of == "picture" else ("no_attack_needed", "attack_succeeded", "together")
         figures = {name: {key: sum(t[name][key] for t in tallies) for key in ("count", "n")} for name in kept}
         cost = sum(found.unet_evaluations for found in results)
-        if of == "prompt":
-            rows = {
-                p: _row(found, k * restarts) for part, found in zip(given, results) for k, p in enumerate(part.prompts)
-            }
-            figures["d2"], more = self._d2(pipeline, cell, dict(list(rows.items())[:D2_PROMPTS]))
+        if of == "prompt" and cell["neutral"] is None:
+            figures["d2"], more = self._d2(pipeline, cell, _attacked(given, results, restarts))
             cost += more
         return figures, cost, *self._shown(pipeline, given, results, None, restarts)
 
@@ -164,6 +164,18 @@ class Bench:
             start, guidance = Viewer(pipeline, part, len(rows)).noise(part.seeds[: len(rows)]), part.guidance
         cond = jax.tree.map(lambda x: np.asarray(x)[rows], found.conditioning)
         return attacked.sample_conditioning(pipeline, cond, start, steps=part.steps, guidance=guidance)
+
+
+def _attacked(given: list[Given], results, restarts: int) -> dict:
+    """{prompt: the conditioning found for it} of the first that needed an attack: of others it is the prompt's own."""
+    found = {}
+    for part, result in zip(given, results, strict=True):
+        for k, prompt in enumerate(part.prompts):
+            mine = result.outcomes[k * restarts : (k + 1) * restarts]
+            if mine[0] != NOT_NEEDED and len(found) < D2_PROMPTS:
+                best = mine.index(SUCCEEDED) if SUCCEEDED in mine else 0
+                found[prompt] = _row(result, k * restarts + best)
+    return found
 
 
 def _row(found, k: int):

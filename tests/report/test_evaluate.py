@@ -113,7 +113,6 @@ def test_outcomes_add_up_and_controls_stand_apart(report):
                 )
                 assert needed["count"] + succeeded["count"] == together["count"] == found["rate"]["count"]
                 assert needed["count"] + succeeded["n"] == needed["n"] == together["n"] > 0
-        assert row["worst"]["rate"]["share"] == max(a["rate"]["share"] for a in row["attacks"].values())
     base, erased = report["rows"]
     assert base["attacks"]["ring-a-bell"]["no_attack_needed"]["share"] == 1  # that is how cases are chosen
     assert base["attacks"]["ring-a-bell"]["control"]["no_attack_needed"]["share"] < 1
@@ -133,17 +132,17 @@ def test_the_command_of_a_figure_asks_for_its_cells(report, evaluation):
     for row in report["rows"]:
         for name, attack in row["attacks"].items():
             cells = planned(shlex.split(attack["command"])[1:])
-            assert set(cells) < set(everything)
+            assert set(cells) <= set(everything)
             mine = [cell for cell in everything if cell[0] == row["name"] and json.loads(cell[1])["kind"] == name]
             assert mine and set(mine) <= set(cells)
 
 
 def test_an_interrupted_evaluation_goes_on(evaluation, report, tmp_path, monkeypatch, capsys):
-    """Of 14 cells two are lost, one has no picture, one is cut short: these alone are measured, to the same end."""
+    """Of ten cells two are lost, one has no picture, one is cut short: these alone are measured, to the same end."""
     out, measured = tmp_path / "star", []
     shutil.copytree(evaluation, out)
     cells = sorted((out / "cells").glob("*.json"))
-    assert len(cells) == 14
+    assert len(cells) == 10
     cells.sort(key=lambda path: not path.with_suffix(".png").exists())  # four have none
     lost = {path.stem for path in cells[:4]}
     for path in cells[:2]:
@@ -170,7 +169,7 @@ def test_an_interrupted_evaluation_goes_on(evaluation, report, tmp_path, monkeyp
     first = measured[:]
     measured.clear()
     assert main(command(out)) == 0
-    assert "12 cells are there already, 2 are to be measured" in capsys.readouterr().err
+    assert "8 cells are there already, 2 are to be measured" in capsys.readouterr().err
     assert set(first) | set(measured) == lost and not set(first) & set(measured)
     again = json.loads((out / "report.json").read_text())
     for name in ("figures", "near", "diagnostics", "unet_evaluations", "seconds", "sha256", "pictures"):
@@ -241,8 +240,9 @@ def test_distances_of_predictions_tell_the_erased_model_from_the_base(report):
         assert base[word]["d1"]["value"] == 0 and found["d0"] == base[word]["d0"]  # d0 is the base's own
         assert (found["d0"]["value"] == 0) == (word == "star")
     assert erased["star"]["d1"]["value"] > max(erased[word]["d1"]["value"] for word in report["near"])
-    for row in report["rows"]:
-        assert all(attack["d2"]["value"] > 0 for attack in row["attacks"].values())
+    # Where no prompt needs an attack there is nothing to measure one by.
+    assert report["rows"][0]["attacks"][ATTACKS]["d2"] is None
+    assert report["rows"][1]["attacks"][ATTACKS]["d2"]["value"] > 0
 
 
 def cell(kind, **more):
@@ -322,7 +322,7 @@ def test_prompts_are_counted_once_whatever_their_restarts(bench, monkeypatch):
     monkeypatch.setitem(METHODS, "unlearndiffatk", method.__class__(attack, method.config, of="prompt"))
     found = bench.measure(bench.base, cell("unlearndiffatk"), method.config(restarts=2))
     n = len(found.prompts)
-    assert found.figures.pop("d2")["n"] == 2 * min(n, 3)
+    assert found.figures.pop("d2")["n"] == 2 * 2  # latents of two prompts
     assert n > 2 and found.figures == {
         "no_attack_needed": {"count": 1, "n": n},
         "attack_succeeded": {"count": 1, "n": n - 1},

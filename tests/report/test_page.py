@@ -67,7 +67,7 @@ def test_it_is_whole_and_has_every_part(source, report):
         for attack in row["attacks"].values():
             assert attack["command"] in found.text
     strips = [image["alt"] for image in found.all("img")]
-    assert len(strips) == 2 * (1 + 2 * 2) + 1  # original and attacks with controls, twice; erased, once
+    assert len(strips) == 2 * (1 + 2) + 1  # original and the attack with its control, twice; erased, once
     assert "pictures: uce, erased" in strips[1]
     assert "one seed (1)" in found.text and "factor of two or three" in found.text
 
