@@ -88,7 +88,7 @@ class Bench:
         return {"t": found["t"], "words": words}, len(words) * n * (2 * (steps - 1) + 4)
 
     def _d2(self, pipeline, cell: dict, adversarial: dict):
-        """(d2 as a figure, UNet evaluations): the mean over texts, each with what an attack found for it; None of none."""
+        """(d2 as a figure, UNet evaluations): the mean over texts, each with what was found for it; None of none."""
         if not adversarial:
             return None, 0
         found, cost = self._distances(pipeline, cell, adversarial)
