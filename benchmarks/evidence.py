@@ -131,7 +131,7 @@ class Bench:
             return None
         if cell["method"] == ORACLE:
             return str(self.oracles[cell["concept"]])
-        run = self._folder(cell) / "runs" / cell["method"]
+        run = self._folder(cell) / cell["of"] / cell["method"]  # other settings are another run
         folder = RunFolder(run)
         if not (folder.is_run() and folder.read_manifest().get("status") == "finished"):
             aegis_jax.erase(
@@ -149,8 +149,9 @@ class Bench:
         models = [model for model in map(self.model, all_of) if model is not None]
         return aegis_jax.evaluate(
             models, base="world", concept=first["concept"], attacks=sizes.attacks, settings=sizes.settings,
-            seeds=str(first["seed"]), images=sizes.images, cases=sizes.cases, out=self._folder(first) / "evaluation",
-            progress=Progress(),
+            seeds=str(first["seed"]), images=sizes.images, cases=sizes.cases,
+            neutral="none",  # the oracle is the control
+            out=self._folder(first) / f"evaluation-{first['how']}", progress=Progress(),
         )  # fmt: skip
 
     def measure(self, cell: dict) -> dict:
@@ -166,8 +167,7 @@ class Bench:
         }  # fmt: skip
 
     def _folder(self, cell: dict) -> pathlib.Path:
-        size = hashlib.sha256(repr(self.sizes.steps).encode()).hexdigest()[:4] if self.sizes.steps else "full"
-        return self.work / f"{cell['concept']}-{cell['seed']}-{size}"
+        return self.work / f"{cell['concept']}-{cell['seed']}"
 
 
 def _attacked(attack: dict) -> dict:
