@@ -287,8 +287,9 @@ def _attack(args):
     cache.enable()
     attack.attack(
         args.model, args.concept, method=args.method, revision=args.revision, variant=args.variant, images=args.images,
-        prompts=args.prompts, ladder=args.ladder, without=args.without, cases=args.cases, out=args.out, original=args.original, neutral=args.neutral,
-        guidance=args.guidance, image_steps=args.image_steps, judge=args.judge, judge_label=args.judge_label,
+        prompts=args.prompts, ladder=args.ladder, without=args.without, cases=args.cases, out=args.out,
+        original=args.original, neutral=args.neutral, guidance=args.guidance, image_steps=args.image_steps,
+        judge=args.judge, judge_label=args.judge_label,
         **attack_arguments.given(args),
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ What an attack alone can see in its settings it refuses itself when its turn com
 
 import dataclasses
 import typing
+import warnings
 
 from aegis_jax.attacks import METHODS, configure, find
 from aegis_jax.attacks.family import FAMILY, family
@@ -62,6 +63,18 @@ def _configured(name: str, given: dict[str, str], usual: dict):
     if name == SOFT_PROMPT and not family(config.members):
         raise AegisError(f"--attack.{name}.members: wanted some of {', '.join(FAMILY)}")
     return config
+
+
+def possible(subject, attacks: dict, *, everything: bool) -> dict:
+    """Those that the subject has all for. Raises `AegisError` for another that was named; of `everything` it is left out,
+    with a warning."""
+    lacking = {name: reason for name in attacks if (reason := subject.lacks(name))}
+    if lacking and not everything:
+        name, reason = next(iter(lacking.items()))
+        raise AegisError(f"--attacks {name} needs {reason}")
+    for name, reason in lacking.items():
+        warnings.warn(f"--attacks all leaves out {name}, which needs {reason}", stacklevel=2)
+    return {name: config for name, config in attacks.items() if name not in lacking}
 
 
 def check_fit(pipeline, subject, attacks: dict, cases: int, seeds, neutral) -> None:

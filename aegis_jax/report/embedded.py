@@ -51,6 +51,7 @@ class Embedded:
         self._named = retention.named_values(value, near)
         self.collected = functools.cache(lambda seed: attacked.attacker_images(base, value, seed=seed))
         self.cases = functools.cache(self._cases)
+        self.without = functools.cache(lambda seed: cases.without(base, value, seed=seed))
         self.references = functools.cache(self._references)
 
     @functools.cached_property
@@ -79,6 +80,12 @@ class Embedded:
 
     def _cases(self, n: int, seed: int, neutral: str | None) -> list[Given]:
         return [cases.cases(self.base, self.concept, n, seed=seed, neutral=neutral)]
+
+    def learnt(self, seed: int) -> Given:
+        return cases.of_concept(self.base, self.concept, self.text, self.collected(seed))
+
+    def lacks(self, attack: str) -> None:
+        return None
 
     def shown(self, images) -> np.ndarray:
         return cases.shows(self.concept)(images)

@@ -80,13 +80,14 @@ def _success(name: str, lines: list[dict]) -> dict:
         best = max(members, key=lambda member: members[member]["share"])
         return found | {"rate": members[best], "member": best, "members": members}
     kept = {figure: pooled(lines, figure) for figure in lines[0]["figures"] if figure != "d2"}
-    rate = {"concept": "shown", "prompt": "together", "picture": "attack_succeeded"}[find(name).of]
+    rate = {"concept": "shown", "picture": "attack_succeeded"}.get(find(name).of, "together")
     return found | kept | {"rate": kept[rate]}
 
 
 def _worst(attacks: dict, of: str | None = None) -> dict | None:
-    """The attack that brings back most, of all or of those by prompt."""
-    chosen = [name for name in attacks if of in (None, find(name).of) and attacks[name]["rate"]["n"]]
+    """The attack that brings back most, of those `of` a kind, or of all but the guided ones: their picture brings some."""
+    kinds = (of,) if of else ("concept", "prompt", "picture", "weights")
+    chosen = [name for name in attacks if find(name).of in kinds and attacks[name]["rate"]["n"]]
     if not chosen:
         return None
     name = max(chosen, key=lambda name: attacks[name]["rate"]["share"])

@@ -121,9 +121,7 @@ class Bench:
     def _token(self, pipeline, cell: dict, given: list[Given], config, progress):
         """An attack that learns a token from pictures of the concept."""
         n, seed, subject = cell["images"], cell["seed"], self.subject
-        pictures = subject.collected(seed)
-        mine = Given(pictures, [subject.text] * len(pictures), list(range(len(pictures))), self.base)
-        found = METHODS[cell["kind"]].run(pipeline, subject.text, mine, _seeded(config, seed), progress)
+        found = METHODS[cell["kind"]].run(pipeline, subject.text, subject.learnt(seed), _seeded(config, seed), progress)
         hits = subject.shown(self._generated(pipeline, [found], n, seed))
         d2, more = self._d2(pipeline, cell, {subject.text: _row(found, found.pick)})
         figures = {"shown": {"count": int(hits.sum()), "n": hits.size}, "d2": d2}
@@ -131,14 +129,20 @@ class Bench:
         return figures, cost, *self._shown(pipeline, given, [found] * len(given), found.pick)
 
     def _attack(self, pipeline, cell: dict, given: list[Given], config, progress):
-        """An attack by prompt or picture on every part of the cases; their counts together."""
-        of, method, restarts = find(cell["kind"]).of, METHODS[cell["kind"]], getattr(config, "restarts", 1)
-        config, results = _seeded(config, cell["seed"]), []
+        """An attack that asks the judge itself on every part of the cases; their counts together."""
+        method, config, results = find(cell["kind"]), _seeded(config, cell["seed"]), []
+        of = method.of
         for part in given:
+            if method.without:
+                part = dataclasses.replace(part, without=self.subject.without(cell["seed"]))
             results.append(method.run(pipeline, self.subject.text, part, config, progress))
+        restarts = len(results[0].prompts) // len(given[0].prompts)
         tallies = [cases.counts(found, restarts) for found in results]
         kept = ("attack_succeeded",) if of == "picture" else ("no_attack_needed", "attack_succeeded", "together")
-        figures = {name: {key: sum(t[name][key] for t in tallies) for key in ("count", "n")} for name in kept}
+        figures = {name: _summed(tally[name] for tally in tallies) for name in kept}
+        for group, levels in tallies[0].get("levels", {}).items():
+            for level in levels:
+                figures[f"{group}: {level}"] = _summed(tally["levels"][group][level] for tally in tallies)
         cost = sum(found.unet_evaluations for found in results)
         if of == "prompt" and cell["neutral"] is None:
             figures["d2"], more = self._d2(pipeline, cell, _attacked(given, results, restarts))
@@ -158,10 +162,13 @@ class Bench:
 
     @staticmethod
     def _pictures(pipeline, part: Given, found, rows: np.ndarray) -> np.ndarray:
+        if found.images is not None:
+            return found.images[rows]
         if found.latents is not None:
             start, guidance = found.latents[rows], 1.0
         else:
-            start, guidance = Viewer(pipeline, part, len(rows)).noise(part.seeds[: len(rows)]), part.guidance
+            seeds = part.seeds[: len(rows)] if found.seeds is None else [found.seeds[row] for row in rows]
+            start, guidance = Viewer(pipeline, part, len(rows)).noise(seeds), part.guidance
         cond = jax.tree.map(lambda x: np.asarray(x)[rows], found.conditioning)
         return attacked.sample_conditioning(pipeline, cond, start, steps=part.steps, guidance=guidance)
 
@@ -176,6 +183,12 @@ def _attacked(given: list[Given], results, restarts: int) -> dict:
                 best = mine.index(SUCCEEDED) if SUCCEEDED in mine else 0
                 found[prompt] = _row(result, k * restarts + best)
     return found
+
+
+def _summed(shares) -> dict:
+    """Counts of several parts together."""
+    shares = list(shares)
+    return {key: sum(share[key] for share in shares) for key in ("count", "n")}
 
 
 def _row(found, k: int):

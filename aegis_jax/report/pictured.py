@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aegis_jax.attacks.given import Given
+from aegis_jax.attacks import METHODS
+from aegis_jax.attacks.given import Given, Pictures
+from aegis_jax.attacks.ladder import NAME as LADDER
 from aegis_jax.diffusion.sample import latent_shape, pixels_per_latent, sample
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation import retention
@@ -20,6 +22,7 @@ from aegis_jax.run.prompts import PromptSet
 
 NEAREST = 5  # of the judge's labels, where it has enough of them to choose from
 ATTACKER = 16  # pictures that an attacker has
+WITHOUT = 64  # and, at most, of those without the concept
 _ANOTHER, _ROUND, _REFERENCE = 1_000_000, 100_003, 50_021  # added to a row's seed: evaluation seed, repeat, second draw
 
 
@@ -35,6 +38,7 @@ class Pictured:
         self._said = re.compile(re.escape(text), re.IGNORECASE)
         check(base, asked, self.size())
         self.collected, self.cases = functools.cache(self._collected), functools.cache(self._cases)
+        self.without = functools.cache(self._without)
         self.references = functools.cache(self._references)
 
     def size(self) -> tuple[int, int]:
@@ -177,6 +181,27 @@ class Pictured:
     def _collected(self, seed: int) -> np.ndarray:
         texts, seeds, guidances = self._rows(ATTACKER, seed)
         return self._sampled(self.base, texts, [(own + _REFERENCE) % 2**32 for own in seeds], guidances)
+
+    def learnt(self, seed: int) -> Given:
+        pictures = self.collected(seed)
+        look = {"probability": self.asked.question.probability, "steps": self.steps, "guidance": self.guidance}
+        return Given(pictures, [self.text] * len(pictures), list(range(len(pictures))), self.base, **look)
+
+    def lacks(self, attack: str) -> str | None:
+        if attack == LADDER:
+            return "wordings of the concept: aegis attack --ladder takes them"
+        if METHODS[attack].without and self.asked.retain is None:
+            return "prompts without the concept: name them by --retain"
+        return None
+
+    def _without(self, seed: int) -> Pictures:
+        """Raises `AegisError` where the judge sees the concept in all of them."""
+        rows = self._rows(self._retained(WITHOUT), seed, prompts=self.asked.retain)
+        images = self._sampled(self.base, *rows)
+        kept = np.flatnonzero(~self.shown(images))
+        if not len(kept):
+            raise AegisError(f"the judge sees {self.asked.question.label!r} in all the base's images of --retain")
+        return Pictures(images[kept], [rows[0][k] for k in kept])
 
     def shown(self, images) -> np.ndarray:
         return self.asked.question(images)

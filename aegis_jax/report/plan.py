@@ -16,7 +16,7 @@ from aegis_jax.io.hub import expand, place
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.models.model import flatten
 from aegis_jax.report import asked as of_user
-from aegis_jax.report.chosen import check_fit, chosen, names
+from aegis_jax.report.chosen import check_fit, chosen, names, possible
 from aegis_jax.report.embedded import Embedded
 from aegis_jax.report.pictured import Pictured
 from aegis_jax.report.rows import Row, baseline_row, check_same_kind, model_row
@@ -67,7 +67,7 @@ class Plan:
 
     def _words(self, kind: str) -> list[str | None]:
         """The neutral words of a kind of cell: None is the concept itself."""
-        controlled = self.neutral is not None and kind in self.attacks and find(kind).of == "prompt"
+        controlled = self.neutral is not None and kind in self.attacks and find(kind).says
         return [None, self.neutral] if controlled else [None]
 
     def _cell(self, kind: str, neutral: str | None, seed: int) -> dict:
@@ -122,6 +122,7 @@ def plan(
     options = dict.fromkeys(of_user.OPTIONS) | options
     config = config or ("world" if is_world else None)
     subject = _subject(original, is_world, concept, near, options)
+    taken = possible(subject, taken, everything=attacks == "all")
     if cases is None:
         cases = CASES if is_world else len(subject.asked.prompts.prompts)
     control = None if neutral == "none" else subject.control(neutral or "thing")

@@ -13,6 +13,9 @@
   cases(n, seed, neutral)      what attacks by prompt and picture are given: a `Given` for each guidance
   texts(n, seed, neutral)      the prompts among them, without making an image
   collected(seed)              uint8 pictures of the concept by the base, which an attacker has
+  learnt(seed)                 what attacks that learn one thing from these are given
+  without(seed)                `Pictures` by the base that do not show the concept
+  lacks(attack)                what the subject has not got that an attack needs, or None
   shown(images)                bool (n,), whether the judge sees the concept
   plain(pipeline, n, seed)     (figures, UNet evaluations) without attack
   retention(pipeline, n, seed) likewise of what is kept
