@@ -66,8 +66,8 @@ def _configured(name: str, given: dict[str, str], usual: dict):
 
 
 def possible(subject, attacks: dict, *, everything: bool) -> dict:
-    """Those that the subject has all for. Raises `AegisError` for another that was named; of `everything` it is left out,
-    with a warning."""
+    """Those that the subject has all for. Raises `AegisError` for another that was named; of `everything` a warning
+    says that it is left out."""
     lacking = {name: reason for name in attacks if (reason := subject.lacks(name))}
     if lacking and not everything:
         name, reason = next(iter(lacking.items()))

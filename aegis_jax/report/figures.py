@@ -85,7 +85,7 @@ def _success(name: str, lines: list[dict]) -> dict:
 
 
 def _worst(attacks: dict, of: str | None = None) -> dict | None:
-    """The attack that brings back most, of those `of` a kind, or of all but the guided ones: their picture brings some."""
+    """The attack that brings back most, `of` a kind or of all but the guided, whose picture brings a part by itself."""
     kinds = (of,) if of else ("concept", "prompt", "picture", "weights")
     chosen = [name for name in attacks if find(name).of in kinds and attacks[name]["rate"]["n"]]
     if not chosen:

@@ -304,7 +304,7 @@ def test_levels_are_figures_of_their_own_and_an_attacks_own_pictures_are_shown(b
 
     monkeypatch.setitem(METHODS, "revival", dataclasses.replace(method, run=revival))
     monkeypatch.setattr(cases, "without", lambda *a, **k: Pictures(np.zeros((9, 32, 32, 3), np.uint8), [""] * 9))
-    found = Bench(bench.base, STAR, "star").measure(bench.base, cell("revival"), method.config())
+    found = Bench(Embedded(bench.base, "star")).measure(bench.base, cell("revival"), method.config())
     n = len(found.prompts)
     assert seen == [9] and (found.pictures == 5).all()
     assert found.figures["attack: 5 steps"] == found.figures["together"] == {"count": 2, "n": n}
