@@ -8,8 +8,14 @@ import os
 import shutil
 import sys
 
+import hypothesis
 import pytest
 
+# A busy machine draws and runs examples slowly, which says nothing about them.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 # Most of the suite's time is compiling tiny models: without LLVM's optimiser and the fusion emitters it takes far less
 # (docs/performance.md), and what is computed stays the same to rounding. Before jax is imported; processes that tests
 # start inherit it.
