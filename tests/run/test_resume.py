@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import aegis_jax
+from aegis_jax.erasure.presets import preset
 from aegis_jax.errors import AegisError
 from aegis_jax.run import erase as run_erase
 from aegis_jax.run import loop
@@ -23,15 +24,20 @@ from tests.run.runs import KEYS, erase, files, metrics
 
 def interrupt(folder, out, monkeypatch, step, **more):
     """A run that gets SIGTERM while its step `step` + 1 is being computed."""
-    method = RunConfig().method
+    name = more.get("keys", {}).get("method")
+    method = preset(name).method if name else RunConfig().method
 
     def stopping(state, frozen, config):
         if not isinstance(state.step, jax.core.Tracer) and state.step == step:  # it is traced before, to be compiled
             os.kill(os.getpid(), signal.SIGTERM)
         return method.step(state, frozen, config)
 
+    def of_run(run):
+        return dataclasses.replace(method, step=stopping) if name in (None, run.erase.method) else found(run)
+
+    found = RunConfig.method.fget if name else None
     with monkeypatch.context() as patch:
-        patch.setattr(RunConfig, "method", dataclasses.replace(method, step=stopping))
+        patch.setattr(RunConfig, "method", property(of_run))
         with pytest.raises(loop.Interrupted):
             erase(folder, out, **more)
 

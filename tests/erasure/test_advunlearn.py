@@ -1,0 +1,51 @@
+"""AdvUnlearn's defaults, and what takes turns in it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from aegis_jax.erasure import advunlearn
+from aegis_jax.erasure.advunlearn import step
+from aegis_jax.erasure.advunlearn.config import AdvUnlearnConfig, RetainConfig
+from aegis_jax.erasure.advunlearn.setup import NEUTRAL, _retained
+from aegis_jax.erasure.presets import preset
+from aegis_jax.erasure.texts import known
+from aegis_jax.errors import AegisError
+
+
+def test_the_published_numbers():
+    """Of the published command; the UNet's is the same but for what it trains."""
+    config = preset("advunlearn").settings
+    assert (config.steps, config.batch, config.learning_rate, config.eta) == (1000, 1, 1e-5, 1.0)
+    attack = config.attack
+    assert (attack.steps, attack.learning_rate, attack.tokens, attack.start) == (30, 1e-3, 1, "random")
+    assert (config.warm_up, config.retain.batch, config.trainable) == (200, 5, "text_encoder")
+    unet = preset("advunlearn-unet").settings
+    assert unet == dataclasses.replace(config, method="advunlearn-unet", trainable="full")
+
+
+def test_the_neutral_set_is_what_the_tokenizer_knows_without_the_concept(pipeline):
+    tokenizer = pipeline.tokenizer
+    found = known(tokenizer, NEUTRAL, ["a red star"])
+    assert "a photo of a dog" in found and "a photo of a circle" in found
+    assert not any(word in text.split() for text in found for word in ("red", "star", "chair"))
+    assert set(found) < set(NEUTRAL)
+    with pytest.raises(AegisError, match="of the neutral set known to this tokenizer; name your own"):
+        _retained(tokenizer, ["star"], AdvUnlearnConfig(retain=RetainConfig(batch=len(NEUTRAL))))
+
+
+def test_prompts_to_retain_take_turns():
+    found = [step._taken(np.int32(i), 2, 5) for i in range(5)]
+    assert np.concatenate([x[0] for x in found]).tolist() == [0, 1, 2, 3, 4] * 2
+    assert np.concatenate([x[1] for x in found]).tolist() == [0] * 5 + [1] * 5
+
+
+@pytest.mark.parametrize(("name", "component"), [("advunlearn", "text_encoder"), ("advunlearn-unet", "unet")])
+def test_what_changes(pipeline, name, component):
+    config = preset(name).settings
+    names = advunlearn.tensors(pipeline, config)
+    assert len(names) == len(set(names)) > 10
+    assert all(key.startswith("text_model.") == (component == "text_encoder") for key in names)
+    said = advunlearn.described(config, 1)
+    assert f"Only the {'UNet' if component == 'unet' else 'text encoder'} differs from the original" in said
