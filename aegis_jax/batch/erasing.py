@@ -62,17 +62,12 @@ class Eraser:
 
     def _result(self, row: Row, erased: Erased) -> Result | AegisError:
         """A delta file, its own metrics beside it; an `AegisError` if what came out cannot be written."""
-        strange = erased.drift.keys() - {"unet"}
-        if strange:
-            return AegisError(
-                f"method={row.run.erase.method} changes the {min(strange)}, a delta carries the UNet only"
-            )
         about = {"concepts": json.dumps(row.concepts, ensure_ascii=False), "method": row.run.erase.method}
         with tempfile.TemporaryDirectory(prefix="aegis-") as folder:
             path, run = Path(folder) / "delta.safetensors", dataclasses.replace(row.run, concepts=row.concepts)
             try:
                 count = delta.write_drift(
-                    self._pipeline, erased.drift["unet"], path, card=card.text(run, erased.metrics),
+                    self._pipeline, erased.drift, path, card=card.text(run, erased.metrics),
                     base=self._model, hashes=self._hashes, about=about,
                 )  # fmt: skip
             except AegisError as error:

@@ -18,7 +18,7 @@ _DEFAULTS = {"vae": {"scaling_factor": 0.18215}, "text_encoder": {"hidden_act": 
 
 
 def check_configs(result: Folder, original: Folder) -> None:
-    """Refuses configs and vocabularies that differ in what they say: a delta carries tensors of the UNet only."""
+    """Refuses configs and vocabularies that differ in what they say: a delta carries tensors of two models only."""
     for name, component in result.components.items():
         ours, theirs = component.config, getattr(original.components.get(name), "config", None)
         if not ours or not theirs:
@@ -50,8 +50,8 @@ def _read(file: pathlib.Path):
 
 def _refuse(what: str, result: Folder, other: str, original: Folder) -> None:
     raise AegisError(
-        f"{what} in {result.path} and {other} in {original.path}: a delta carries tensors of the UNet only, so keep "
-        "the whole folder or give the base model that it was made of"
+        f"{what} in {result.path} and {other} in {original.path}: a delta carries tensors of UNet and text "
+        "encoder only, so keep the whole folder or give the base model that it was made of"
     )
 
 

@@ -1,15 +1,16 @@
 """Delta files: the tensors in which an erased UNet differs from its base, instead of a whole pipeline.
 
-A safetensors file under the base file's own UNet keys and in its dtype, so that `load_state_dict(tensors,
-strict=False)` takes it. The tensors are the changed ones themselves, not differences: what is applied is equal to the
-full export to the last bit. Its metadata tell what it replaces:
+A safetensors file under PyTorch's own keys and in the base's dtype, so that `load_state_dict(tensors, strict=False)` of
+the UNet takes it; and of the text encoder, where an erasure has changed that: no key is both's. The tensors are the
+changed ones themselves, not differences: what is applied is equal to the full export to the last bit. Its metadata tell
+what it replaces:
 
-  format, aegis_delta   pt, and the version of this format
+  format, aegis_delta   pt, and the version of this format: 1 of the UNet alone, 2 with tensors of the text encoder
   base                  the name of the base model
   base_sha256           of the base's tensors that are replaced (see `digest`)
   unet_sha256           of all tensors of the base's UNet
   text_sha256           of all tensors of its text encoder
-  result_sha256         of all tensors of the erased UNet
+  result_sha256         of all tensors of the erased UNet; result_text_sha256: likewise, of version 2
   card, and any more    the erased pipeline's README.md, and what the caller says
 """
 
@@ -32,7 +33,8 @@ from aegis_jax.io.destination import checked_file, new_folder
 from aegis_jax.models import layout
 from aegis_jax.models.model import flatten, unflatten
 
-VERSION = "1"
+VERSION, WITH_TEXT = "1", "2"
+CARRIED = ("unet", "text_encoder")
 _HASHES = ("base_sha256", "unet_sha256", "text_sha256", "result_sha256")
 
 
@@ -66,6 +68,13 @@ def opened(component: str, headers: Iterable[safetensors.Header]) -> Iterator[di
         yield dict(sorted(found.items()))
 
 
+@contextlib.contextmanager
+def opened_both(of: folder.Folder) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """{component: `opened`} of the two that a delta file carries."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(opened(name, of.components[name].weights.headers)) for name in CARRIED}
+
+
 def digest(named: Mapping) -> str:
     """sha256 over key, PyTorch dtype, shape and bytes of the tensors, sorted by key.
 
@@ -86,68 +95,88 @@ def write_delta(
 ) -> int:  # fmt: skip
     """Writes the delta file that makes the pipeline `erased` of `base`; returns how many tensors it holds.
 
-    erased: a diffusers folder whose UNet was changed, by aegis_jax or another tool. base: the model that it was made
-    of, as for `load_pipeline`; revision and variant are the base's. about: more metadata, e.g. the concepts. Only
-    safetensors are read, part by part.
+    erased: a diffusers folder whose UNet or text encoder was changed, by aegis_jax or another tool. base: the model
+    that it was made of, as for `load_pipeline`; revision and variant are the base's. about: more metadata, e.g. the
+    concepts. Only safetensors are read, part by part.
 
-    Raises `AegisError` if anything but values of the UNet differs, if nothing does, or if `path` exists (with
+    Raises `AegisError` if anything but values of these two differs, if nothing does, or if `path` exists (with
     `overwrite`: is no delta file).
     """
     path = check_path(path, overwrite)
     original = folder.examine(hub.locate(base, revision=revision, variant=variant), variant)
     result = _examined(erased, variant)
     _check_others(result, original)
-    with (
-        opened("unet", original.components["unet"].weights.headers) as before,
-        opened("unet", result.components["unet"].weights.headers) as after,
-        opened("text_encoder", original.components["text_encoder"].weights.headers) as text,
-    ):
-        agree.check_entries("unet", after, before, result.path, original.path)
-        changed = [key for key in before if not _is_equal(before[key], after[key])]
-        if not changed:
+    with opened_both(original) as before, opened_both(result) as after:
+        for name in CARRIED:
+            agree.check_entries(name, after[name], before[name], result.path, original.path)
+        new = {
+            name: {key: tensor for key, tensor in after[name].items() if not _is_equal(before[name][key], tensor)}
+            for name in CARRIED
+        }
+        if not any(new.values()):
             raise AegisError(f"the UNet of {result.path} is that of {original.path}: there is nothing to write")
-        replaced = {key: before[key] for key in changed}
-        hashed = (replaced, before, text, after)
-        metadata = dict(about or {}) | {"format": "pt", "aegis_delta": VERSION, "base": _name(base)}
-        metadata |= {name: digest(named) for name, named in zip(_HASHES, hashed, strict=True)}
+        metadata = _metadata(before, new, base_hashes(original), about, _name(base))
         card = result.path / "README.md"
         if card.is_file():
             metadata["card"] = card.read_bytes().decode(errors="replace")
         path = check_path(path, overwrite)  # again: it took a while to read both models
         with safetensors.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        entries = [tensor.entry for tensor in replaced.values()]
-        safetensors.write(path, entries, lambda key, rows: after[key].read(rows), metadata=metadata)
-    return len(changed)
+        return _write(path, new, metadata)
+
+
+def _metadata(before: dict, new: dict, hashes: Mapping[str, str], about: Mapping[str, str] | None, base: str) -> dict:
+    """What a delta file says of its tensors; before, new: {component: {name: tensor}}."""
+    replaced = {key: before[name][key] for name in CARRIED for key in new[name]}
+    metadata = dict(about or {}) | {"format": "pt", "aegis_delta": WITH_TEXT if new["text_encoder"] else VERSION}
+    metadata |= {
+        "base": base,
+        "base_sha256": digest(replaced),
+        **hashes,
+        "result_sha256": digest(before["unet"] | new["unet"]),
+    }
+    if new["text_encoder"]:
+        metadata["result_text_sha256"] = digest(before["text_encoder"] | new["text_encoder"])
+    return metadata
+
+
+def _write(path: pathlib.Path, new: dict, metadata: dict[str, str]) -> int:
+    """Writes the tensors of both under PyTorch's names; returns how many these are."""
+    tensors_of = dict(sorted((new["unet"] | new["text_encoder"]).items()))
+    entries = [dataclasses.replace(tensor.entry, key=key) for key, tensor in tensors_of.items()]
+    safetensors.write(path, entries, lambda key, rows: tensors_of[key].read(rows), metadata=metadata)
+    return len(tensors_of)
 
 
 def write_drift(
-    pipe: pipeline.Pipeline, drift: Mapping[str, jax.Array], path: str | os.PathLike, *, card: str, base: str,
-    hashes: Mapping[str, str], about: Mapping[str, str] | None = None,
+    pipe: pipeline.Pipeline, drift: Mapping[str, Mapping[str, jax.Array]], path: str | os.PathLike, *, card: str,
+    base: str, hashes: Mapping[str, str], about: Mapping[str, str] | None = None,
 ) -> int:  # fmt: skip
-    """The delta file of a pipeline as loaded and a drift of its UNet, without the export between.
+    """The delta file of a pipeline as loaded and a drift, without the export between.
 
-    Equal, byte for byte, to what `write_delta` makes of `save_pipeline(pipe, drift={"unet": drift}, card=card)`. drift:
-    {leaf path: array}, in float32. base: the name of the base model; hashes: `base_hashes` of it. Returns how many
-    tensors it holds. Raises `AegisError` if nothing was changed, or to values that are not finite in the base's type.
+    Equal, byte for byte, to what `write_delta` makes of `save_pipeline(pipe, drift=drift, card=card)`. drift: {"unet"
+    or "text_encoder": {leaf path: array}}, in float32. base: the name of the base model; hashes: `base_hashes` of it.
+    Returns how many tensors it holds. Raises `AegisError` if nothing was changed, if anything else would be, and for
+    values that are not finite in the base's type.
     """
-    weights = pipe.source.folder.components["unet"].weights
-    leaves = tensors.leaves_of(pipe.unet, drift)
-    with opened("unet", weights.headers) as before:
-        new: dict[str, _Changed] = {}
-        for leaf in drift:
-            key = pipe.source.origins["unet"][leaf].key
-            old = before[key]
-            new[key] = _Changed(old.entry, tensors.rows_like(old.file, old.header, key, leaves[leaf]))
-        new = {key: tensor for key, tensor in sorted(new.items()) if not _is_equal(before[key], tensor)}
-        if not new:
+    strange = sorted(drift.keys() - set(CARRIED))
+    if strange:
+        raise AegisError(f"a delta carries tensors of the UNet and the text encoder only, not of the {strange[0]}")
+    with opened_both(pipe.source.folder) as before:
+        new: dict = {}
+        for name in CARRIED:
+            leaves, moves = tensors.leaves_of(getattr(pipe, name), drift.get(name, {})), drift.get(name, {})
+            found = {}
+            for leaf in moves:
+                key = convert.name_today(name, pipe.source.origins[name][leaf].key)
+                old = before[name][key]
+                found[key] = _Changed(old.entry, tensors.rows_like(old.file, old.header, old.entry.key, leaves[leaf]))
+            new[name] = {key: x for key, x in sorted(found.items()) if not _is_equal(before[name][key], x)}
+        if not any(new.values()):
             raise AegisError("the erasure has changed nothing: there is nothing to write")
-        metadata = dict(about or {}) | {"format": "pt", "aegis_delta": VERSION, "base": base}
-        metadata |= {"base_sha256": digest({key: before[key] for key in new}), **hashes}
-        metadata |= {"result_sha256": digest(before | new), "card": card.encode(errors="replace").decode()}
-        entries = [tensor.entry for tensor in new.values()]
-        safetensors.write(path, entries, lambda key, rows: new[key].read(rows), metadata=metadata)
-    return len(new)
+        metadata = _metadata(before, new, hashes, about, base)
+        metadata["card"] = card.encode(errors="replace").decode()
+        return _write(path, new, metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,15 +193,12 @@ class _Changed:
 
 def base_hashes(base: folder.Folder) -> dict[str, str]:
     """What a delta file's metadata say of a whole base model."""
-    found = {}
-    for name, component in (("unet_sha256", "unet"), ("text_sha256", "text_encoder")):
-        with opened(component, base.components[component].weights.headers) as named:
-            found[name] = digest(named)
-    return found
+    with opened_both(base) as named:
+        return {"unet_sha256": digest(named["unet"]), "text_sha256": digest(named["text_encoder"])}
 
 
 def apply_delta(model, path: str | os.PathLike) -> pipeline.Pipeline:
-    """The pipeline `model` with the changed tensors of a delta file in its UNet.
+    """The pipeline `model` with the changed tensors of a delta file.
 
     model: a pipeline as loaded, or what `load_pipeline` takes. Exporting the result gives the folder that
     `write_applied` writes, and its parameters are those that loading this folder gives.
@@ -183,26 +209,31 @@ def apply_delta(model, path: str | os.PathLike) -> pipeline.Pipeline:
     loaded = model if isinstance(model, pipeline.Pipeline) else pipeline.load_pipeline(model)
     if loaded.source is None:
         raise AegisError("the pipeline was built in memory, a delta file needs the base model: load it from its files")
-    headers = loaded.source.folder.components["unet"].weights.headers
-    keys = {origin.key: leaf for leaf, origin in loaded.source.origins["unet"].items()}
-    with checked(path, loaded.source.folder) as new, opened("unet", headers) as before:
-        leaves = dict(flatten(loaded.unet.params))
-        for key in new.keys() & keys.keys():  # the others are read past by PyTorch too
-            leaf, old = keys[key], before[key]
-            if not tensors.is_same(old.file, old.header, key, tensors.Leaf(leaf, leaves[leaf])):
-                raise AegisError(f"{key!r} was changed since the pipeline was loaded: apply {path} to the base model")
-            leaves[leaf] = _leaf(leaf, leaves[leaf], new[key].read())
-    unet = dataclasses.replace(loaded.unet, params=unflatten(leaves))
-    return dataclasses.replace(loaded, unet=unet)
+    source, models = loaded.source, {}
+    with checked(path, source.folder) as new, opened_both(source.folder) as before:
+        for name in CARRIED:
+            keys = {convert.name_today(name, origin.key): leaf for leaf, origin in source.origins[name].items()}
+            model = getattr(loaded, name)
+            leaves = dict(flatten(model.params))
+            for key in new[name].keys() & keys.keys():  # the others are read past by PyTorch too
+                leaf, old = keys[key], before[name][key]
+                if not tensors.is_same(old.file, old.header, old.entry.key, tensors.Leaf(leaf, leaves[leaf])):
+                    raise AegisError(
+                        f"{key!r} was changed since the pipeline was loaded: apply {path} to the base model"
+                    )
+                leaves[leaf] = _leaf(leaf, leaves[leaf], new[name][key].read())
+            if new[name]:
+                models[name] = dataclasses.replace(model, params=unflatten(leaves))
+    return dataclasses.replace(loaded, **models)
 
 
 def read_drift(
     pipe: pipeline.Pipeline, path: str | os.PathLike, hashes: Mapping[str, str]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """({leaf path: what a delta file adds to it, float32}, the file's metadata).
+    """({leaf path: what a delta file adds to the UNet, float32}, the file's metadata).
 
     pipe: as loaded from its files; hashes: `base_hashes` of these, so that of many delta files of one base each costs
-    one pass over the UNet and not three. Raises `AegisError` as `apply_delta` does.
+    one pass over the UNet and not three. Raises `AegisError` as `apply_delta` does, and if the text encoder is changed.
     """
     leaves = {origin.key: leaf for leaf, origin in pipe.source.origins["unet"].items()}
     shapes = {leaf: array.shape for leaf, array in flatten(pipe.unet.params).items()}
@@ -211,6 +242,7 @@ def read_drift(
         checked(path, pipe.source.folder, hashes) as new,
         opened("unet", pipe.source.folder.components["unet"].weights.headers) as before,
     ):
+        new = of_unet(new, path)
         for key in sorted(new.keys() & leaves.keys()):
             leaf = leaves[key]
             array = np.empty(shapes[leaf], np.float32)
@@ -219,6 +251,13 @@ def read_drift(
             target[...] = apart.reshape(target.shape)
             drift[leaf] = array
         return drift, dict(next(iter(new.values())).header.metadata)
+
+
+def of_unet(new: dict[str, dict[str, Tensor]], path) -> dict[str, Tensor]:
+    """The tensors of a delta file that changes the UNet alone. Raises `AegisError` for another."""
+    if new["text_encoder"]:
+        raise AegisError(f"{path} changes the text encoder, and only changes of the UNet can be merged or made a LoRA")
+    return new["unet"]
 
 
 def write_applied(
@@ -244,22 +283,23 @@ def write_applied(
                 for file in component.files:
                     export.copy_file(file, target)
                 if component.weights:
-                    _write_weights(component.weights, target, new if name == "unet" else {})
-            card = next(iter(new.values())).header.metadata.get("card")
+                    _write_weights(name, component.weights, target, new.get(name, {}))
+            card = next(tensor for each in new.values() for tensor in each.values()).header.metadata.get("card")
             if card is not None:
                 export.write_bytes(root / "README.md", card.encode(errors="replace"))
 
 
-def _write_weights(weights: folder.Weights, target: pathlib.Path, new: Mapping[str, Tensor]) -> None:
+def _write_weights(name: str, weights: folder.Weights, target: pathlib.Path, new: Mapping[str, Tensor]) -> None:
     """Writes a component's weight files with the tensors of `new` in the place of theirs."""
 
     def write(index, path):
         header = weights.headers[index]
         with safetensors.open_unchanged(header) as file:
-            here = {key: new.get(key) or Tensor(file, header, entry) for key, entry in header.entries.items()}
+            held = {key: new.get(convert.name_today(name, key)) for key in header.entries}
+            here = {key: held[key] or Tensor(file, header, entry) for key, entry in header.entries.items()}
             entries = list(header.entries.values())
             safetensors.write(path, entries, lambda key, rows: here[key].read(rows), raw_header=header.raw)
-        return len(header.entries.keys() & new.keys()), entries
+        return sum(tensor is not None for tensor in held.values()), entries
 
     export.write_weights(weights, target, write)
 
@@ -273,10 +313,13 @@ def read_delta(path: str | os.PathLike) -> safetensors.Header:
     said = header.metadata or {}
     if "aegis_delta" not in said:
         raise AegisError(f"{path} is no delta file: its metadata lack aegis_delta; make one with `aegis delta`")
-    if said["aegis_delta"] != VERSION:
+    if said["aegis_delta"] not in (VERSION, WITH_TEXT):
         found = said["aegis_delta"][:20]
-        raise AegisError(f"{path} is a delta file of version {found!r}, known is {VERSION}: install a newer aegis_jax")
-    missing = [name for name in _HASHES if not re.fullmatch("[0-9a-f]{64}", said.get(name, ""))]
+        raise AegisError(
+            f"{path} is a delta file of version {found!r}, known is {WITH_TEXT}: install a newer aegis_jax"
+        )
+    wanted = _HASHES if said["aegis_delta"] == VERSION else (*_HASHES, "result_text_sha256")
+    missing = [name for name in wanted if not re.fullmatch("[0-9a-f]{64}", said.get(name, ""))]
     if missing or not header.entries:
         what = f"{missing[0]} in its metadata" if missing else "tensors"
         raise AegisError(f"{path} is a delta file without {what}: make or download it again")
@@ -286,26 +329,28 @@ def read_delta(path: str | os.PathLike) -> safetensors.Header:
 @contextlib.contextmanager
 def checked(
     path: str | os.PathLike, base: folder.Folder, hashes: Mapping[str, str] | None = None
-) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a delta file that was made for `base` and is whole, while the file is open. hashes: `base_hashes`
-    of the base, where they are known."""
+) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """{component: {name: tensor}} of a delta file that was made for `base` and is whole, while it is open. hashes:
+    `base_hashes` of the base, where they are known."""
     header = read_delta(path)
     said, wrong = header.metadata, f"{header.path} was made for another base model than {base.path}"
     if said.get("base"):
         wrong += f" (for {said['base'][:200]})"
-    with (
-        opened("unet", [header]) as new,
-        opened("unet", base.components["unet"].weights.headers) as old,
-        opened("text_encoder", base.components["text_encoder"].weights.headers) as text,
-    ):
-        agree.check_entries("unet", new, {key: old.get(key) for key in new}, header.path, base.path)
-        if digest({key: old[key] for key in new}) != said["base_sha256"]:
+    with opened("unet", [header]) as found, opened_both(base) as old:
+        new = {name: {key: found[key] for key in found.keys() & old[name].keys()} for name in CARRIED}
+        if said["aegis_delta"] == VERSION:  # of the UNet alone
+            new = {"unet": found, "text_encoder": {}}
+        new["unet"] |= {key: x for key, x in found.items() if key not in new["text_encoder"]}  # strange ones are told
+        for name in CARRIED:
+            agree.check_entries(name, new[name], {key: old[name].get(key) for key in new[name]}, header.path, base.path)
+        if digest({key: old[name][key] for name in CARRIED for key in new[name]}) != said["base_sha256"]:
             raise AegisError(f"{wrong}: the tensors that it replaces differ; give the base model that it was made of")
-        if (hashes["unet_sha256"] if hashes else digest(old)) != said["unet_sha256"]:
+        if (hashes["unet_sha256"] if hashes else digest(old["unet"])) != said["unet_sha256"]:
             raise AegisError(f"{wrong}: other tensors of the UNet differ; give the base model that it was made of")
-        if (hashes["text_sha256"] if hashes else digest(text)) != said["text_sha256"]:
+        if (hashes["text_sha256"] if hashes else digest(old["text_encoder"])) != said["text_sha256"]:
             raise AegisError(f"{wrong}: its text encoder is another; give the base model that it was made of")
-        if digest(old | new) != said["result_sha256"]:
+        results = {"unet": "result_sha256"} | ({"text_encoder": "result_text_sha256"} if new["text_encoder"] else {})
+        if any(digest(old[name] | new[name]) != said.get(hashed) for name, hashed in results.items()):
             raise AegisError(f"{header.path} is damaged, its tensors are not those it was written with: copy it again")
         yield new
 
@@ -336,10 +381,10 @@ def _examined(erased, variant: str | None) -> folder.Folder:
 
 
 def _check_others(result: folder.Folder, original: folder.Folder) -> None:
-    """Refuses a pipeline of which anything but values of the UNet differs from its base."""
+    """Refuses a pipeline of which anything but values of the UNet and the text encoder differs from its base."""
     agree.check_configs(result, original)
     for name in result.components:
-        if name != "unet":
+        if name not in CARRIED:
             _check_equal(name, result, original)
     left = [name for name in folder.NEED_WEIGHTS if name in original.components.keys() - result.components.keys()]
     if left:
@@ -353,7 +398,7 @@ def _check_equal(name: str, result: folder.Folder, original: folder.Folder) -> N
     """Refuses a component whose weights are not the base's: a delta cannot carry them."""
     if name not in original.components:
         raise AegisError(
-            f"{result.path} has a {name}, its base {original.path} has none: a delta carries the UNet only"
+            f"{result.path} has a {name}, its base {original.path} has none: a delta carries UNet and text encoder only"
         )
     ours, theirs = result.components[name].weights, original.components[name].weights
     with opened(name, ours.headers if ours else ()) as after, opened(name, theirs.headers if theirs else ()) as before:
@@ -362,7 +407,7 @@ def _check_equal(name: str, result: folder.Folder, original: folder.Folder) -> N
             if not _is_equal(before[key], after[key]):
                 raise AegisError(
                     f"the {name} of {result.path} differs from that of {original.path}, first in {key!r}: a delta "
-                    "carries the UNet only, so keep the whole folder"
+                    "carries UNet and text encoder only, so keep the whole folder"
                 )
 
 

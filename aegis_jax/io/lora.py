@@ -38,7 +38,11 @@ def write_lora(
     original = folder.examine(hub.locate(base, revision=revision, variant=variant), variant)
     tensors: dict[str, np.ndarray] = {}
     whole = lost = 0.0
-    with delta.checked(path, original) as new, delta.opened("unet", original.components["unet"].weights.headers) as old:
+    with (
+        delta.checked(path, original) as found,
+        delta.opened("unet", original.components["unet"].weights.headers) as old,
+    ):
+        new = delta.of_unet(found, path)
         for key in sorted(new.keys() & old.keys()):
             change = new[key].read().astype(np.float64) - old[key].read().astype(np.float64)
             if not np.isfinite(change).all():

@@ -67,7 +67,7 @@ def write(deltas, base, out, *, by="closed", lamb=1.0, seed=0, revision=None, va
     about = {"concepts": json.dumps(everything, ensure_ascii=False), "method": f"compose {by}: {', '.join(methods)}"}
     delta.check_path(out, overwrite)  # again: it took a while
     count = delta.write_drift(
-        pipeline, {leaf: jnp.asarray(x) for leaf, x in result.drift.items()}, path,
+        pipeline, {"unet": {leaf: jnp.asarray(x) for leaf, x in result.drift.items()}}, path,
         card=card.composed(name, everything, by, methods), base=name, hashes=hashes, about=about,
     )  # fmt: skip
     print(text(result))

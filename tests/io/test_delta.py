@@ -85,11 +85,11 @@ def test_of_a_drift_it_is_what_the_full_export_gives(name, dtype, erased, tmp_pa
     count = write_delta(tmp_path / "full", base, tmp_path / "full.safetensors", variant=variant, about=about)
     hashes = base_hashes(loaded.source.folder)
     more = {"card": "# Without\r\n", "base": base.name, "hashes": hashes, "about": about}
-    assert write_drift(loaded, moves, tmp_path / "delta.safetensors", **more) == count < len(moves)
+    assert write_drift(loaded, {"unet": moves}, tmp_path / "delta.safetensors", **more) == count < len(moves)
     assert (tmp_path / "delta.safetensors").read_bytes() == (tmp_path / "full.safetensors").read_bytes()
     none = {path: 0 * move for path, move in moves.items()}
     with pytest.raises(AegisError, match="changed nothing"):
-        write_drift(loaded, none, tmp_path / "none.safetensors", **more)
+        write_drift(loaded, {"unet": none}, tmp_path / "none.safetensors", **more)
 
 
 def test_it_holds_what_differs_and_no_more(erased):
@@ -191,7 +191,7 @@ DAMAGES = {
     "key": (renamed, "unet: 'conv_on.weight' is in .* but not in "),
     "fewer": (lambda tensors, metadata: tensors.pop(first(tensors)), "made for another base model"),
     "foreign": (lambda tensors, metadata: metadata.pop("aegis_delta"), "is no delta file: its metadata lack"),
-    "newer": (lambda tensors, metadata: metadata.update(aegis_delta="2"), "of version '2', known is 1"),
+    "newer": (lambda tensors, metadata: metadata.update(aegis_delta="3"), "of version '3', known is 2"),
     "hash": (lambda tensors, metadata: metadata.pop("text_sha256"), "without text_sha256 in its metadata"),
 }
 
@@ -249,9 +249,37 @@ def test_another_text_encoder(erased, tmp_path):
     base, full, delta = erased()
     other = copied(base, tmp_path, "text_encoder/model.safetensors", other_value)
     refused(delta, other, tmp_path, "its text encoder is another")
-    with pytest.raises(AegisError, match="the text_encoder of .* differs from that of .*the UNet only"):
-        write_delta(full, other, tmp_path / "delta.safetensors")
-    assert not (tmp_path / "delta.safetensors").exists()
+
+
+def test_with_the_text_encoder(tiny, tmp_path, capsys):
+    """Of what AdvUnlearn trains: the file holds those tensors, under PyTorch's names, and gives the full export."""
+    base = tiny(text_prefix=False, dtype="float16")  # whose files leave out a part of the names
+    loaded = load_pipeline(base)
+    random = np.random.default_rng(0)
+    params = flatten(loaded.text_encoder.params)
+    moves = {k: 0.01 * random.standard_normal(x.shape).astype(np.float32) for k, x in params.items() if "mlp" in k}
+    both = {"unet": drift(loaded), "text_encoder": moves}
+    about = {"concepts": '["star"]'}
+    more = {"card": "# Without", "base": base.name, "hashes": base_hashes(loaded.source.folder), "about": about}
+    for name, changed in {"both": both, "text": {"text_encoder": moves}}.items():
+        delta, full = tmp_path / f"{name}.safetensors", tmp_path / name
+        save_pipeline(loaded, full, drift=changed, card="# Without")
+        count = write_delta(full, base, delta, about=about)
+        assert count == sum(map(len, changed.values())) == write_drift(loaded, changed, tmp_path / "again", **more)
+        assert (tmp_path / "again").read_bytes() == delta.read_bytes()
+        (tmp_path / "again").unlink()
+        assert all(key.startswith("text_model.encoder.") for key in load_file(delta).keys() - unet_tensors(base).keys())
+        write_applied(delta, base, tmp_path / "out", overwrite=True)
+        assert contents(tmp_path / "out") == contents(full)
+        ours, wanted = apply_delta(base, delta), load_pipeline(full)
+        for component in ("unet", "text_encoder"):
+            one, other = (flatten(getattr(p, component).params) for p in (ours, wanted))
+            assert all(np.array_equal(one[path], leaf) for path, leaf in other.items())
+    refused(delta, full, tmp_path / "none", "the tensors that it replaces differ")
+    edited(delta, other_value)
+    refused(delta, base, tmp_path / "none", "is damaged")
+    assert main(["compose", str(tmp_path / "both.safetensors"), str(delta), "--base", str(base), "--out", "x"]) == 2
+    assert "changes the text encoder" in capsys.readouterr().err
 
 
 def configured(folder, file, **values):

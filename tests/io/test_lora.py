@@ -41,7 +41,7 @@ def made(tiny, tmp_path_factory):
     drift = {leaf: 0.01 * rng.standard_normal(x.shape).astype(np.float32) for leaf, x in leaves.items()}
     about = {"concepts": '["star"]', "method": "esd"}
     hashes = base_hashes(loaded.source.folder)
-    write_drift(loaded, drift, path, card="# card", base="tiny", hashes=hashes, about=about)
+    write_drift(loaded, {"unet": drift}, path, card="# card", base="tiny", hashes=hashes, about=about)
     return base, path
 
 

@@ -43,7 +43,7 @@ def made(tiny, tmp_path_factory):
         about = {"concepts": json.dumps(concepts), "method": "esd"}
         path = folder / ("wide" if name == "wide" else "results") / f"{name}.safetensors"
         path.parent.mkdir(exist_ok=True)
-        write_drift(loaded, drift, path, card="# card", base="tiny", hashes=hashes, about=about)
+        write_drift(loaded, {"unet": drift}, path, card="# card", base="tiny", hashes=hashes, about=about)
     return base, folder
 
 

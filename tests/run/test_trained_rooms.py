@@ -89,6 +89,13 @@ def test_advunlearn_changes_the_text_encoder_alone(small, runs):
     assert "from step 2 on against a prompt that 2 steps of attack" in card
 
 
+def test_a_delta_carries_the_text_encoder(small, runs, tmp_path):
+    delta, applied = tmp_path / "delta.safetensors", tmp_path / "applied"
+    assert main(["delta", str(runs["advunlearn"]), "--base", str(small), "--out", str(delta)]) == 0
+    assert main(["apply", str(delta), "--model", str(small), "--out", str(applied)]) == 0
+    assert files(applied) == files(runs["advunlearn"] / "pipeline")
+
+
 def test_the_first_attack_comes_after_the_warm_up(runs):
     lines = metrics(runs["advunlearn"])
     assert ["L_adv" in line for line in lines] == [False, True, True, True]
