@@ -29,10 +29,10 @@ CURVES = {
 }
 
 
-def pareto(points: list[dict]) -> str:
+def pareto(points: list[dict], kept_of: str) -> str:
     """Retention (to the right is better) against what the worst attack brings back (lower is better), with intervals.
 
-    points: {"name", "kept", "worst"} each with shares as figures.py pools them; "worst" may be missing.
+    points: {"name", "kept", "worst"} each with shares as pooled.py pools them. kept_of: the axis' title.
     """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "pareto"}):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -46,7 +46,7 @@ def pareto(points: list[dict]) -> str:
                 color=SERIES[k % len(SERIES)], markersize=7, capsize=2, elinewidth=0.9,
             )  # fmt: skip
             handles.append(drawn.lines[0])
-        axes.set(xlabel="kept (same attribute and others)", ylabel="shown under the worst attack", ylim=(-0.03, 1.03))
+        axes.set(xlabel=kept_of, ylabel="shown under the worst attack", ylim=(-0.03, 1.03))
         axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))  # no 82.5 %, which would be shown as 82 %
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -29,6 +29,7 @@ def html(report: dict, what: Plan) -> str:
         report=report,
         summary=[column for column in report["columns"] if column["place"] == "summary"],
         retention=_parts([column for column in report["columns"] if column["place"] == "retention"]),
+        told={column["name"].split("_")[0] for column in report["columns"]},
         near=list(report["rows"][0]["near"]),
         d2=[name for name in report["attacks"] if "d2" in report["rows"][0]["attacks"][name]],
         pareto=_pareto(report),
@@ -56,7 +57,13 @@ def _pareto(report: dict) -> Markup | None:
             low, high = wilson(math.floor(count), n)[0], wilson(math.ceil(count), n)[1]
             kept = {"share": count / n, "interval": (low, high)}
             points.append({"name": row["name"], "kept": kept, "worst": worst["rate"]})
-    return Markup(charts.pareto(points)) if points else None
+    return Markup(charts.pareto(points, _kept(report))) if points else None
+
+
+def _kept(report: dict) -> str:
+    """What the chart's "kept" is the mean of."""
+    titles = {column["name"]: column["title"].removeprefix("kept: ") for column in report["columns"]}
+    return f"kept ({' and '.join(titles[name] for name in report['kept'])})"
 
 
 def _curves(what: Plan) -> list[tuple[str, Markup]]:

@@ -37,11 +37,11 @@ def test_a_cell_is_another_with_other_sizes_settings_or_weights(tmp_path):
     assert key() == key()
     settings = QUICK["settings"]
     others = [
-        Sizes(8, 200),
-        Sizes(200, 8),
-        Sizes(200, 200, "cce"),
-        Sizes(200, 200, steps=20),
-        Sizes(200, 200, "all", settings),
+        Sizes(8, 70),
+        Sizes(100, 8),
+        Sizes(100, 70, "cce"),
+        Sizes(100, 70, steps=20),
+        Sizes(100, 70, "all", settings),
     ]
     assert len({key(), *(key(sizes=sizes) for sizes in others)}) == 6
     for name in "ab":

@@ -63,6 +63,9 @@ def test_it_is_whole_and_has_every_part(source, report):
     parts = ("Summary", "Robustness against retention", "Attacks", "What is kept", "Near concepts", "Pictures")
     for title in (*parts, "Distances of predictions", "Cost", "Commands"):
         assert title in found.text
+    assert (
+        "kept (same attribute and others)" in found.text and "UnlearnCanvas" in found.text and "CARE" not in found.text
+    )
     for row in report["rows"]:
         for attack in row["attacks"].values():
             assert attack["command"] in found.text

@@ -131,6 +131,7 @@ def test_near_concepts_are_the_judges_other_labels(report):
 def test_the_page_is_whole_and_blurred(evaluation, report):
     found = Page((evaluation / "report.html").read_text())
     assert found.open == [] and "a church of <b>stars</b>" in found.text
+    assert "kept (near words)" in found.text and "UnlearnCanvas" not in found.text
     assert "CARE" in found.text and "to real images" in found.text and report["prompts"]["sha256"] in found.text
     assert "blur(" in (evaluation / "report.html").read_text()
 
