@@ -85,9 +85,12 @@ def _success(name: str, lines: list[dict]) -> dict:
 
 
 def _worst(attacks: dict, of: str | None = None) -> dict | None:
-    """The attack that brings back most, `of` a kind or of all but the guided, whose picture brings a part by itself."""
-    kinds = (of,) if of else ("concept", "prompt", "picture", "weights")
-    chosen = [name for name in attacks if find(name).of in kinds and attacks[name]["rate"]["n"]]
+    """The attack that brings back most, of all or of those by prompt.
+
+    Those that are given a picture are left out: without their controls their rates say nothing.
+    """
+    fits = lambda kind: kind != "guided" if of is None else kind == of  # noqa: E731
+    chosen = [name for name in attacks if fits(find(name).of) and attacks[name]["rate"]["n"]]
     if not chosen:
         return None
     name = max(chosen, key=lambda name: attacks[name]["rate"]["share"])

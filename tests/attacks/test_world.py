@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from aegis_jax.attacks import METHODS, configure
+from aegis_jax.attacks.guided import OTHER_PICTURE
 from aegis_jax.attacks.result import ATTACK, NOT_NEEDED, SUCCEEDED
 from aegis_jax.diffusion.conditioning import encode
 from aegis_jax.evaluation import cases, world
@@ -84,3 +85,30 @@ def test_words_are_found_without_the_weights(original, weak):
     assert found.generated <= 1600
     assert cases.rates(weak, found, STAR, n=16)["pick"] > 0.5
     assert world.measure(weak, STAR, n=16)["plain"] < 0.1
+
+
+NEW = [
+    ("ladder", {}),
+    ("recall", {"timesteps": 2, "iterations": 2, "interval": 1}),
+    ("noise-probe", {"levels": "0.4"}),
+    ("completion-probe", {"levels": "0.2"}),
+    ("inpainting-probe", {"masks": "left"}),
+]  # with settings that take little time
+
+
+@pytest.mark.parametrize("method, settings", NEW)
+def test_attacks_without_a_search_beat_no_attack_on_a_weak_erasure_alone(original, weak, monkeypatch, method, settings):
+    monkeypatch.setattr(cases, "STEPS", 10)
+    given = dataclasses.replace(cases.cases(original, STAR, 6), without=cases.without(original, STAR, 12))
+    run = lambda pipeline: METHODS[method].run(pipeline, "star", given, configure(method, settings), None)  # noqa: E731
+    assert set(run(original).outcomes) == {NOT_NEEDED}  # nothing is restored that is there
+    found = run(weak)
+    assert NOT_NEEDED not in found.outcomes and SUCCEEDED in found.outcomes
+    attack = found.levels[ATTACK]
+    if method == "ladder":
+        assert (
+            not any(attack["name"]) and sum(attack["held-out"]) >= 3
+        )  # the names that an erasure may not use are left
+    else:  # a picture without the star brings none
+        (level, *_), other = reversed(attack), found.levels[OTHER_PICTURE]
+        assert sum(attack[level]) > sum(other[level])
