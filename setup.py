@@ -21,7 +21,11 @@ setup(
     # configs/ stays at the top for readers and travels inside the package for installations.
     packages=[*find_packages(include=["aegis_jax", "aegis_jax.*"]), "aegis_jax.configs"],
     package_dir={"aegis_jax.configs": "configs"},
-    package_data={"aegis_jax.report": ["page.html"], "aegis_jax.world": ["weights/*", "weights/**/*"]},
+    package_data={
+        "aegis_jax.report": ["page.html"],
+        "aegis_jax.world": ["weights/*", "weights/**/*"],
+        "aegis_jax.canvas": ["things.tsv", "merges.txt", "NOTICE", "weights/*", "weights/**/*"],
+    },
     include_package_data=False,
     install_requires=[
         "jax>=0.10.2,<0.13",
@@ -42,6 +46,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "plan": ["libtpu>=0.0.42"],
+        "canvas": ["resvg-py>=0.5"],
         "nudenet": ["nudenet>=3.4.2"],
         "dev": [
             "pytest>=8",
@@ -53,6 +58,7 @@ setup(
             "peft>=0.17",
             "nudenet>=3.4.2",
             "torchmetrics>=1.8",
+            "resvg-py>=0.5",
         ],
     },
     entry_points={"console_scripts": ["aegis=aegis_jax.cli:main"]},

@@ -24,7 +24,9 @@ _HOME = {
     "evaluate": "aegis_jax.report.evaluate",
     "EraseConfig": "aegis_jax.erasure.aegis.config",
 }
-_SUBPACKAGES = set("attacks batch diffusion erasure evaluation io judges models parallel plan report run world".split())
+_SUBPACKAGES = set(
+    "attacks batch canvas diffusion erasure evaluation io judges models parallel plan report run world".split()
+)
 
 __all__ = ["__version__", *sorted(_HOME)]
 

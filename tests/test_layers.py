@@ -17,6 +17,7 @@ FLOORS = [
     {"erasure", "io"},
     {"attacks"},
     {"world"},
+    {"canvas"},
     {"judges"},
     {"evaluation"},
     {"run"},

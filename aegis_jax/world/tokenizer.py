@@ -12,19 +12,22 @@ MAX_LENGTH = 24  # BOS + longest caption (11 words) + EOS leaves 11 for soft tok
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
-def _byte_symbols() -> list[str]:
+def byte_symbols() -> list[str]:
     """The printable character standing for each byte, in GPT-2's order."""
     kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [b for b in range(256) if b not in kept]
     return [chr(b) for b in kept] + [chr(256 + i) for i in range(len(rest))]
 
 
-def _apply(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+def apply(pieces: list[str], ranks: dict[tuple[str, str], int], seen=None) -> list[str]:
+    """A word's pieces put together by the merges of lowest rank first; `seen` is told of each that is used."""
     while len(pieces) > 1:
         pairs = [(ranks.get(pair, len(ranks)), i) for i, pair in enumerate(zip(pieces, pieces[1:], strict=False))]
         rank, i = min(pairs)
         if rank == len(ranks):
             break
+        if seen is not None:
+            seen((pieces[i], pieces[i + 1]))
         pieces = pieces[:i] + [pieces[i] + pieces[i + 1]] + pieces[i + 2 :]
     return pieces
 
@@ -37,11 +40,11 @@ def build(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """
     ranks: dict[tuple[str, str], int] = {}
     for word in words:
-        pieces = _apply([*word[:-1], word[-1] + "</w>"], ranks)
+        pieces = apply([*word[:-1], word[-1] + "</w>"], ranks)
         while len(pieces) > 1:
             ranks[pieces[0], pieces[1]] = len(ranks)
-            pieces = _apply(pieces, ranks)
-    alphabet = _byte_symbols()
+            pieces = apply(pieces, ranks)
+    alphabet = byte_symbols()
     tokens = alphabet + [c + "</w>" for c in alphabet] + ["".join(pair) for pair in ranks] + [BOS, EOS]
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, list(ranks)
 
@@ -50,7 +53,11 @@ def write(folder: pathlib.Path, words: list[str]) -> None:
     """Write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json into
     `folder`.
     """
-    vocab, merges = build(words)
+    write_files(folder, *build(words))
+
+
+def write_files(folder: pathlib.Path, vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
+    """The four files for a vocabulary and its merges."""
     folder.mkdir(parents=True, exist_ok=True)
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
     config = {

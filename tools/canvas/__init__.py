@@ -1,0 +1,1 @@
+"""Trains the canvas, the second embedded world: `python -m tools.canvas.train --out DIR`."""
