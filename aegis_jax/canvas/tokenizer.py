@@ -49,5 +49,7 @@ def encode(captions: list[str]) -> np.ndarray:
 
 
 def longest(words, per_caption: int) -> int:
-    """Tokens that a caption of `per_caption` of these words has at most, the special ones included."""
-    return sum(sorted((len(_ids(word)) for word in words), reverse=True)[:per_caption]) + 2
+    """Tokens that a caption of `per_caption` of these words has at most, the special ones included: two of its words,
+    a thing's and a style's, may be several tokens."""
+    lengths = sorted((len(_ids(word)) for word in words), reverse=True)
+    return sum(lengths[:2]) + per_caption - 2 + 2

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +49,8 @@ def image_features(model: Clip, params, images):
     return features, _unit(projected)
 
 
-def class_features(model: Clip, params, vocab: dict) -> dict[str, np.ndarray]:
-    """{attribute: (values, 64)}: each value's mean text vector over words and templates."""
+def class_texts() -> dict[str, list[list[str]]]:
+    """{attribute: for each value the captions, over its words and some templates, that zero-shot takes it by}."""
     result = {}
     for k, (attribute, values) in enumerate(ATTRIBUTES.items()):
         rows = []
@@ -61,16 +62,30 @@ def class_features(model: Clip, params, vocab: dict) -> dict[str, np.ndarray]:
                 nouns = [word] if k == 0 else captions.NOUNS
                 for template in ("{a thing}", "a picture of {a thing}", "the {thing}"):
                     texts += [captions.fill(template, noun, *parts[1:]) for noun in nouns]
-            rows.append(_unit(text_features(model, params, tokenizer.encode(texts, vocab)).mean(0)))
-        result[attribute] = np.stack(rows)
+            rows.append(texts)
+        result[attribute] = rows
     return result
+
+
+def _world_ids() -> dict[str, list[np.ndarray]]:
+    vocab, _ = tokenizer.build(captions.words())
+    return {a: [tokenizer.encode(texts, vocab) for texts in rows] for a, rows in class_texts().items()}
+
+
+def class_features(model: Clip, params, ids: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+    """{attribute: (values, 64)}: each value's mean text vector; ids: of its captions, (n, L) each."""
+    return {
+        a: np.stack([_unit(text_features(model, params, each).mean(0)) for each in rows]) for a, rows in ids.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """Zero-shot classification and the CLIP score with a trained Clip."""
+    """Zero-shot classification and the CLIP score with a trained Clip. `class_ids()`: {attribute: token ids (n, L) of
+    each value's captions}."""
 
     model: Clip
+    class_ids: Callable[[], dict[str, list[np.ndarray]]] = _world_ids
 
     def embed_images(self, images) -> np.ndarray:
         """uint8 (n, 32, 32, 3) -> unit vectors (n, 64)."""
@@ -91,16 +106,19 @@ class Scorer:
 
     def zero_shot(self, images) -> dict[str, np.ndarray]:
         """{attribute: (n,) index of the value whose captions are nearest}."""
-        vocab, _ = tokenizer.build(captions.words())
-        image = self.embed_images(images)
-        return {a: (image @ t.T).argmax(-1) for a, t in class_features(self.model, self.model.params, vocab).items()}
+        image, texts = self.embed_images(images), class_features(self.model, self.model.params, self.class_ids())
+        return {a: (image @ t.T).argmax(-1) for a, t in texts.items()}
 
 
 @functools.cache
 def load(folder: pathlib.Path | None = None) -> Scorer:
     """The CLIP of the embedded world, or of the world in `folder`."""
-    folder = folder or WEIGHTS
+    return Scorer(read(folder or WEIGHTS))
+
+
+def read(folder: pathlib.Path) -> Clip:
+    """The Clip of an exported pipeline: its text encoder, and what lies in its folder clip/."""
     text = load_pipeline(folder).text_encoder
     vision = abstract(Headed, json.loads((folder / "clip" / "config.json").read_text())["vision_config"])
     flat = {k: jnp.asarray(v, jnp.float32) for k, v in load_file(folder / "clip" / "model.safetensors").items()}
-    return Scorer(Clip(text, vision, text.params | unflatten(flat)))
+    return Clip(text, vision, text.params | unflatten(flat))

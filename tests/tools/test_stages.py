@@ -87,7 +87,7 @@ def test_morphs_show_and_name_their_nearer_end(monkeypatch):
     monkeypatch.setattr(judges.renderer, "render", lambda rng, label: (drawn.append(label.copy()), label)[1])
     monkeypatch.setattr(judges, "encode_images", lambda vae, label: (label[:, :, None, None].astype(float),))
     monkeypatch.setattr(judges, "decode_latents", lambda vae, latents: latents[:, :, 0, 0])
-    monkeypatch.setattr(judges, "_disturbed", lambda rng, latents: latents)
+    monkeypatch.setattr(judges, "disturbed", lambda rng, latents: latents)
     mixed, label = judges._morphs(np.random.default_rng(0), None, 500)
     first, last = drawn
     assert (first[:, 1] == last[:, 1]).all() and (label[:, 1] == first[:, 1]).all()

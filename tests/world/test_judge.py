@@ -82,7 +82,8 @@ def test_answers_and_probabilities_belong_together(fresh):
 def test_an_opinion_is_the_mean_of_its_networks(name, fresh):
     one, images = judge.load(name), fresh[0][:16]
     found = one(images)["probabilities"]
-    scores = judge.logits(one.model.graph, one.model.params, images.astype(np.float32) / 127.5 - 1)
+    x, sizes = images.astype(np.float32) / 127.5 - 1, judge.classes(ATTRIBUTES)
+    scores = judge.logits(one.model.graph, one.model.params, x, sizes)
     for attribute, each in zip(ATTRIBUTES, map(np.asarray, scores), strict=True):
         assert len(each) == 4 and all(np.abs(each[0] - other).max() > 0.1 for other in each[1:])
         share = np.exp(each - each.max(-1, keepdims=True))

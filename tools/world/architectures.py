@@ -1,6 +1,7 @@
 """The configs of the world's parts: VAE, UNet, scheduler and text encoder as diffusers reads them; CLIP; the judges."""
 
 from aegis_jax.world import captions, judge, tokenizer
+from aegis_jax.world.concepts import ATTRIBUTES
 
 TEXT = {
     "architectures": ["CLIPTextModel"],
@@ -84,7 +85,7 @@ _RESIDUAL = {
     "features": 16 * 96,
 }
 JUDGES = {
-    name: config | {"outputs": sum(judge.CLASSES), "members": 4}
+    name: config | {"outputs": sum(judge.classes(ATTRIBUTES)), "members": 4}
     for name, config in zip(judge.NAMES, (_CONV, _RESIDUAL), strict=True)
 }
 
@@ -92,8 +93,13 @@ JUDGES = {
 def text_config() -> dict:
     """The text encoder's config.json; vocabulary and special ids follow the tokenizer."""
     vocab, _ = tokenizer.build(captions.words())
+    return with_vocabulary(TEXT, vocab)
+
+
+def with_vocabulary(config: dict, vocab: dict[str, int]) -> dict:
+    """A text encoder's config with the size and the special ids of a vocabulary."""
     end = vocab[tokenizer.EOS]
-    return TEXT | {
+    return config | {
         "vocab_size": len(vocab),
         "bos_token_id": vocab[tokenizer.BOS],
         "eos_token_id": end,

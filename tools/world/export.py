@@ -16,48 +16,37 @@ from aegis_jax.models import clip as clip_model
 from aegis_jax.models import unet as unet_model
 from aegis_jax.models import vae as vae_model
 from aegis_jax.models.model import abstract, flatten
-from aegis_jax.world import captions, clip, tokenizer
+from aegis_jax.world import clip, tokenizer
 from aegis_jax.world.towers import Committee, Headed
 from tools.world import stages
-from tools.world.architectures import JUDGES, SCHEDULER, UNET, VAE, VISION, text_config
+from tools.world.subject import WORLD, Subject
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-CARD = """---
-library_name: diffusers
-license: apache-2.0
-tags: [stable-diffusion, aegis_jax]
----
-
-# The embedded world of aegis_jax
-
-A small Stable Diffusion for measuring concept erasure on any laptop: 32x32 images of one object, 8
-shapes, 6 colours and 4 textures, drawn by aegis_jax's own renderer. No downloaded data, no
-downloaded weights. Beside the pipeline lie `judge/`, `second_judge/` (classifiers of the three
-attributes) and `clip/` (CLIP's image tower and projection; its text tower is the text encoder), which diffusers
-ignores. How it was trained, with times and accuracies: `world.json`.
-"""
 
 
-def export(parts: dict, record: dict, folder: pathlib.Path, *, seed: int, command: str) -> pathlib.Path:
+def export(
+    parts: dict, record: dict, folder: pathlib.Path, *, seed: int, command: str, subject: Subject = WORLD
+) -> pathlib.Path:
     """Write `folder`, replacing an older export. parts: parameters by stage; record: its
     measurements.
     """
+    build = subject.architectures
     scale = record["unet"]["scaling_factor"]
     text = {"text_model": parts["clip"]["text_model"]}
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.write(pathlib.Path(scratch), captions.words())
+        subject.write_tokenizer(pathlib.Path(scratch))
         pipeline = Pipeline(
-            unet=stages.as_model(unet_model.UNet2DConditionModel, UNET, parts["unet"]),
-            vae=stages.as_model(vae_model.AutoencoderKL, VAE | {"scaling_factor": scale}, parts["vae"]),
-            text_encoder=stages.as_model(clip_model.CLIPTextModel, text_config(), text),
+            unet=stages.as_model(unet_model.UNet2DConditionModel, build.UNET, parts["unet"]),
+            vae=stages.as_model(vae_model.AutoencoderKL, build.VAE | {"scaling_factor": scale}, parts["vae"]),
+            text_encoder=stages.as_model(clip_model.CLIPTextModel, build.text_config(), text),
             tokenizer=Tokenizer(scratch, limit=tokenizer.MAX_LENGTH),
-            scheduler=SCHEDULER,
+            scheduler=build.SCHEDULER,
             source=None,
         )
-        save_pipeline(pipeline, folder, dtype=np.float16, overwrite=True, card=CARD)
-    for name, config in JUDGES.items():
+        save_pipeline(pipeline, folder, dtype=np.float16, overwrite=True, card=subject.card)
+    for name, config in build.JUDGES.items():
         _save(config, stages.as_model(Committee, config, parts[name]).params, folder / name)
-    save_clip(assemble(parts["clip"]), folder / "clip")
+    save_clip(assemble(parts["clip"], subject), folder / "clip")
     about = {
         "command": command,
         "seed": seed,
@@ -65,13 +54,16 @@ def export(parts: dict, record: dict, folder: pathlib.Path, *, seed: int, comman
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "stages": record,
     }
-    (folder / "world.json").write_text(json.dumps(about, indent=2) + "\n")
+    for name, text in subject.files.items():
+        (folder / name).write_text(text)
+    (folder / f"{subject.name}.json").write_text(json.dumps(about, indent=2) + "\n")
     return folder
 
 
-def assemble(params: dict) -> clip.Clip:
-    """The Clip of this world's configs with the given parameters."""
-    towers = abstract(clip_model.CLIPTextModel, text_config()), abstract(Headed, VISION)
+def assemble(params: dict, subject: Subject = WORLD) -> clip.Clip:
+    """The Clip of the subject's configs with the given parameters."""
+    build = subject.architectures
+    towers = abstract(clip_model.CLIPTextModel, build.text_config()), abstract(Headed, build.VISION)
     return clip.Clip(*towers, params)
 
 

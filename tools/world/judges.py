@@ -7,7 +7,7 @@ import optax
 from aegis_jax.world import judge, renderer
 from aegis_jax.world.concepts import NONE
 from aegis_jax.world.towers import Committee
-from tools.world.architectures import JUDGES
+from tools.world.architectures import VAE
 from tools.world.stages import Workshop, decode_latents, encode_images, start
 
 MIX = {"plain": 21, "odd": 8, "empty": 4, "morph": 21, "blend": 5, "broken": 5}  # images per batch of 64
@@ -34,7 +34,7 @@ def material(shop: Workshop, vae_params) -> dict:
     made = {"morph": _morphs(rng, vae_params, n)}
     for kind, (images, label) in parts.items():
         half = len(images) // 2
-        passed = _jittered(rng, vae_params, images[half:])
+        passed = jittered(rng, vae_params, images[half:])
         made[kind] = np.concatenate([images[:half], passed]), label
     # What a broken UNet leaves behind: noise, decoded.
     noise = rng.normal(0, 1, (n // 10, 8, 8, 4)) * rng.uniform(0.5, 1.5, (n // 10, 1, 1, 1))
@@ -61,24 +61,26 @@ def _morphs(rng, vae_params, n: int):
     place = int(rng.integers(2**31))
     first, last = (encode_images(vae_params, renderer.render(np.random.default_rng(place), x))[0] for x in ends)
     share = rng.uniform(0, 1, (n, 1, 1, 1))
-    latents = _disturbed(rng, first + share * (last - first))
+    latents = disturbed(rng, first + share * (last - first))
     return decode_latents(vae_params, latents), np.where(share[:, 0, 0] < 0.5, *ends)
 
 
-def _jittered(rng, vae_params, images):
+def jittered(rng, vae_params, images, config=VAE):
     """Images through the VAE, their latents disturbed by smooth and by independent noise."""
-    return decode_latents(vae_params, _disturbed(rng, encode_images(vae_params, images)[0]))
+    latents = disturbed(rng, encode_images(vae_params, images, config=config)[0])
+    return decode_latents(vae_params, latents, config=config)
 
 
-def _disturbed(rng, latents):
+def disturbed(rng, latents):
+    """Latents (n, 8, 8, 4) with noise of up to `JITTER` of their deviation, smooth in half of them."""
     n = len(latents)
     coarse = rng.standard_normal((n, 4, 4, 4)).repeat(2, 1).repeat(2, 2)
     noise = np.where(rng.random((n, 1, 1, 1)) < 0.5, coarse, rng.standard_normal(latents.shape))
     return (latents + noise * JITTER * rng.random((n, 1, 1, 1)) ** 2 * latents.std()).astype(np.float32)
 
 
-def _broken(rng, images, n: int):
-    """Images that show no object any more, with labels.
+def _broken(rng, images, n: int, survives: tuple[int, ...]):
+    """Images that show no object any more, with labels; of what `survives` shuffling is not asked then.
 
     A third each: 8x8 blocks shuffled, drowned in noise, random coloured squares.
     """
@@ -89,7 +91,7 @@ def _broken(rng, images, n: int):
     blocks = blocks.reshape(third, 16, 8, 8, 3)
     blocks = np.stack([b[rng.permutation(16)] for b in blocks]).reshape(third, 4, 4, 8, 8, 3)
     x[:third] = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(third, 32, 32, 3)
-    label[:third, 1:] = IGNORE
+    label[:third, survives] = IGNORE
     share = rng.uniform(0.75, 1.0, (third, 1, 1, 1))
     x[third : 2 * third] += share * (rng.uniform(0, 255, (third, 32, 32, 3)) - x[third : 2 * third])
     side = int(rng.choice([2, 4, 8, 16]))
@@ -118,7 +120,7 @@ def _moved(rng, x):
     return upper * (1 - down) + lower * down
 
 
-def _judge_batch(rng, material):
+def _judge_batch(rng, material, survives=(1, 2)):
     def take(kind, n):
         images, label = material[kind]
         rows = rng.integers(0, len(images), n)
@@ -130,7 +132,7 @@ def _judge_batch(rng, material):
     # A double exposure is no clean object; what both exposures share is left open.
     blend = a + weight * (b - a), np.where(la == lb, IGNORE, NONE)
     noise = take("noise", MIX["broken"] // 2)
-    broken = _broken(rng, material["plain"][0], MIX["broken"] - len(noise[0]))
+    broken = _broken(rng, material["plain"][0], MIX["broken"] - len(noise[0]), survives)
     x = np.concatenate([*xs, blend[0], noise[0], broken[0]]).astype(np.float32) / 127.5 - 1
     y = np.concatenate([*ys, blend[1], noise[1], broken[1]])
     x = _moved(rng, x)
@@ -140,11 +142,13 @@ def _judge_batch(rng, material):
 
 def train_judge(shop: Workshop, name: str, material):
     """One of the two judges, on `material`."""
-    model = start(Committee, JUDGES[name], shop.seed + (41 if name == "judge" else 42))
+    subject = shop.subject
+    model = start(Committee, subject.architectures.JUDGES[name], shop.seed + (41 if name == "judge" else 42))
+    sizes = judge.classes(subject.attributes)
 
     def loss(params, key, x, label):
         total = 0.0
-        for k, scores in enumerate(judge.logits(model.graph, params, x)):
+        for k, scores in enumerate(judge.logits(model.graph, params, x, sizes)):
             target = jnp.where(label[:, k] < 0, scores.shape[-1] - 1, label[:, k])
             target = jnp.broadcast_to(target, scores.shape[:-1])
             each = optax.softmax_cross_entropy_with_integer_labels(scores, target)
@@ -152,6 +156,6 @@ def train_judge(shop: Workshop, name: str, material):
         return total, {}
 
     return shop.fit(
-        name, model.params, loss, lambda rng: _judge_batch(rng, material),
+        name, model.params, loss, lambda rng: _judge_batch(rng, material, subject.survives),
         steps=shop.plan.judge_steps, learning_rate=2e-3,
     )  # fmt: skip

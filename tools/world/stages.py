@@ -16,16 +16,14 @@ from aegis_jax.models import clip as clip_model
 from aegis_jax.models import unet as unet_model
 from aegis_jax.models import vae as vae_model
 from aegis_jax.models.model import Model, abstract, flatten, unflatten
-from aegis_jax.world import captions, clip, renderer, tokenizer
-from aegis_jax.world.concepts import ATTRIBUTES
+from aegis_jax.world import clip
 from aegis_jax.world.towers import Headed
-from tools.world.architectures import PROJECTION, SCHEDULER, UNET, VAE, VISION, text_config
+from tools.world import architectures
 from tools.world.fit import fit
+from tools.world.subject import WORLD, Subject
 
 # Per latent element, against a mean pixel error: keeps latents near unit size and costs no detail.
 KL_WEIGHT = 5e-4
-UNET_BATCH = 48
-UNSAID_CLIP = 0.35  # more than for the UNet: single words must mean something on their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +35,23 @@ class Plan:
     vae_steps: int = 2_000
     judge_steps: int = 9_000
     unet_rounds: tuple[int, ...] = (2_400, 1_900, 4_000)  # steps; each anneals anew, on a pool of its own
+    clip_batch: int = 128
+    vae_batch: int = 16
+    unet_batch: int = 48
+    unet_rate: float = 1e-3
+    min_snr: float | None = None  # gamma of Hang et al. (2303.09556), eq. 4 for epsilon; None weighs all t alike
     save_every: int = 250
 
 
 @dataclasses.dataclass(frozen=True)
 class Workshop:
-    """Where the parts are made: folder, seed, plan, and the shared pool of renders."""
+    """Where the parts are made, and of what: folder, seed, plan, subject, and the shared pool of its pictures."""
 
     folder: pathlib.Path
     seed: int
     plan: Plan
     log: Any = print
+    subject: Subject = WORLD
 
     @functools.cached_property
     def pool(self) -> tuple[np.ndarray, np.ndarray]:
@@ -56,15 +60,11 @@ class Workshop:
 
     def pool_of(self, round: int) -> tuple[np.ndarray, np.ndarray]:
         """What round `round` of the UNet's training sees; that of round 0 is `pool`."""
-        rng = np.random.default_rng((self.seed + round, 1))
-        label = renderer.labels(rng, self.plan.pool)
-        return renderer.render(rng, label), label
+        return self.subject.draw(np.random.default_rng((self.seed + round, 1)), self.plan.pool)
 
     def fresh(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Renders that no stage trains on, with their labels."""
-        rng = np.random.default_rng((self.seed, 2))
-        label = renderer.labels(rng, n)
-        return renderer.render(rng, label), label
+        """Pictures that no stage trains on, with their labels."""
+        return self.subject.draw(np.random.default_rng((self.seed, 2)), n)
 
     def fit(self, name, params, loss, batch, *, steps, learning_rate, round=0):
         numbers = {"clip": 11, "vae": 12, "judge": 13, "second_judge": 14, "unet": 15}
@@ -110,28 +110,27 @@ def contrastive_loss(model: clip.Clip, params, images, ids, compatible):
 
 def train_clip(shop: Workshop):
     """Contrastive; a linear read-out of the attributes, thrown away, speeds the image tower up."""
-    text = start(clip_model.CLIPTextModel, text_config(), shop.seed + 21)
-    vision = start(Headed, VISION, shop.seed + 23)
-    projection = np.random.default_rng(shop.seed + 24).normal(0, 1, PROJECTION)
-    projection /= np.sqrt(PROJECTION[0])
+    subject, build, n = shop.subject, shop.subject.architectures, shop.plan.clip_batch
+    text = start(clip_model.CLIPTextModel, build.text_config(), shop.seed + 21)
+    vision = start(Headed, build.VISION, shop.seed + 23)
+    projection = np.random.default_rng(shop.seed + 24).normal(0, 1, build.PROJECTION)
+    projection /= np.sqrt(build.PROJECTION[0])
     extra = {
         "text_projection": {"kernel": jnp.asarray(projection, jnp.float32)},
         "logit_scale": jnp.log(jnp.float32(10.0)),
     }
     model = clip.Clip(text, vision, {**text.params, **vision.params, **extra})
-    vocab, _ = tokenizer.build(captions.words())
-    sizes = [len(values) for values in ATTRIBUTES.values()]
-    readout = jnp.zeros((VISION["features"], sum(sizes)))
+    sizes = [len(values) for values in subject.attributes.values()]
+    readout = jnp.zeros((build.VISION["features"], sum(sizes)))
     images, labels = shop.pool
 
     def batch(rng):
-        rows = rng.integers(0, len(images), 128)
-        text, said = captions.sample(rng, labels[rows], empty=0.0, unsaid=UNSAID_CLIP)
-        noise = rng.normal(0, 0.02, (128, 32, 32, 3)).astype(np.float32)
-        agree = ~said[None] | (labels[rows][None] == labels[rows][:, None])
+        rows = rng.integers(0, len(images), n)
+        text, said = subject.captions(rng, labels[rows], **subject.clip_captions)
+        noise = rng.normal(0, 0.02, (n, 32, 32, 3)).astype(np.float32)
         # The text tower is causal: what follows end-of-text has no say and need not be computed.
-        ids = tokenizer.encode(text, vocab)[:, : captions.LONGEST + 2]
-        return signed(images[rows]) + noise, ids, agree.all(-1), labels[rows]
+        ids = subject.encode(text)[:, : subject.longest]
+        return signed(images[rows]) + noise, ids, subject.true_of(said, labels[rows]), labels[rows]
 
     def loss(params, key, x, ids, compatible, label):
         contrast, pooled = contrastive_loss(model, params["clip"], x, ids, compatible)
@@ -148,11 +147,11 @@ def train_clip(shop: Workshop):
 
 def train_vae(shop: Workshop):
     """L1 + L2 reconstruction and a small KL; no adversary."""
-    model = start(vae_model.AutoencoderKL, VAE, shop.seed + 31)
+    model = start(vae_model.AutoencoderKL, shop.subject.architectures.VAE, shop.seed + 31)
     images, _ = shop.pool
 
     def batch(rng):
-        return (signed(images[rng.integers(0, len(images), 16)]),)
+        return (signed(images[rng.integers(0, len(images), shop.plan.vae_batch)]),)
 
     def loss(params, key, x):
         mean, logvar = vae_model.encode(model.graph, params, x)
@@ -168,25 +167,25 @@ def train_vae(shop: Workshop):
     )  # fmt: skip
 
 
-def encode_images(params, images, batch: int = 128) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images -> latent mean and log-variance, unscaled, (n, 8, 8, 4) each."""
-    graph = abstract(vae_model.AutoencoderKL, VAE).graph
+def encode_images(params, images, batch: int = 128, config=architectures.VAE) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 images -> latent mean and log-variance, unscaled, (n, 8, 8, 4) each. config: of the VAE."""
+    graph = abstract(vae_model.AutoencoderKL, config).graph
     f = jax.jit(lambda p, x: vae_model.encode(graph, p, x))
     parts = [f(params, signed(images[i : i + batch])) for i in range(0, len(images), batch)]
     return tuple(np.concatenate([np.asarray(p[k]) for p in parts]) for k in (0, 1))
 
 
-def decode_latents(params, latents, batch: int = 128) -> np.ndarray:
+def decode_latents(params, latents, batch: int = 128, config=architectures.VAE) -> np.ndarray:
     """Unscaled latents -> uint8 images."""
-    graph = abstract(vae_model.AutoencoderKL, VAE).graph
+    graph = abstract(vae_model.AutoencoderKL, config).graph
     f = jax.jit(lambda p, z: jnp.clip(vae_model.decode(graph, p, z) * 127.5 + 127.5, 0, 255))
     parts = [np.asarray(f(params, latents[i : i + batch])) for i in range(0, len(latents), batch)]
     return np.concatenate(parts).round().astype(np.uint8)
 
 
-def through_vae(params, images) -> np.ndarray:
+def through_vae(params, images, config=architectures.VAE) -> np.ndarray:
     """uint8 images encoded (mean) and decoded again."""
-    return decode_latents(params, encode_images(params, images)[0])
+    return decode_latents(params, encode_images(params, images, config=config)[0], config=config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,10 +198,10 @@ class Latents:
     scaling_factor: float
 
 
-def encode_pool(vae_params, pool, scaling_factor: float | None = None) -> Latents:
+def encode_pool(vae_params, pool, scaling_factor: float | None = None, config=architectures.VAE) -> Latents:
     """A pool as the UNet sees it; by default scaled to unit deviation, mean and noise together."""
     images, labels = pool
-    mean, logvar = encode_images(vae_params, images)
+    mean, logvar = encode_images(vae_params, images, config=config)
     if scaling_factor is None:
         scaling_factor = float(1 / np.sqrt(mean.var() + np.exp(logvar).mean()))
     return Latents(mean, logvar, labels, scaling_factor)
@@ -210,16 +209,16 @@ def encode_pool(vae_params, pool, scaling_factor: float | None = None) -> Latent
 
 def train_unet(shop: Workshop, text_params, latents: Latents, *, params=None, round: int = 0):
     """Epsilon prediction, 10 % empty captions; the text encoder is frozen. `params`: where an earlier round ended."""
-    model = start(unet_model.UNet2DConditionModel, UNET, shop.seed + 51)
-    text = abstract(clip_model.CLIPTextModel, text_config())
-    vocab, _ = tokenizer.build(captions.words())
-    alphas = jnp.asarray(schedule_lib.alphas_cumprod(SCHEDULER))
+    subject, build = shop.subject, shop.subject.architectures
+    model = start(unet_model.UNet2DConditionModel, build.UNET, shop.seed + 51)
+    text = abstract(clip_model.CLIPTextModel, build.text_config())
+    alphas = jnp.asarray(schedule_lib.alphas_cumprod(build.SCHEDULER))
     text_params = jax.tree.map(jnp.asarray, text_params)
     mean, logvar, labels, scaling_factor = dataclasses.astuple(latents)
 
     def batch(rng):
-        rows = rng.integers(0, len(mean), UNET_BATCH)
-        ids = tokenizer.encode(captions.sample(rng, labels[rows])[0], vocab)
+        rows = rng.integers(0, len(mean), shop.plan.unet_batch)
+        ids = subject.encode(subject.captions(rng, labels[rows])[0])
         noise = rng.standard_normal(mean[rows].shape, np.float32)
         z = mean[rows] + np.exp(0.5 * logvar[rows]) * noise
         # One timestep from each slice of the schedule: a steadier gradient than free draws.
@@ -232,11 +231,14 @@ def train_unet(shop: Workshop, text_params, latents: Latents, *, params=None, ro
         noise = jax.random.normal(key, z.shape)
         a = alphas[t][:, None, None, None]
         predicted = unet_model.apply(model.graph, params, jnp.sqrt(a) * z + jnp.sqrt(1 - a) * noise, t, context)
-        return ((predicted - noise) ** 2).mean(), {}
+        if shop.plan.min_snr is None:
+            return ((predicted - noise) ** 2).mean(), {}
+        weight = jnp.minimum(1.0, shop.plan.min_snr * (1 - a) / a)  # min(SNR, gamma) / SNR
+        return (weight * (predicted - noise) ** 2).mean(), {}
 
     return shop.fit(
         "unet", model.params if params is None else params, loss, batch,
-        steps=shop.plan.unet_rounds[round], learning_rate=1e-3, round=round,
+        steps=shop.plan.unet_rounds[round], learning_rate=shop.plan.unet_rate, round=round,
     )  # fmt: skip
 
 

@@ -17,13 +17,14 @@ from safetensors.numpy import load_file, save_file
 from aegis_jax.errors import AegisError
 from aegis_jax.models.model import flatten, unflatten
 from aegis_jax.run import cache
-from aegis_jax.world import clip, judge
+from aegis_jax.world import clip
 from aegis_jax.world.towers import Committee
 from tools.world import export, judges, stages
-from tools.world.architectures import JUDGES
+from tools.world.subject import WORLD, Subject
 
 
 def say(text: str) -> None:
+    """A line with the time of day."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
@@ -43,8 +44,8 @@ class Record:
         self.path.write_text(json.dumps(self.values, indent=2) + "\n")
 
 
-def train(out, *, seed: int = 0, plan: stages.Plan | None = None, log=say) -> pathlib.Path:
-    """Train what is missing in `out`, export it, and return the exported folder `out/world`.
+def train(out, *, seed: int = 0, plan: stages.Plan | None = None, log=say, subject: Subject = WORLD) -> pathlib.Path:
+    """Train what is missing in `out`, export it, and return the exported folder, `out/world` for the world.
 
     Raises `AegisError` for a seed that numpy or JAX would not take.
     """
@@ -52,7 +53,7 @@ def train(out, *, seed: int = 0, plan: stages.Plan | None = None, log=say) -> pa
         raise AegisError(f"seed={seed!r}, wanted 0 to 2**32 - 1")
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    shop = stages.Workshop(out, seed, plan or stages.Plan(), log)
+    shop = stages.Workshop(out, seed, plan or stages.Plan(), log, subject)
     record, parts = Record(out), {}
     for name, make in _STAGES.items():
         path = out / f"{name}.safetensors"
@@ -67,8 +68,8 @@ def train(out, *, seed: int = 0, plan: stages.Plan | None = None, log=say) -> pa
             parts[name] = trained
             record.update(name, seconds=time.perf_counter() - began, **measured)
             log(f"{name}: done: {record.values[name]}")
-    command = f"python -m tools.world.train --out {out.name} --seed {seed}"
-    folder = export.export(parts, record.values, out / "world", seed=seed, command=command)
+    command = f"{subject.command} --out {out.name} --seed {seed}"
+    folder = export.export(parts, record.values, out / subject.name, seed=seed, command=command, subject=subject)
     log(f"exported {folder}")
     return folder
 
@@ -84,7 +85,7 @@ def _read(path: pathlib.Path) -> dict:
 def _clip(shop, parts, name):
     params = stages.train_clip(shop)
     images, label = shop.fresh(1024)
-    answer = clip.Scorer(export.assemble(params)).zero_shot(images)
+    answer = clip.Scorer(export.assemble(params, shop.subject), shop.subject.class_ids).zero_shot(images)
     shares = {a: float((answer[a] == label[:, k]).mean()) for k, a in enumerate(answer)}
     return params, {"zero_shot": shares}
 
@@ -92,16 +93,17 @@ def _clip(shop, parts, name):
 def _vae(shop, parts, name):
     params = stages.train_vae(shop)
     images, _ = shop.fresh(512)
-    error = (stages.through_vae(params, images).astype(np.float32) - images) / 255
+    error = (stages.through_vae(params, images, shop.subject.architectures.VAE).astype(np.float32) - images) / 255
     psnr = float(-10 * np.log10((error**2).mean()))
     return params, {"mean_absolute_error": float(np.abs(error).mean()), "psnr": psnr}
 
 
 def _judge(shop, parts, name):
-    params = judges.train_judge(shop, name, judges.material(shop, parts["vae"]))
+    params = judges.train_judge(shop, name, shop.subject.material(shop, parts["vae"]))
     images, label = shop.fresh(2048)
-    one = judge.Judge(stages.as_model(Committee, JUDGES[name], params))
-    passed = stages.through_vae(parts["vae"], images)
+    build = shop.subject.architectures
+    one = shop.subject.judge(stages.as_model(Committee, build.JUDGES[name], params))
+    passed = stages.through_vae(parts["vae"], images, build.VAE)
     return params, {
         "fresh": one.accuracy(images, label),
         "through_vae": one.accuracy(passed, label),
@@ -114,11 +116,12 @@ def unet(shop, parts, name, *, scale: float | None = None):
     scale: the VAE's scaling factor; None measures it on the first pool. Returns the parameters and what was measured.
     """
     text, params = {"text_model": parts["clip"]["text_model"]}, None
-    scale = scale or stages.encode_pool(parts["vae"], shop.pool).scaling_factor
+    config = shop.subject.architectures.VAE
+    scale = scale or stages.encode_pool(parts["vae"], shop.pool, config=config).scaling_factor
     for round in range(len(shop.plan.unet_rounds)):
         path = shop.folder / f"{name}.round{round + 1}.safetensors"
         if not path.exists():
-            latents = stages.encode_pool(parts["vae"], shop.pool_of(round), scale)
+            latents = stages.encode_pool(parts["vae"], shop.pool_of(round), scale, config)
             _write(path, stages.train_unet(shop, text, latents, params=params, round=round))
         params = _read(path)
     return params, {"scaling_factor": scale, "rounds": list(shop.plan.unet_rounds)}

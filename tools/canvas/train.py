@@ -1,0 +1,47 @@
+"""Trains the canvas: `python -m tools.canvas.train --out DIR`, from the repository's root, after
+`pip install '.[canvas]'`.
+
+npm brings the emoji sets to DIR/pictures; then come the stages of tools/world/train.py, each written to its own file
+in DIR and skipped when that file exists, so that the same command goes on after an interruption; the export is
+DIR/canvas. To ship it, put that in the place of aegis_jax/canvas/weights. The sizes of `PLAN` and what they cost:
+docs/canvas.md.
+"""
+
+import argparse
+import pathlib
+
+from aegis_jax.canvas.concepts import THINGS, Concepts, catalogue
+from aegis_jax.errors import AegisError
+from aegis_jax.run import cache
+from tools.canvas import subject
+from tools.world import stages
+from tools.world import train as world
+
+PLAN = stages.Plan(
+    pool=24_000,
+    clip_steps=2_000,
+    vae_steps=3_000,
+    judge_steps=5_000,
+    unet_rounds=(2_000, 4_000),
+    unet_batch=64,
+    min_snr=5.0,
+)
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description="Train the canvas (some two and a half hours on 2 quiet cores).")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for pictures, stages, canvas/")
+    parser.add_argument("--things", type=int, default=THINGS, help=f"how many, up to {len(catalogue())} ({THINGS})")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    cache.enable()
+    try:
+        concepts = Concepts(arguments.things)
+        drawn = subject.drawings(arguments.out / "pictures", concepts, world.say)
+        world.train(arguments.out, seed=arguments.seed, plan=PLAN, subject=subject.canvas(drawn, concepts))
+    except AegisError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
