@@ -17,7 +17,7 @@ from aegis_jax.errors import AGAIN, AegisError
 from aegis_jax.report import arguments as evaluate_arguments
 from aegis_jax.run import attack_arguments, file_arguments, judge_arguments
 
-MODEL = "a diffusers folder, a hub id, or world"
+MODEL = "a diffusers folder, a hub id, world or canvas"
 
 
 class _Parser(argparse.ArgumentParser):

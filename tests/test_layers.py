@@ -18,6 +18,7 @@ FLOORS = [
     {"attacks"},
     {"world"},
     {"canvas"},
+    {"worlds"},
     {"judges"},
     {"evaluation"},
     {"run"},

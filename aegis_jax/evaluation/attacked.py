@@ -27,7 +27,6 @@ from aegis_jax.diffusion.schedule import ddim_timesteps
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation.interval import wilson
 from aegis_jax.evaluation.world import Concept, concept_prompts, noise_seed
-from aegis_jax.world import judge
 from aegis_jax.world.quality import GUIDANCE, STEPS
 
 # Kinds of start noise; evaluation.world has 0 to 2.
@@ -84,7 +83,7 @@ def attack_family(
     text = text or concept.value.name
     found = soft_prompts(erased, text, images, members, original=original, progress=progress)
     images = generated(erased, list(found.values()), n, seed)
-    judges = (judge.load("judge"), judge.load("second_judge"))
+    judges = (concept.world.judge("judge"), concept.world.judge("second_judge"))
     hits, second = ((judged(images)[concept.attribute] == concept.index).reshape(-1, n).sum(1) for judged in judges)
     rows, start = {}, 0
     for name, result in found.items():

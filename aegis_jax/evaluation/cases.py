@@ -14,7 +14,6 @@ from aegis_jax.evaluation.attacked import generated
 from aegis_jax.evaluation.interval import share, wilson
 from aegis_jax.evaluation.ladder import ladder
 from aegis_jax.evaluation.world import Concept, concept_prompts, noise_seed, other_prompts
-from aegis_jax.world import clip, judge
 from aegis_jax.world.quality import GUIDANCE, STEPS
 
 _CASES, _WITHOUT = 7, 8  # kinds of start noise; evaluation.world has 0 to 2, 5 and 6, attacked.py 3 and 4
@@ -59,11 +58,11 @@ def cases(original, concept: Concept, n: int, *, seed: int = 0, neutral: str | N
         seeds=[seeds[i] for i in kept],
         original=original,
         judge=shows(concept),
-        similarity=similarity,
+        similarity=similarity(concept),
         steps=STEPS,
         guidance=GUIDANCE,
         made_from=[prompts[i] for i in kept],
-        ladder=ladder(concept, len(kept), seed=kind, word=neutral),
+        ladder=ladder(concept, len(kept), seed=kind, word=neutral) if concept.within == "world" else None,
     )
 
 
@@ -71,7 +70,7 @@ def of_concept(original, concept: Concept, text: str, images) -> Given:
     """What an attack that learns one thing is given: `images` of the concept, and the second judge's probability as an
     attacker's own classifier. The judge that counts is not asked on the way.
     """
-    second = judge.load("second_judge")
+    second = concept.world.judge("second_judge")
     probability = lambda images: second(images)["probabilities"][concept.attribute][:, concept.index]  # noqa: E731
     look = {"probability": probability, "steps": STEPS, "guidance": GUIDANCE}
     return Given(images, [text] * len(images), list(range(len(images))), original, **look)
@@ -90,14 +89,18 @@ def without(original, concept: Concept, n: int = 64, *, seed: int = 0) -> Pictur
 
 def shows(concept: Concept):
     """uint8 images (n, H, W, 3) -> (n,) bool: whether the judge sees the concept."""
-    answers = judge.load("judge")
+    answers = concept.world.judge("judge")
     return lambda images: answers(images)[concept.attribute] == concept.index
 
 
-def similarity(images, others) -> np.ndarray:
-    """Cosine of two images (n,) by the world's CLIP; P4D has ViT-H-14's."""
-    embed = clip.load().embed_images
-    return (embed(images) * embed(others)).sum(-1)
+def similarity(concept: Concept):
+    """Two sets of images -> their cosines (n,) by the world's CLIP; P4D has ViT-H-14's."""
+
+    def cosines(images, others) -> np.ndarray:
+        embed = concept.world.clip().embed_images
+        return (embed(images) * embed(others)).sum(-1)
+
+    return cosines
 
 
 def rates(pipeline, result: AttackResult, concept: Concept, *, n: int = 40, seed: int = 0) -> dict:

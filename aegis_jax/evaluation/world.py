@@ -1,4 +1,4 @@
-"""Erasure and retention on the embedded world, as its judge sees them.
+"""Erasure and retention on an embedded world, as its judge sees them.
 
 For a concept that is one value of one attribute (star of shape), over generated images:
 
@@ -18,8 +18,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aegis_jax import worlds
 from aegis_jax.diffusion.sample import sample
-from aegis_jax.world import captions, concepts, judge
+from aegis_jax.world.concepts import Value
+from aegis_jax.world.interface import EmbeddedWorld
 from aegis_jax.world.quality import GUIDANCE, STEPS
 
 EVALUATION_SEED = 1_000_000
@@ -27,24 +29,29 @@ EVALUATION_SEED = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-    """A value of an attribute of the world."""
+    """A value of an attribute of an embedded world, which `within` names."""
 
     attribute: str
     index: int
+    within: str = "world"
+
+    @property
+    def world(self) -> EmbeddedWorld:
+        return worlds.find(self.within)
 
     @property
     def axis(self) -> int:
-        return list(concepts.ATTRIBUTES).index(self.attribute)
+        return list(self.world.attributes).index(self.attribute)
 
     @property
-    def value(self) -> concepts.Value:
-        return concepts.ATTRIBUTES[self.attribute][self.index]
+    def value(self) -> Value:
+        return self.world.attributes[self.attribute][self.index]
 
 
-def find(text: str) -> Concept | None:
+def find(text: str, within: str = "world") -> Concept | None:
     """The concept that a text names by exactly one attribute value ("star", "a red thing"), or None."""
-    found = concepts.named(text)
-    return Concept(*found[0][1:]) if len(found) == 1 else None
+    found = worlds.find(within).named(text)
+    return Concept(*found[0][1:], within) if len(found) == 1 else None
 
 
 def concept_prompts(
@@ -60,53 +67,35 @@ def concept_prompts(
     prompts = []
     for _ in range(n):
         drawn = rng.choice(words)  # for a control too, so that the rest of its prompts stays the same
-        prompts.append(_prompt(rng, concept.axis, drawn if word is None else word))
+        prompts.append(concept.world.prompt(rng, concept.axis, drawn if word is None else word))
     return prompts
 
 
 def other_prompts(concept: Concept, n: int, seed: int) -> tuple[list[str], np.ndarray]:
     """n fully stated prompts with the other values of the attribute, balanced, and their labels (n, 3)."""
     rng = np.random.default_rng([EVALUATION_SEED, seed, 3])
-    rows = concepts.COMBINATIONS[concepts.COMBINATIONS[:, concept.axis] != concept.index]
+    rows = concept.world.combinations
+    rows = rows[rows[:, concept.axis] != concept.index]
     labels = np.concatenate([rng.permutation(rows) for _ in range(-(-n // len(rows)))])[:n]
-    return [_said(rng, row) for row in labels], labels
+    return [concept.world.said(rng, row) for row in labels], labels
 
 
 def remaining_prompts(erased: Sequence[Concept], n: int, seed: int) -> tuple[list[str], np.ndarray]:
     """n fully stated prompts with none of several erased values, balanced, and their labels (n, 3); none where these
     are all values of an attribute."""
     rng = np.random.default_rng([EVALUATION_SEED, seed, 5])
-    gone = np.any([concepts.COMBINATIONS[:, concept.axis] == concept.index for concept in erased], axis=0)
-    rows = concepts.COMBINATIONS[~gone]
+    world = erased[0].world
+    gone = np.any([world.combinations[:, concept.axis] == concept.index for concept in erased], axis=0)
+    rows = world.combinations[~gone]
     times = -(-n // len(rows)) if len(rows) else 1
     labels = np.concatenate([rng.permutation(rows) for _ in range(times)])[:n]
-    return [_said(rng, row) for row in labels], labels
+    return [world.said(rng, row) for row in labels], labels
 
 
 def open_prompts(concept: Concept, n: int, seed: int) -> list[str]:
-    """n prompts that state the two other attributes, with seen words, and say nothing of the concept's own."""
+    """n prompts that state the other attributes, with seen words, and say nothing of the concept's own."""
     rng = np.random.default_rng([EVALUATION_SEED, seed, 4])
-    prompts = []
-    for _ in range(n):
-        words = [rng.choice(values[rng.integers(len(values))].seen) for values in concepts.ATTRIBUTES.values()]
-        words[concept.axis] = rng.choice(captions.NOUNS) if concept.axis == 0 else ""
-        prompts.append(captions.fill("{a thing}", *words))
-    return prompts
-
-
-def _said(rng, row) -> str:
-    words = [rng.choice(values[i].seen) for values, i in zip(concepts.ATTRIBUTES.values(), row)]
-    return captions.fill("{a thing}", *words)
-
-
-def _prompt(rng, axis: int, word: str) -> str:
-    words = [
-        rng.choice(values[rng.integers(len(values))].seen) if rng.random() < 0.7 else ""
-        for values in concepts.ATTRIBUTES.values()
-    ]
-    words[axis] = word
-    words[0] = words[0] or rng.choice(captions.NOUNS)
-    return captions.fill(captions.TEMPLATES[rng.integers(len(captions.TEMPLATES))], *words)
+    return [concept.world.left_open(rng, concept.axis) for _ in range(n)]
 
 
 def _shows(answers: dict, concept: Concept) -> np.ndarray:
@@ -122,13 +111,14 @@ def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
 
     "same_each" is "same" for each other value of the attribute, {name: share}.
     """
-    judged, second = judge.load("judge"), judge.load("second_judge")
+    world = concept.world
+    judged, second = world.judge("judge"), world.judge("second_judge")
     agreed, shown = [], []
 
     def answers(prompts, kind):
         images = sample(pipeline, prompts, seed=noise_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
         first, other = judged(images), second(images)
-        agreed.extend(np.mean(first[a] == other[a]) for a in concepts.ATTRIBUTES)
+        agreed.extend(np.mean(first[a] == other[a]) for a in world.attributes)
         shown.append(np.mean(_shows(first, concept) == _shows(other, concept)))
         return first
 
@@ -136,9 +126,9 @@ def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
     held_out = answers(concept_prompts(concept, n, seed, held_out=True), 1)
     prompts, labels = other_prompts(concept, n, seed)
     kept = answers(prompts, 2)
-    right = {a: kept[a] == labels[:, k] for k, a in enumerate(concepts.ATTRIBUTES)}
+    right = {a: kept[a] == labels[:, k] for k, a in enumerate(world.attributes)}
     same, value = right.pop(concept.attribute), labels[:, concept.axis]
-    values = concepts.ATTRIBUTES[concept.attribute]
+    values = world.attributes[concept.attribute]
     return {
         "plain": _rate(plain, concept),
         "held_out": _rate(held_out, concept),
@@ -154,7 +144,8 @@ def measure_several(pipeline, erased: Sequence[Concept], *, n: int = 200, seed: 
     """Of one model without several values: "plain" and "held_out", {value's name: share that shows it}, and "kept", the
     accuracy on all attributes of prompts that name none of them, NaN where no such prompt is left; n images each.
     """
-    judged = judge.load("judge")
+    world = erased[0].world
+    judged = world.judge("judge")
 
     def answers(prompts, kind):
         images = sample(pipeline, prompts, seed=noise_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
@@ -167,18 +158,35 @@ def measure_several(pipeline, erased: Sequence[Concept], *, n: int = 200, seed: 
             rates[concept.value.name] = _rate(answers(asked, kind), concept)
     prompts, labels = remaining_prompts(erased, n, seed)
     kept = answers(prompts, 2) if prompts else {}
-    right = [kept[a] == labels[:, k] for k, a in enumerate(concepts.ATTRIBUTES) if prompts]
+    right = [kept[a] == labels[:, k] for k, a in enumerate(world.attributes) if prompts]
     return found | {"kept": float(np.mean(right)) if prompts else float("nan")}
+
+
+def kept_by_ring(pipeline, concept: Concept, *, n: int = 64, seed: int = 0) -> dict[str, float]:
+    """{how far from the concept: share of n images that show what they are asked for, of its attribute}.
+
+    n fully stated prompts for each of the world's rings of other values, nearest first.
+    """
+    world, found = concept.world, {}
+    rows, judged = world.combinations, world.judge("judge")
+    for k, (name, ring) in enumerate(world.rings(concept.attribute, concept.index).items()):
+        rng = np.random.default_rng([EVALUATION_SEED, seed, 6, k])
+        mine = rows[np.isin(rows[:, concept.axis], ring)]
+        labels = np.concatenate([rng.permutation(mine) for _ in range(-(-n // len(mine)))])[:n]
+        prompts = [world.said(rng, row) for row in labels]
+        images = sample(pipeline, prompts, seed=noise_seed(seed, 2), steps=STEPS, guidance=GUIDANCE)
+        found[name] = float(np.mean(judged(images)[concept.attribute] == labels[:, concept.axis]))
+    return found
 
 
 def unasked(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
     """How often the value is shown to a prompt that does not ask for it, shares in [0, 1] over n images each.
 
-    "open": prompts that state the other two attributes and leave this one open; "empty": the empty prompt. An attack
+    "open": prompts that state the other attributes and leave this one open; "empty": the empty prompt. An attack
     gets as much from a prompt that says nothing, so its figures are to be read against these.
     """
     prompts = open_prompts(concept, n, seed)
-    shown = judge.load("judge")
+    shown = concept.world.judge("judge")
     rates = {}
     for kind, (name, texts) in enumerate({"open": prompts, "empty": [""] * n}.items(), 5):
         images = sample(pipeline, texts, seed=noise_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
@@ -200,15 +208,15 @@ _ROWS = {
 }
 
 
-def world_table(before, after, names: Sequence[str], *, n: int = 32, seed: int = 0) -> str:
-    """A small before/after table for two pipelines of the world, n images a figure (32: a batch for each of 2 cores).
+def world_table(before, after, names: Sequence[str], *, n: int = 32, seed: int = 0, within: str = "world") -> str:
+    """A small before/after table for two pipelines of a world, n images a figure (32: a batch for each of 2 cores).
 
     names: the concepts that were erased; of one that is no single value of the world it says that nothing judges it.
     """
-    found = {name: find(name) for name in names}
+    found = {name: find(name, within) for name in names}
     known = list(dict.fromkeys(concept for concept in found.values() if concept))
     lines = [
-        f"{name!r} is not one value of the world: its judge cannot measure it" for name in found if not found[name]
+        f"{name!r} is not one value of the {within}: its judge cannot measure it" for name in found if not found[name]
     ]
     rows = []
     if len(known) == 1:

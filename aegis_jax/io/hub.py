@@ -7,7 +7,14 @@ import re
 
 from aegis_jax.errors import AegisError
 
-WORLD = pathlib.Path(__file__).parent.parent / "world" / "weights"
+_PACKAGE = pathlib.Path(__file__).parent.parent
+# The embedded worlds by name, and what to do where a version comes without the weights of one.
+EMBEDDED = {name: _PACKAGE / name / "weights" for name in ("world", "canvas")}
+_WITHOUT = {
+    "world": "the embedded world has no weights in {folder}: install aegis_jax again",
+    "canvas": "the canvas's weights are not in this version; train them by `python -m tools.canvas.train --out DIR` "
+    "in the repository (docs/canvas.md), and put DIR/canvas in the place of {folder}",
+}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 FLAX = ".msgpack"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -27,21 +34,22 @@ _CONVERT_FLAX = (
 
 
 def locate(source, *, revision: str | None = None, variant: str | None = None) -> pathlib.Path:
-    """The local folder of a source: itself, the world's weights, or a hub repository's snapshot.
+    """The local folder of a source: itself, an embedded world's weights, or a hub repository's snapshot.
 
-    source: path of a diffusers folder, hub id "name/name", or "world" (a folder of that name is
+    source: path of a diffusers folder, hub id "name/name", "world" or "canvas" (a folder of that name is
     "./world"). revision: branch, tag or commit of a hub id. variant: which weights to download.
     """
     path = expand(source)
-    is_local = path.exists() or str(source) == "world"
+    is_local = path.exists() or str(source) in EMBEDDED
     if revision is not None and is_local:
         raise AegisError(
             f"revision {revision!r} was given but {source} is a local folder: revisions are for hub ids only"
         )
-    if str(source) == "world":
-        if not (WORLD / "model_index.json").is_file():
-            raise AegisError(f"the embedded world has no weights in {WORLD}: install aegis_jax again")
-        return WORLD
+    if str(source) in EMBEDDED:
+        folder = EMBEDDED[str(source)]
+        if not (folder / "model_index.json").is_file():
+            raise AegisError(_WITHOUT[str(source)].format(folder=folder))
+        return folder
     if path.is_file():
         refuse_file(path)
     if path.exists():
@@ -54,7 +62,7 @@ def locate(source, *, revision: str | None = None, variant: str | None = None) -
                 "if a hub id is meant, start from another directory"
             )
         return _download(str(source), revision, variant)
-    raise AegisError(f"{source} does not exist: give a diffusers folder, a hub id like name/name, or world")
+    raise AegisError(f"{source} does not exist: give a diffusers folder, a hub id like name/name, world or canvas")
 
 
 def locate_model(source, *, revision: str | None = None) -> pathlib.Path:
@@ -104,10 +112,11 @@ def expand(path) -> pathlib.Path:
 
 
 def place(source) -> str:
-    """A model as records name it: "world", an absolute folder, or the hub id."""
+    """A model as records name it: "world" or "canvas", an absolute folder, or the hub id."""
     path = expand(source)
-    if str(source) == "world" or path.resolve() == WORLD.resolve():
-        return "world"
+    for name, folder in EMBEDDED.items():
+        if str(source) == name or path.resolve() == folder.resolve():
+            return name
     return str(path.resolve()) if path.is_dir() else str(source)
 
 
@@ -126,7 +135,7 @@ def refuse_file(path: pathlib.Path) -> None:
         raise AegisError(f"{path} holds Flax weights, which are not read; {how_to_convert_flax(folder)}")
     if path.suffix == ".safetensors":
         raise AegisError(f"{path} is a single file, not a diffusers folder; {advice}")
-    raise AegisError(f"{path} is a file: give a diffusers folder, a hub id like name/name, or world")
+    raise AegisError(f"{path} is a file: give a diffusers folder, a hub id like name/name, world or canvas")
 
 
 def how_to_convert(folder: pathlib.Path) -> str:

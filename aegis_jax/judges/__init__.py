@@ -16,7 +16,7 @@ __all__ = ["GROUP", "KINDS", "Judge", "digest", "load"]
 GROUP = "aegis_jax.judges"
 # Modules with `load(what, options)`, imported when asked for.
 KINDS = {kind: f"aegis_jax.judges.{name}" for kind, name in (
-    ("world", "world"), ("hf", "hf"), ("nudenet", "nudity"), ("clip", "zero_shot"),
+    ("world", "world"), ("canvas", "canvas"), ("hf", "hf"), ("nudenet", "nudity"), ("clip", "zero_shot"),
 )}  # fmt: skip
 
 

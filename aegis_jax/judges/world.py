@@ -1,40 +1,43 @@
-"""The judges of the embedded world: its shapes, colours and textures, a group of labels each."""
+"""The judges of an embedded world: its attributes, a group of labels each (the world's: shape, colour, texture)."""
 
 import functools
 
 import jax
 import numpy as np
 
+from aegis_jax import worlds
 from aegis_jax.errors import AegisError
+from aegis_jax.io.hub import EMBEDDED, locate
 from aegis_jax.judges import take
 from aegis_jax.judges.judge import Judge, digest
 from aegis_jax.models.model import bind
-from aegis_jax.world import WEIGHTS, judge
-from aegis_jax.world.concepts import ATTRIBUTES
+from aegis_jax.world import judge
 
 MEMBERS = {"": "judge", "second": "second_judge"}
-# "no shape" is an answer like the others: an image that shows none of the values.
-GROUPS = tuple((*(value.name for value in values), f"no {name}") for name, values in ATTRIBUTES.items())
 
 
-def load(what: str, options: dict[str, str]) -> Judge:
-    """`world` measures, `world:second` is the check of another architecture and seed."""
+def load(what: str, options: dict[str, str], within: str = "world") -> Judge:
+    """`world` measures, `world:second` is the check of another architecture and seed; `within`: whose."""
     take(options)
     if what not in MEMBERS:
-        raise AegisError(f"the world has the judges {' and '.join('world' + ':' * bool(m) + m for m in MEMBERS)}")
-    judged = judge.load(MEMBERS[what])
+        raise AegisError(f"the {within} has the judges {' and '.join(within + ':' * bool(m) + m for m in MEMBERS)}")
+    locate(within)  # says what to do where its weights are not here
+    judged = worlds.find(within).judge(MEMBERS[what])
+    # "no shape" is an answer like the others: an image that shows none of the values.
+    named = judged.attributes.items()
+    groups = tuple((*(value.name for value in values), f"no {attribute}") for attribute, values in named)
     return Judge(
-        name=f"world:{what}" if what else "world",
-        labels=tuple(label for group in GROUPS for label in group),
+        name=f"{within}:{what}" if what else within,
+        labels=tuple(label for group in groups for label in group),
         compute=lambda images: np.concatenate(list(judged(own_size(images))["probabilities"].values()), axis=1),
-        digest=digest([WEIGHTS / MEMBERS[what] / "model.safetensors"]),
-        groups=GROUPS,
+        digest=digest([EMBEDDED[within] / MEMBERS[what] / "model.safetensors"]),
+        groups=groups,
         features=lambda images: _features(judged, own_size(images)),
     )
 
 
 def own_size(images: np.ndarray) -> np.ndarray:
-    """The images, refused if they are not of the world's size."""
+    """The images, refused if they are not of the embedded worlds' size."""
     if images.shape[1:3] != (32, 32):
         raise AegisError(f"images are {images.shape[2]}x{images.shape[1]} pixels, and the world's are 32x32")
     return images

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from aegis_jax import worlds
 from aegis_jax.attacks import METHODS, configure, find
 from aegis_jax.attacks.given import Given, Viewer
 from aegis_jax.attacks.ladder import NAME as LADDER
@@ -87,9 +88,9 @@ def attack(
     if not 0 <= seed < 2**32:
         raise AegisError(f"--seed: seed={seed}, wanted 0 to 2**32 - 1")
     settings |= {name: value for name, value in (("seed", seed), ("neutral", neutral)) if _has(method, name, value)}
-    pipeline, base = load_pipeline(model, revision=revision, variant=variant), load_pipeline("world")
-    is_world = pipeline.unet.config == base.unet.config
-    value = world.find(concept) if is_world and images is None else None
+    pipeline = load_pipeline(model, revision=revision, variant=variant)
+    embedded, base = worlds.of(pipeline) or (None, None)
+    value = world.find(concept, embedded.name) if embedded and images is None else None
     if value is None and images is None:
         raise AegisError("no --images given: an attack needs pictures of the concept")
     look = {"guidance": guidance, "image_steps": image_steps, "judge": judge, "judge_label": judge_label}
@@ -100,13 +101,14 @@ def attack(
     if judge_label is not None and judge is None:
         raise AegisError("--judge-label goes with --judge")
     asked = None if judge is None else question(judge, concept if judge_label is None else judge_label)
-    own = (quality.GUIDANCE, quality.STEPS) if is_world else (GUIDANCE, STEPS)
+    own = (quality.GUIDANCE, quality.STEPS) if embedded else (GUIDANCE, STEPS)
     guidance, steps = (usual if given is None else given for given, usual in zip((guidance, image_steps), own))
-    config = configure(method, (world_cases.SMALL.get(method, {}) if is_world else {}) | settings)
-    before = load_pipeline(original) if original is not None else base if is_world else None
+    config = configure(method, (world_cases.SMALL.get(method, {}) if embedded else {}) | settings)
+    before = base if original is None else load_pipeline(original)
+    known = embedded.name if embedded and original is None else original and place(original)
     about = {
         "method": method, "settings": dataclasses.asdict(config), "concept": concept, "neutral": neutral,
-        "model": place(model), "original": "world" if original is None and is_world else original and place(original),
+        "model": place(model), "original": known,
         "guidance": guidance, "steps": steps, "judge": asked and asked.judge.record(asked.label),
     }  # fmt: skip
     job = Job(pipeline, before, concept, method, config, guidance, steps, about, asked)

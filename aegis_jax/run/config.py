@@ -16,8 +16,12 @@ import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from aegis_jax import worlds
 from aegis_jax.erasure.presets import DEFAULT, preset, switched
 from aegis_jax.errors import AegisError
+
+if typing.TYPE_CHECKING:
+    from aegis_jax.world.interface import EmbeddedWorld
 
 _WANTED = {
     int: "a whole number",
@@ -49,7 +53,7 @@ class PictureConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    model: str = ""  # diffusers folder, hub id or "world"
+    model: str = ""  # diffusers folder, hub id, "world" or "canvas"
     revision: str = ""  # branch, tag or commit of a hub id
     variant: str = ""  # which of the model's weights, e.g. "fp16" for model.fp16.safetensors
     concepts: tuple[str, ...] = ()  # what to erase, as text
@@ -64,8 +68,9 @@ class RunConfig:
         return preset(self.erase.method).method
 
     @property
-    def is_world(self) -> bool:
-        return self.model == "world"
+    def world(self) -> "EmbeddedWorld | None":
+        """The embedded world that is erased from, if it is one."""
+        return worlds.find(self.model) if self.model in worlds.NAMES else None
 
     def validate(self) -> None:
         """Raises `AegisError` for values out of range, the method's own included."""

@@ -69,12 +69,12 @@ def erase(model, concepts, *, config, overrides, out, resume, auto_resume, overw
 
 def _world_table(progress, run, before, after) -> str | None:
     """The judge's rates before and after, where there is a judge: for values of the world."""
-    if not run.is_world:
+    if run.world is None:
         return None
     from aegis_jax.evaluation import world as evaluation
 
     progress.say("measuring before and after")
-    return f"method: {run.erase.method}\n{evaluation.world_table(before, after, run.concepts)}"
+    return f"method: {run.erase.method}\n{evaluation.world_table(before, after, run.concepts, within=run.world.name)}"
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aegis_jax import worlds
 from aegis_jax.erasure.programs import compile_ahead
 from aegis_jax.errors import AegisError
 from aegis_jax.io import convert
@@ -128,7 +129,7 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
         given = {key: getattr(saved, key) for key in ("model", "revision", "variant")} | given
     if config is None:
         asked = run_config.merge(RunConfig(), given, [(key, text) for key, text in overrides if key == "model"])
-        run = saved or run_config.load("world" if asked.model == "world" else None)
+        run = saved or run_config.load(asked.model if asked.model in worlds.NAMES else None)
     elif isinstance(config, RunConfig):
         run = config
     elif isinstance(config, dict):
@@ -139,7 +140,7 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
         run = run_config.load(config)
     run = _on_this_device(run_config.merge(run, given, overrides))
     if not (run.model or isinstance(pipeline, Pipeline)):
-        raise AegisError("no model given: name a diffusers folder, a hub id or world")
+        raise AegisError("no model given: name a diffusers folder, a hub id, world or canvas")
     if not run.concepts:
         raise AegisError("no concept given: name at least one, such as star")
     if saved:

@@ -1,7 +1,6 @@
 """before_after.png: the same prompts and the same noise, before and after the erasure."""
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from aegis_jax.diffusion.sample import latent_shape, plan, sample
 from aegis_jax.errors import AegisError
-from aegis_jax.world import captions
-from aegis_jax.world import concepts as world
+from aegis_jax.world.interface import EmbeddedWorld
 
 TILE = 128  # pixels, a side of one image
 LABEL = 190  # pixels, the column of prompts
@@ -18,11 +16,6 @@ GAP = 6
 ROWS = 12  # at most; a run may have thousands of concepts
 KEPT_ROWS = 3  # of these at least, if there are so many
 RED, GREEN, INK = (176, 32, 32), (24, 110, 60), (30, 30, 30)
-_VARIETY = {
-    "shape": (4, 5),
-    "colour": (0, 2),
-    "texture": (0, 1),
-}  # (first, stride) over the columns
 # Everyday prompts for models of which we know nothing but the concept.
 NEUTRAL = ("a photo of a dog in a park", "a red car on a street", "mountains at sunset")
 
@@ -37,9 +30,9 @@ class Row:
     concept: str = ""  # that an erased row is of; it may be said in other words
 
 
-def rows(concepts: tuple[str, ...], images: int, *, is_world: bool) -> list[Row]:
+def rows(concepts: tuple[str, ...], images: int, *, world: EmbeddedWorld | None) -> list[Row]:
     """What the picture shows: erased concepts, then concepts that should be kept; the first of each, `ROWS` in all."""
-    erased, kept = _all_rows(concepts, images, is_world)
+    erased, kept = _all_rows(concepts, images, world)
     kept = list({row.label: row for row in kept if row.label not in concepts}.values())
     n_kept = min(len(kept), max(KEPT_ROWS, ROWS - len(erased)))
     return erased[: ROWS - n_kept] + kept[:n_kept]
@@ -51,10 +44,10 @@ def left_out(concepts: tuple[str, ...], shown: list[Row]) -> str:
     return f" ({count:,} of {len(set(concepts)):,} concepts)" if count < len(set(concepts)) else ""
 
 
-def _all_rows(concepts, images, is_world) -> tuple[list[Row], list[Row]]:
-    if is_world:
-        gone = _gone(concepts)
-        parts = [_world_rows(concept, images, gone) for concept in concepts[:ROWS]]
+def _all_rows(concepts, images, world) -> tuple[list[Row], list[Row]]:
+    if world is not None:
+        gone = _gone(world, concepts)
+        parts = [_world_rows(world, concept, images, gone) for concept in concepts[:ROWS]]
         erased = [row for part in parts for row in part if row.is_erased]
         kept = [row for part in parts for row in part if not row.is_erased]
         return erased, kept
@@ -62,42 +55,26 @@ def _all_rows(concepts, images, is_world) -> tuple[list[Row], list[Row]]:
     return erased, [Row(prompt, (prompt,) * images, False) for prompt in NEUTRAL]
 
 
-def _gone(concepts) -> set[tuple[str, int]]:
+def _gone(world: EmbeddedWorld, concepts) -> frozenset[tuple[str, int]]:
     """(attribute, index) of the values that were erased; of "red star" neither was."""
     named = map(world.named, concepts)
-    return {(attribute, index) for found in named if len(found) == 1 for _, attribute, index in found}
+    return frozenset((attribute, index) for found in named if len(found) == 1 for _, attribute, index in found)
 
 
-def _world_rows(concept: str, images: int, gone: set[tuple[str, int]]) -> list[Row]:
+def _world_rows(world: EmbeddedWorld, concept: str, images: int, gone: frozenset) -> list[Row]:
     """The concept, one of its held-out words, and two other values of its attribute that were not erased."""
     known = world.named(concept)
     if not known:
         return [Row(concept, (concept,) * images, True, concept)]
     word, attribute, index = known[-1]
-    values = world.ATTRIBUTES[attribute]
-    after = [(index + step) % len(values) for step in range(1, len(values))]
-    others = [values[k].name for k in after if (attribute, k) not in gone][:2]
+    values = world.attributes[attribute]
     synonym = concept.replace(word, values[index].held_out[0])
+    others = [values[i].name for i in world.beside(attribute, index, gone)]
     return [
-        Row(concept, _world_prompts(concept, images), True, concept),
-        Row(synonym, _world_prompts(synonym, images), True, concept),
-        *(Row(other, _world_prompts(other, images, gone), False) for other in others),
+        Row(concept, world.shown(concept, images), True, concept),
+        Row(synonym, world.shown(synonym, images), True, concept),
+        *(Row(other, world.shown(other, images, gone), False) for other in others),
     ]
-
-
-def _world_prompts(phrase: str, images: int, gone: Iterable[tuple[str, int]] = ()) -> tuple[str, ...]:
-    """Captions of things as in `phrase`, each with values of its own for what is left open, none of those in `gone`."""
-    said = {attribute: word for word, attribute, _ in world.named(phrase)}
-
-    def choose(attribute, k):
-        if attribute in said:
-            return said[attribute]
-        all_values = world.ATTRIBUTES[attribute]
-        values = [value for i, value in enumerate(all_values) if (attribute, i) not in gone] or all_values
-        start, stride = _VARIETY[attribute]
-        return values[(start + stride * k) % len(values)].name
-
-    return tuple(captions.fill("{a thing}", *(choose(a, k) for a in world.ATTRIBUTES)) for k in range(images))
 
 
 def check(pipeline, settings) -> None:
@@ -112,7 +89,7 @@ def check(pipeline, settings) -> None:
 def before_after(before, after, path: Path, run, say=lambda text: None) -> None:
     """Samples both pipelines for the same prompts from the same noise and writes the grid; `say` is told of what."""
     settings = run.picture
-    shown = rows(run.concepts, settings.images, is_world=run.is_world)
+    shown = rows(run.concepts, settings.images, world=run.world)
     caption = left_out(run.concepts, shown)
     say(f"sampling {path}{caption}")
     prompts = [prompt for row in shown for prompt in row.prompts]

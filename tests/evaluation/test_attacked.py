@@ -13,6 +13,7 @@ from aegis_jax.diffusion.template import Template
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation import attacked, world
 from aegis_jax.evaluation.interval import wilson
+from aegis_jax.world import judge
 
 STAR = world.find("star")
 N = 10
@@ -60,7 +61,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(attacked, "soft_prompts", soft_prompts)
     monkeypatch.setattr(attacked, "sample_conditioning", sample_conditioning)
     monkeypatch.setattr(attacked, "latent_shape", lambda pipeline: (2, 2, 4))
-    monkeypatch.setattr(attacked.judge, "load", load)
+    monkeypatch.setattr(judge, "load", load)
     return seen
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aegis_jax.evaluation import world
-from aegis_jax.world import concepts
+from aegis_jax.world import concepts, judge
 
 STAR = world.find("star")
 
@@ -67,7 +67,7 @@ def test_what_unasked_counts(monkeypatch):
         return {"shape": np.where(shows, STAR.index, -1)}
 
     monkeypatch.setattr(world, "sample", sample)
-    monkeypatch.setattr(world.judge, "load", {"judge": judged}.get)
+    monkeypatch.setattr(judge, "load", {"judge": judged}.get)
     assert world.unasked(None, STAR, n=20) == {"open": 0.25, "empty": 0.1}
     (open_prompts, seed), (empty, other) = drawn
     assert "" not in open_prompts and empty == {""} and seed != other
@@ -88,17 +88,17 @@ def test_what_measure_counts(monkeypatch):
         else:
             answers[labels[:, 0] == 0, 0] = -1
             answers[:7, 1] = -1
-        return dict(zip(world.concepts.ATTRIBUTES, answers.T, strict=True))
+        return dict(zip(concepts.ATTRIBUTES, answers.T, strict=True))
 
     def second(images):
         return judged(images) | {"shape": np.full(n, -1)}
 
     monkeypatch.setattr(world, "sample", sample)
-    monkeypatch.setattr(world.judge, "load", {"judge": judged, "second_judge": second}.get)
+    monkeypatch.setattr(judge, "load", {"judge": judged, "second_judge": second}.get)
     found = world.measure(None, star, n=n)
     circles = (labels[:, 0] == 0).mean()
     assert found.pop("same_each") == {
-        v.name: float(i > 0) for i, v in enumerate(world.concepts.ATTRIBUTES["shape"]) if i != star.index
+        v.name: float(i > 0) for i, v in enumerate(concepts.ATTRIBUTES["shape"]) if i != star.index
     }
     assert found == pytest.approx(
         {
@@ -138,7 +138,7 @@ def test_what_is_counted_of_several(monkeypatch):
         return {"shape": np.where(shown, erased[0].index, -1), "colour": np.where(shown, 0, -1)}
 
     monkeypatch.setattr(world, "sample", sample)
-    monkeypatch.setattr(world.judge, "load", {"judge": judged}.get)
+    monkeypatch.setattr(judge, "load", {"judge": judged}.get)
     found = world.measure_several(None, erased, n=n)
     assert found["plain"] == {"star": 0.25, "red": 0.75} and found["held_out"] == {"star": 0.5, "red": 1.0}
     assert found["kept"] == pytest.approx(1 - 3 / 36)

@@ -100,10 +100,10 @@ def test_local_folders(tiny, tmp_path, monkeypatch):
         hub.locate(folder, revision="v2")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "world").mkdir()
-    monkeypatch.setattr(hub, "WORLD", folder)
+    monkeypatch.setitem(hub.EMBEDDED, "world", folder)
     assert hub.locate("world") == folder
     assert hub.locate("./world") == pathlib.Path("world")
-    monkeypatch.setattr(hub, "WORLD", tmp_path / "gone")
+    monkeypatch.setitem(hub.EMBEDDED, "world", tmp_path / "gone")
     with pytest.raises(AegisError, match="the embedded world has no weights"):
         hub.locate("world")
 

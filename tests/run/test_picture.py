@@ -8,6 +8,7 @@ import aegis_jax
 from aegis_jax.run import picture
 from aegis_jax.run.config import PictureConfig, RunConfig
 from aegis_jax.world import concepts as world
+from aegis_jax.world.embedded import WORLD
 
 
 def words(row):
@@ -16,7 +17,7 @@ def words(row):
 
 @pytest.mark.parametrize("concept", ["star", "red", "striped", "pentagram"])
 def test_rows_of_a_world_concept(concept):
-    rows = picture.rows((concept,), 3, is_world=True)
+    rows = picture.rows((concept,), 3, world=WORLD)
     attribute, index = world.find(concept)
     value = world.ATTRIBUTES[attribute][index]
     erased = [row for row in rows if row.is_erased]
@@ -35,13 +36,13 @@ def test_rows_of_a_world_concept(concept):
 
 
 def test_a_phrase_keeps_its_other_words():
-    rows = picture.rows(("red heart",), 2, is_world=True)
+    rows = picture.rows(("red heart",), 2, world=WORLD)
     assert all({"red", "heart"} <= set(prompt.split()) for prompt in rows[0].prompts)
     assert rows[1].label == "red cardioid"
 
 
 def test_what_is_erased_is_not_shown_as_kept():
-    rows = picture.rows(("star", "heart"), 2, is_world=True)
+    rows = picture.rows(("star", "heart"), 2, world=WORLD)
     assert "heart" not in {row.label for row in rows if not row.is_erased}
     assert len({row.label for row in rows}) == len(rows)
 
@@ -59,7 +60,7 @@ def test_what_is_to_be_kept_is_not_asked_for_with_words_that_were_erased():
 
 
 def test_rows_of_an_unknown_model():
-    rows = picture.rows(("Van Gogh",), 2, is_world=False)
+    rows = picture.rows(("Van Gogh",), 2, world=None)
     assert rows[0] == picture.Row("Van Gogh", ("Van Gogh",) * 2, True, "Van Gogh")
     assert len(rows) > 2 and not any(row.is_erased for row in rows[1:])
 
@@ -73,7 +74,7 @@ def test_rows_of_an_unknown_model():
     ],
 )
 def test_a_picture_has_at_most_twelve_rows(concepts, is_world, shown):
-    rows = picture.rows(tuple(concepts), 3, is_world=is_world)
+    rows = picture.rows(tuple(concepts), 3, world=WORLD if is_world else None)
     assert len(rows) <= 12
     assert len({row.concept for row in rows if row.is_erased}) == shown
     assert is_world or sum(not row.is_erased for row in rows) == 3  # some of what is kept is shown in any case

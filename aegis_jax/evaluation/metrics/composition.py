@@ -12,19 +12,18 @@ from aegis_jax.evaluation.interval import share
 from aegis_jax.evaluation.metrics.canvas import accuracies
 from aegis_jax.evaluation.world import EVALUATION_SEED, Concept, noise_seed, other_prompts
 from aegis_jax.judges.judge import Judge
-from aegis_jax.world import captions, concepts
 from aegis_jax.world.quality import GUIDANCE, STEPS
 
 _WITH, _WITHOUT = 8, 9  # kinds of start noise
 
 
 def full_prompts(concept: Concept, n: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """n prompts that state all three attributes, the concept among them, in seen words, balanced; labels (n, 3)."""
+    """n prompts that state all attributes, the concept among them, in seen words, balanced; labels (n, 3)."""
     rng = np.random.default_rng([EVALUATION_SEED, seed, 5])
-    rows = concepts.COMBINATIONS[concepts.COMBINATIONS[:, concept.axis] == concept.index]
+    rows = concept.world.combinations
+    rows = rows[rows[:, concept.axis] == concept.index]
     labels = np.concatenate([rng.permutation(rows) for _ in range(-(-n // len(rows)))])[:n]
-    words = [[rng.choice(v[i].seen) for v, i in zip(concepts.ATTRIBUTES.values(), row)] for row in labels]
-    return [captions.fill("{a thing}", *row) for row in words], labels
+    return [concept.world.said(rng, row) for row in labels], labels
 
 
 def composition(pipeline, concept: Concept, judge: Judge, *, n: int = 200, seed: int = 0) -> dict[str, dict]:
@@ -41,12 +40,12 @@ def composition(pipeline, concept: Concept, judge: Judge, *, n: int = 200, seed:
         sample(pipeline, texts, seed=noise_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
         for texts, kind in zip(prompts, (_WITH, _WITHOUT))
     ]
-    values = [[value.name for value in row] for row in concepts.ATTRIBUTES.values()]
+    values = [[value.name for value in row] for row in concept.world.attributes.values()]
     asked = np.array([[names[i] for names, i in zip(values, row)] for row in np.concatenate(labels)])
     answers = judge.answers(judge.probabilities(np.concatenate(images)))
     right = answers == asked
     rest = np.delete(right[:n], concept.axis, axis=1)
-    asked, answers = (dict(zip(concepts.ATTRIBUTES, rows.T)) for rows in (asked, answers))
+    asked, answers = (dict(zip(concept.world.attributes, rows.T)) for rows in (asked, answers))
     return {
         "rest": share(int(rest.sum()), rest.size),
         "rest_together": share(int(rest.all(1).sum()), n),

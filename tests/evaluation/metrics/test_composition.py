@@ -8,10 +8,10 @@ from aegis_jax.evaluation import world
 from aegis_jax.evaluation.metrics import composition as lib
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.judges.judge import Judge
-from aegis_jax.judges.world import GROUPS
 from aegis_jax.world import WEIGHTS, concepts
 
 STAR = world.find("star")
+GROUPS = tuple((*(value.name for value in row), f"no {name}") for name, row in concepts.ATTRIBUTES.items())
 LABELS = tuple(label for group in GROUPS for label in group)
 
 

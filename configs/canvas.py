@@ -1,0 +1,24 @@
+"""Erase a concept from the canvas, the second embedded world.
+
+Command   aegis erase --model canvas --concept fox
+Hardware  2 CPU cores
+Expected  not measured yet: the canvas's weights are not in this version (docs/canvas.md)
+
+The settings are those of configs/world.py: what was chosen on the world is tried here unchanged first.
+"""
+
+import ml_collections
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.model = "canvas"
+    config.method = "aegis+"
+    config.concepts = ("fox",)
+    config.steps = 500
+    config.batch = 4
+    config.learning_rate = 1e-4
+    config.trainable = "xattn"
+    config.latents = {"refresh_every": 50}
+    config.picture = {"guidance": 3.0, "images": 4}
+    return config
