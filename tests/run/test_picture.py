@@ -48,15 +48,15 @@ def test_what_is_erased_is_not_shown_as_kept():
 
 
 def test_what_is_to_be_kept_is_not_asked_for_with_words_that_were_erased():
-    rows = picture.rows(("red", "green", "star", "striped", "moon"), 4, is_world=True)
+    rows = picture.rows(("red", "green", "star", "striped", "moon"), 4, world=WORLD)
     kept = [row for row in rows if not row.is_erased]
     assert len(kept) >= picture.KEPT_ROWS
     said = {word for row in kept for prompt in row.prompts for word in prompt.split()}
     assert not said & {"red", "green", "star", "striped", "moon"}
     # "red star" erases neither everything red nor every star.
-    assert any("red" in prompt for row in picture.rows(("red star",), 6, is_world=True) for prompt in row.prompts)
+    assert any("red" in prompt for row in picture.rows(("red star",), 6, world=WORLD) for prompt in row.prompts)
     everything = tuple(value.name for values in world.ATTRIBUTES.values() for value in values)
-    assert picture.rows(everything, 2, is_world=True)
+    assert picture.rows(everything, 2, world=WORLD)
 
 
 def test_rows_of_an_unknown_model():

@@ -64,7 +64,7 @@ def train_oracle(out, *, without: str, seed: int = 0, plan: stages.Plan | None =
     out.mkdir(parents=True, exist_ok=True)
     world = load_pipeline("world")
     value = list(concepts.ATTRIBUTES).index(attribute), index
-    shop = Workshop(out, seed, plan or stages.Plan(), log, value)
+    shop = Workshop(out, seed, plan or stages.Plan(), log, value=value)
     parts = {"clip": world.text_encoder.params, "vae": world.vae.params}
     params, _ = train.unet(shop, parts, "unet", scale=world.vae.config["scaling_factor"])
     trained = stages.as_model(unet_model.UNet2DConditionModel, UNET, params)
