@@ -8,6 +8,7 @@ A cell is a dict of JSON values that holds all that its figures depend on (setti
 `measure(cell)` returns its figures, a dict of JSON values. Each line holds cell, figures, seconds and provenance.
 """
 
+import dataclasses
 import fcntl
 import itertools
 import json
@@ -26,6 +27,17 @@ RESULTS = trials.RESULTS
 def grid(**axes) -> list[dict]:
     """A cell for every combination of the axes' values; the first axis changes slowest."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def stated(settings) -> str:
+    """Settings as text, without what is at its class's default, so that one which is added later changes no cell. (A
+    default that changes means other things by the same text: then rename it.)"""
+    if not dataclasses.is_dataclass(settings):
+        return repr(settings)
+    usual = {f.name: f.default for f in dataclasses.fields(settings)}
+    values = {name: getattr(settings, name) for name in usual}
+    said = [f"{name}={stated(value)}" for name, value in sorted(values.items()) if value != usual[name]]
+    return f"{type(settings).__name__}({', '.join(said)})"
 
 
 def key(cell: dict) -> str:

@@ -82,7 +82,8 @@ def conditions(sizes: Sizes) -> str:
     from aegis_jax.world import WEIGHTS
 
     attacks = chosen(sizes.attacks, sizes.settings, Embedded.usual)
-    found = hashlib.sha256(repr((sizes.images, sizes.cases, sorted(attacks.items()))).encode())
+    names = [f"{name}: {cells.stated(config)}" for name, config in sorted(attacks.items())]
+    found = hashlib.sha256(repr((sizes.images, sizes.cases, names)).encode())
     for path in sorted(WEIGHTS.rglob("*.safetensors")):
         found.update(path.read_bytes())
     return found.hexdigest()[:12]
@@ -97,7 +98,7 @@ def digest(cell: dict, sizes: Sizes, oracles: dict) -> str:
         for path in sorted(pathlib.Path(oracles[cell["concept"]]).rglob("*.safetensors")):
             found.update(path.read_bytes())
     elif cell["method"] != BASE:
-        found.update(repr(config.load("world", overrides(cell, sizes)).erase).encode())
+        found.update(cells.stated(config.load("world", overrides(cell, sizes)).erase).encode())
     return found.hexdigest()[:12]
 
 

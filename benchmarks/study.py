@@ -90,7 +90,7 @@ def measured(cell: dict) -> str:
     from aegis_jax.world import WEIGHTS
 
     erase = dataclasses.replace(settings(cell).erase, seed=0)  # a cell's seed stands in the cell
-    names = [repr(erase), repr(sorted(FAMILY.items()))]
+    names = [cells.stated(erase), *(f"{name}: {cells.stated(member)}" for name, member in sorted(FAMILY.items()))]
     digest = hashlib.sha256("".join(names).encode())
     for path in sorted(WEIGHTS.rglob("*.safetensors")):
         digest.update(path.read_bytes())
