@@ -185,7 +185,6 @@ def table(lines: list[dict]) -> str:
 
 def costs() -> str:
     """Markdown: UNet evaluations a step at the paper's scale and at the world's."""
-    from aegis_jax.erasure.aegis.cost import unet_evaluations
     from aegis_jax.erasure.presets import PRESETS, switched
     from aegis_jax.run import config
 
@@ -193,9 +192,9 @@ def costs() -> str:
     head = "| preset | the paper's scale | of these latents | configs/world.py, batch 4 | of these latents |"
     rows = [head, "| --- | --- | --- | --- | --- |"]
     for name, preset in PRESETS.items():
-        if preset.settings.steps == 1:  # a closed form, which never calls the UNet
+        if preset.method.cost is None:  # a closed form, which never calls the UNet, or steps that are not all alike
             continue
-        each = [unet_evaluations(settings) for settings in (preset.settings, switched(world, name))]
+        each = [preset.method.cost(settings, 1) for settings in (preset.settings, switched(world, name))]
         rows.append(f"| `{name}` | " + " | ".join(f"{cost.total:.0f} | {cost.latents:.0f}" for cost in each) + " |")
     return "\n".join(rows)
 

@@ -13,6 +13,7 @@ from aegis_jax.diffusion.predict import predict
 from aegis_jax.diffusion.schedule import Schedule, make_schedule
 from aegis_jax.erasure import groups, trainable
 from aegis_jax.erasure.latents import Noised
+from aegis_jax.erasure.programs import program
 from aegis_jax.erasure.texts import check_text_width
 from aegis_jax.errors import AegisError
 from aegis_jax.models import unet as unet_lib
@@ -104,6 +105,12 @@ def moved(net: Networks, drift: dict, trainable_set: str) -> Networks:
 def noise(net: Networks, at: Noised, cond: Conditioning, *, remat: bool = False):
     """eps of `net` (B, h, w, C) at latents B, latent i under row i mod G of cond."""
     return predict(net.unet_graph, net.unet, net.schedule, at.z, at.t, cond, remat=remat)
+
+
+@program
+def predicted(net: Networks, at: Noised, cond: Conditioning):
+    """`noise` as a program of its own."""
+    return noise(net, at, cond)
 
 
 def encoded(net: Networks, tokens) -> Conditioning:

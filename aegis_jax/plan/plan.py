@@ -67,7 +67,7 @@ def facts(pipeline: Pipeline, run: RunConfig) -> Facts:
 def _settled(run: RunConfig) -> RunConfig:
     """With a concept, for there must be one, and the type that an accelerator computes in."""
     if run.method.cost is None:
-        raise AegisError(f"method={run.erase.method} never calls the UNet and runs on the host: nothing to plan")
+        raise AegisError(f"method={run.erase.method} runs on the host, or its steps are not all alike: nothing to plan")
     if run.mesh.data * run.mesh.fsdp > 1:
         raise AegisError("a run that mesh.data or mesh.fsdp spreads over chips is not planned yet: set both to 1")
     settings = run.erase

@@ -232,6 +232,7 @@ def test_without_libtpu_the_estimate_says_so(folder, planned_before, monkeypatch
         (["--topology", "v5e:4", "--lanes", "2", "--model", "sd14"], "only xattn and kv share"),
         (["--topology", "v5e:4"], "no model given"),
         (["--topology", "v5e:4", "--model", "world", "--config.method=uce"], "nothing to plan"),
+        (["--topology", "v5e:4", "--model", "world", "--config.method=stereo"], "nothing to plan"),
     ],
 )
 def test_bad_input_is_one_line(more, said, capsys):

@@ -3,6 +3,7 @@ prompts to retain. Read step.py first."""
 
 from aegis_jax.erasure import groups, trainable
 from aegis_jax.erasure.advunlearn.config import AdvUnlearnConfig, check
+from aegis_jax.erasure.advunlearn.cost import unet_evaluations
 from aegis_jax.erasure.advunlearn.setup import check_fit, setup
 from aegis_jax.erasure.advunlearn.step import erase_step
 from aegis_jax.erasure.method import Method
@@ -41,5 +42,6 @@ def tensors(pipeline, config: AdvUnlearnConfig) -> list[str]:
 remedy = "lower learning_rate or eta"
 smaller = "lower --config.batch and --config.retain.batch, or set --config.low_memory=true"
 method = Method(
-    AdvUnlearnConfig(), check, setup, erase_step, drift, described, tensors, remedy, smaller, check_concepts=check_fit
-)
+    AdvUnlearnConfig(), check, setup, erase_step, drift, described, tensors, remedy, smaller,
+    check_concepts=check_fit, cost=unet_evaluations,
+)  # fmt: skip

@@ -29,7 +29,7 @@ from aegis_jax.erasure import adam, latents, networks
 from aegis_jax.erasure.advunlearn.config import AdvUnlearnConfig
 from aegis_jax.erasure.advunlearn.setup import Frozen, State
 from aegis_jax.erasure.latents import Noised
-from aegis_jax.erasure.networks import Networks, encoded, noise
+from aegis_jax.erasure.networks import Networks, encoded, noise, predicted
 from aegis_jax.erasure.programs import given, program
 
 _square = lambda x: jnp.mean(jnp.square(x))  # noqa: E731
@@ -77,14 +77,23 @@ def _attack_step(net0: Networks, net: Networks, template, concept_emb, p, moment
     return p - rate * direction["p"], moments, loss
 
 
-@program
+@jax.jit
+def _asked(at: Noised, kept: Noised, concept_emb: Conditioning, empty_emb: Conditioning, retained_emb: Conditioning):
+    """What `goals` asks theta0, in one call."""
+    count = len(at.z)
+    many = Noised(jnp.concatenate([at.z, at.z, kept.z]), jnp.concatenate([at.t, at.t, kept.t]))
+    return many, join(per_latent(concept_emb, count), per_latent(empty_emb, count), retained_emb)
+
+
+@partial(jax.jit, static_argnums=1)
+def _told(eps, count: int, eta):
+    concept, empty, retained = jnp.split(eps, [count, 2 * count])
+    return empty - eta * (concept - empty), retained
+
+
 def goals(net0: Networks, at: Noised, kept: Noised, concept_emb: Conditioning, retained_emb: Conditioning, eta):
     """(what theta shall predict under c*, (B, h, w, C); what under the retained prompts, (R, h, w, C)), of theta0."""
-    count = at.z.shape[0]
-    cond = [per_latent(concept_emb, count), per_latent(net0.empty_emb, count), retained_emb]
-    z, t = jnp.concatenate([at.z, at.z, kept.z]), jnp.concatenate([at.t, at.t, kept.t])
-    eps_concept, eps_empty, eps_retained = jnp.split(noise(net0, Noised(z, t), join(*cond)), [count, 2 * count])
-    return eps_empty - eta * (eps_concept - eps_empty), eps_retained
+    return _told(predicted(net0, *_asked(at, kept, concept_emb, net0.empty_emb, retained_emb)), len(at.z), eta)
 
 
 def gradients_of(
