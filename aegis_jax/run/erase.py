@@ -71,7 +71,7 @@ def erase(
     progress: Progress | None = None,
     measure: Callable[[RunConfig, Pipeline, Pipeline], str | None] | None = None,
 ) -> EraseResult:
-    """Erases concepts, given by name, from a pipeline's UNet.
+    """Erases concepts, given by name, from a pipeline.
 
     pipeline: a `Pipeline`, or what `load_pipeline` takes. concepts: a text or a list of texts.
     config: a method's settings such as `EraseConfig`, a `RunConfig`, a config file or the name of

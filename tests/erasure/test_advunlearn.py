@@ -7,7 +7,7 @@ import pytest
 
 from aegis_jax.erasure import advunlearn
 from aegis_jax.erasure.advunlearn import step
-from aegis_jax.erasure.advunlearn.config import AdvUnlearnConfig, RetainConfig
+from aegis_jax.erasure.advunlearn.config import AdvUnlearnConfig, LatentsConfig, RetainConfig
 from aegis_jax.erasure.advunlearn.setup import NEUTRAL, _retained
 from aegis_jax.erasure.presets import preset
 from aegis_jax.erasure.texts import known
@@ -23,6 +23,18 @@ def test_the_published_numbers():
     assert (config.warm_up, config.retain.batch, config.trainable) == (200, 5, "text_encoder")
     unet = preset("advunlearn-unet").settings
     assert unet == dataclasses.replace(config, method="advunlearn-unet", trainable="full")
+
+
+def test_what_it_costs():
+    """By hand: of a step, with 24 steps of attack on average, and 24.5 guided steps for a fresh latent."""
+    cost = advunlearn.method.cost(preset("advunlearn").settings, 1)
+    assert (cost.latents, cost.soft) == pytest.approx(((1 + 24 + 5) * 2 * 24.5, 24 * (1 + 1 + 1.08)))
+    assert (cost.erasure, cost.words) == pytest.approx((2 + 1 + 1.08, 5 * (1 + 1 + 1.08)))
+    pooled = dataclasses.replace(
+        preset("advunlearn").settings, retain=RetainConfig(prompts=tuple("abcdefghij")), latents=LatentsConfig(50, 100)
+    )
+    # 1000 steps: ten fillings for the concept; each of ten prompts is taken 500 times, and redrawn after 500.
+    assert advunlearn.method.cost(pooled, 1).latents == pytest.approx((10 + 10) * 8 * 2 * 50 / 1000)
 
 
 def test_the_neutral_set_is_what_the_tokenizer_knows_without_the_concept(pipeline):

@@ -32,10 +32,12 @@ from aegis_jax.erasure.stereo.setup import Frozen, State
 ERASE, INVERT, ONCE = range(3)
 _square = lambda x: jnp.mean(jnp.square(x))  # noqa: E731
 _mean = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32)))
+_average = jax.jit(lambda losses: jnp.mean(jnp.stack(losses)))
 _zeros = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 _size = jax.jit(lambda drift: jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in drift.values())))
 _rows = jax.jit(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree))
+_at = jax.jit(lambda rows, i: rows[i], static_argnums=1)
 _put = jax.jit(lambda rows, i, new: rows.at[i].set(new), static_argnums=1)
 
 
@@ -220,7 +222,7 @@ def _drawn(net: Networks, pools: dict, cond: Conditioning, turn: tuple, key, con
 
 def _inverted(state: State, frozen: Frozen, net: Networks, keys, phase: Phase, config: StereoConfig):
     """Some steps of AdamW on the round's token, by its own share of the pictures."""
-    inversion, soft, moments, losses = config.inversion, state.soft[phase.round], state.moments, []
+    inversion, soft, moments, losses = config.inversion, _at(state.soft, phase.round), state.moments, []
     share = inversion.pictures // config.search.rounds
     first, rate = given(phase.round * share, jnp.int32), given([inversion.learning_rate, inversion.weight_decay])
     how = {"batch": config.batch, "share": share, "remat": config.low_memory}
@@ -228,4 +230,4 @@ def _inverted(state: State, frozen: Frozen, net: Networks, keys, phase: Phase, c
         soft, moments, loss = _invert(net, frozen, soft, moments, key, first, rate, **how)
         losses.append(loss)
     state = dataclasses.replace(state, soft=_put(state.soft, phase.round, soft), moments=moments)
-    return state, {"L_e": _mean(jnp.stack(losses)), "drift_norm": _size(state.drift)}
+    return state, {"L_e": _average(losses), "drift_norm": _size(state.drift)}
