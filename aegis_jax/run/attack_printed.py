@@ -17,7 +17,7 @@ def print_counts(of: str, tally: dict) -> None:
     for group, found in tally.get("levels", {}).items():
         for level, share in found.items():
             print(f"{group + ', ' + level + ':':40} shown in {in_words(share)}")
-    if len(tally["each"]) > 1:
+    if len(tally["each"]) > 1 and "levels" not in tally:
         print(f"{'by restart':24}{', '.join(map(str, tally['each']))}")
     line("together", tally["together"])
 

