@@ -177,7 +177,9 @@ def _given(job: Job, given: Given, value, out: Path | None) -> None:
         print_counts(of, about["outcomes"])
     elif value is not None:
         about = about | {"shown": rates(job.pipeline, found, value, seed=job.config.seed)}
-        print_rates(value, about["shown"], "with the token learnt")
+        print_rates(value, about["shown"], "under what was found")
+    if found.generated:
+        print(f"the search drew {found.generated} pictures")
     if out is not None:
         pictures = {"concept": _by_restart, "picture": _by_picture}.get(of, _by_prompt)(job, given, found)
         _write(job, found, pictures, about, out)
@@ -215,7 +217,8 @@ def _by_restart(job: Job, given: Given, found) -> list[replay.Picture]:
         ]
         first, last = found.losses[0, restart], found.losses[-1, restart]
         own = ", the attacker's pick" if restart == found.pick else ""
-        print(f"restart {restart}: {getattr(job.config, 'goal', 'denoising')} loss {first:.4f} -> {last:.4f}{own}")
+        goal = f"{job.config.goal} " if hasattr(job.config, "goal") else ""
+        print(f"restart {restart}: {goal}loss {first:.4f} -> {last:.4f}{own}")
     return pictures
 
 
