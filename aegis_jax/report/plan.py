@@ -119,6 +119,8 @@ def plan(
     original, built_in = load_pipeline(base), load_pipeline("world")
     is_world = original.unet.config == built_in.unet.config
     taken = chosen(attacks, settings or {}, Embedded.usual if is_world else Pictured.usual)
+    if set(options) - set(of_user.OPTIONS):
+        raise TypeError(f"evaluate takes no {sorted(set(options) - set(of_user.OPTIONS))}")
     options = dict.fromkeys(of_user.OPTIONS) | options
     config = config or ("world" if is_world else None)
     subject = _subject(original, is_world, concept, near, options)

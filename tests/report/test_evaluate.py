@@ -137,6 +137,15 @@ def test_the_command_of_a_figure_asks_for_its_cells(report, evaluation):
             assert mine and set(mine) <= set(cells)
 
 
+def test_no_figure_depends_on_what_else_stands_in_the_table(evaluation):
+    """The base's cells are the same with a baseline beside it and without."""
+    alone = command(evaluation)
+    at = alone.index("--baselines")
+    everything = planned(command(evaluation))
+    assert planned(alone[:at] + alone[at + 2 :]) == [cell for cell in everything if cell[0] == "base"]
+    assert [cell for _, cell in everything][::2] == [cell for _, cell in everything][1::2]  # nor on whose cell it is
+
+
 def test_an_interrupted_evaluation_goes_on(evaluation, report, tmp_path, monkeypatch, capsys):
     """Of ten cells two are lost, one has no picture, one is cut short: these alone are measured, to the same end."""
     out, measured = tmp_path / "star", []

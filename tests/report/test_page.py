@@ -1,7 +1,9 @@
 """report.html: a whole document that asks for nothing, runs nothing, and shows what users wrote as text."""
 
+import base64
 import copy
 import html.parser
+import io
 import re
 import shutil
 import subprocess
@@ -84,7 +86,7 @@ def test_it_asks_for_nothing_and_runs_nothing(source):
         for name, value in attributes.items():
             assert not name.startswith("on")
             if name in ("src", "href", "xlink:href", "action", "srcset"):
-                assert value.startswith(("data:image/png;base64,", "#")), value[:80]
+                assert value.startswith(("data:image/png;base64,", "#")), value[:80]  # the world's are small
     addresses = re.findall(r"(?:url\(|@import|https?:)[^)\s\"]*", source)
     assert all(a.startswith("url(#") or a.startswith("http://www.w3.org/") for a in addresses), addresses
 
@@ -108,6 +110,19 @@ def test_pictures_are_blurred_but_the_worlds(report, what, source):
     other = copy.deepcopy(report) | {"base": "/models/other"}
     assert "blur(" in page.html(other, what) and 'id="show"' in page.html(other, what)
     assert "blur(" not in page.html(other | {"show": True}, what)
+
+
+def test_large_pictures_are_made_smaller_for_the_page():
+    strip = np.zeros((512, 3 * 512, 3), np.uint8)
+    strip[:, 512:1024] = [250, 20, 20]
+    for size, kind, shown in ((32, "png", (96, 32)), (512, "jpeg", (3 * page.SHOWN, page.SHOWN))):
+        out = io.BytesIO()
+        Image.fromarray(strip[:size, :: 512 // size]).save(out, "PNG")
+        begin, data = page._small(out.getvalue(), 3).split(",")
+        picture = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert begin == f"data:image/{kind};base64" and picture.size == shown
+        middle = np.asarray(picture, int)[:, shown[0] // 3 + 2 : 2 * shown[0] // 3 - 2]
+        assert np.abs(middle - [250, 20, 20]).max() < 12  # pictures stay where they were
 
 
 def test_charts_have_the_pages_colours_and_what_they_are_given():
