@@ -58,14 +58,14 @@ def spread(share: dict) -> str:
     return f"{low:.0%} to {high:.0%}"
 
 
-def shown(found: dict) -> list[str]:
-    """A pooled figure as its number, its uncertainty, and what it was counted from; "" where there is none."""
+def shown(found: dict, unit: str = "images") -> list[str]:
+    """A pooled figure as its number, its uncertainty, and what it is of (unit); "" where there is none."""
     if "share" in found:
         if found["share"] is None:
             return ["-", "none left", ""]
         return [percent(found), spread(found), f"{found['count']} of {found['n']}"]
     if "mean" in found:
         between = "" if found["interval"] is None else "{:.3f} to {:.3f}".format(*found["interval"])
-        return [f"{found['mean']:.3f}", between, f"{found['n']} images"]
+        return [f"{found['mean']:.3f}", between, f"{found['n']} {unit}"]
     low, high = found["range"]
-    return [f"{found['value']:.3g}", f"{low:.3g} to {high:.3g}" if low < high else "", f"{found['n']} images a seed"]
+    return [f"{found['value']:.3g}", f"{low:.3g} to {high:.3g}" if low < high else "", f"{found['n']} {unit} a seed"]

@@ -52,8 +52,8 @@ def command(files, out, *more, leave=()):
     options = {
         "--base": files / "base", "--concept": "church", "--judge": "tiny:", "--prompts": files / "prompts.csv",
         "--retain": files / "neutral.txt", "--real": files / "real", "--clip": files / "clip", "--beside": "sky",
-        "--attacks": ATTACK, "--attack.ring-a-bell-embedding.eta": 2.5, "--seeds": "0,1", "--images": 4,
-        "--image-steps": STEPS, "--guidance": 3, "--out": out,
+        "--attacks": ATTACK, "--baselines": "uce", "--attack.ring-a-bell-embedding.eta": 2.5,
+        "--seeds": "0,1", "--images": 4, "--image-steps": STEPS, "--guidance": 3, "--out": out,
     }  # fmt: skip
     given = [f"{k}={v}" if "." in k else (k, str(v)) for k, v in options.items() if k not in leave]
     flat = [part for pair in given for part in ([pair] if isinstance(pair, str) else pair)]
@@ -86,7 +86,8 @@ def test_prompts_bring_their_own_seed_and_guidance(files, report):
 
 
 def test_rows_have_attacks_controls_and_intervals(report):
-    assert [(row["name"], row["role"]) for row in report["rows"]] == [("base", "base"), ("erased", "model")]
+    roles = [(row["name"], row["role"]) for row in report["rows"]]
+    assert roles == [("base", "base"), ("erased", "model"), ("uce", "baseline")]
     assert report["neutral"] == "thing" and report["judge"]["label"] == tiny_judge.LABELS[0]
     for row in report["rows"]:
         attack = row["attacks"][ATTACK]
@@ -96,9 +97,10 @@ def test_rows_have_attacks_controls_and_intervals(report):
         assert 0 <= low <= attack["rate"]["share"] <= high + 1e-9 and set(attack["rate"]["by_seed"]) == {"0", "1"}
         assert row["worst"] == row["worst_of_all"] and row["worst"]["rate"] == attack["rate"]
         assert attack["control"]["word"] == "thing"
-        assert (attack["d2"] is None) == (row["role"] == "base") and (
-            row["role"] == "base" or attack["d2"]["value"] > 0
-        )
+        assert (attack["d2"] is None) == (attack["attack_succeeded"]["n"] == 0)  # no prompt needed an attack
+        assert attack["d2"] is None or attack["d2"]["value"] > 0
+    assert report["rows"][1]["attacks"][ATTACK]["d2"] is not None
+    assert report["rows"][2]["method"] == "uce" and "--config" not in report["rows"][2]["erase_command"].split()
     # Cases are those which the base shows: there no prompt needs an attack.
     assert report["rows"][0]["attacks"][ATTACK]["no_attack_needed"]["share"] == 1
 
@@ -131,6 +133,7 @@ def test_near_concepts_are_the_judges_other_labels(report):
 def test_the_page_is_whole_and_blurred(evaluation, report):
     found = Page((evaluation / "report.html").read_text())
     assert found.open == [] and "a church of <b>stars</b>" in found.text
+    assert "4 latents a seed" in found.text and "3 images a seed" in found.text
     assert "kept (near words)" in found.text and "UnlearnCanvas" not in found.text
     assert "CARE" in found.text and "to real images" in found.text and report["prompts"]["sha256"] in found.text
     assert "blur(" in (evaluation / "report.html").read_text()
@@ -179,13 +182,12 @@ def test_what_cannot_be_is_one_line_before_anything_starts(files, capsys, tmp_pa
 
 
 def test_a_base_that_shows_nothing_is_told_before_a_baseline_is_erased(files, capsys, tmp_path):
-    (tmp_path / "prompts.csv").write_text("prompt,seed\na church,0\n")
     pipeline = load_pipeline(files / "base")
     (seed,) = [
         seed for seed in range(20)
         if tiny_judge.bands(sample(pipeline, "a church", seed=[seed], steps=STEPS, guidance=3)).argmax() != 0
     ][:1]  # fmt: skip
     (tmp_path / "prompts.csv").write_text(f"prompt,seed\na church,{seed}\n")
-    out, given = tmp_path / "out", ["--prompts", tmp_path / "prompts.csv", "--baselines", "uce", "--seeds", "0"]
+    out, given = tmp_path / "out", ["--prompts", tmp_path / "prompts.csv", "--seeds", "0"]
     line = refused(capsys, *command(files, out, *given, leave=["--prompts", "--seeds"])[1:])
     assert "in none of the base's 1 images" in line and not (out / "baselines").exists()
