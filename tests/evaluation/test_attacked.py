@@ -94,7 +94,7 @@ def test_no_pick_goes_by_a_judge(calls, monkeypatch):
     picks = []
     for flipped in (False, True):
         if flipped:
-            monkeypatch.setattr(attacked.judge, "load", lambda name: lambda images: {"shape": np.full(40, -1)})
+            monkeypatch.setattr(judge, "load", lambda name: lambda images: {"shape": np.full(40, -1)})
         found = attacked.attack_family(None, None, STAR, MEMBERS, seed=0, n=N, images="pictures")
         picks.append((found["pick"]["member"], found["pick"]["restart"]))
     assert picks[0] == picks[1]
@@ -162,5 +162,5 @@ def test_on_the_world_as_it_is_the_attack_finds_the_concept():
     images = attacked.attacker_images(pipeline, STAR, 16)
     found = attacked.attack_family(pipeline, pipeline, STAR, members, seed=0, n=12, images=images)
     assert found["pick"]["rate"] > 0.8
-    shown = attacked.judge.load("judge")(images)["shape"] == STAR.index
+    shown = judge.load("judge")(images)["shape"] == STAR.index
     assert shown.mean() > 0.8
