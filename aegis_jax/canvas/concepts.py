@@ -13,7 +13,7 @@ import numpy as np
 from aegis_jax.errors import AegisError
 from aegis_jax.world.concepts import Value
 
-THINGS = 122  # what a canvas draws unless its weights say otherwise
+THINGS = 96  # what a canvas draws unless its weights say otherwise
 LEAST = 2
 # Apart for the outside check: drawn like the others, but no erasure's settings are chosen on them.
 OUTSIDE = ("plant-flower", "sport", "musical-instrument")

@@ -155,3 +155,15 @@ def test_a_count_out_of_range_is_one_line(tmp_path, capsys):
         canvas.main(["--out", str(tmp_path / "run"), "--things", "1000"])
     assert stopped.value.code == 2 and "a canvas of 1000 things: wanted 2 to" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_of_one_number_of_things(tmp_path, capsys, monkeypatch):
+    called = []
+    monkeypatch.setattr(subject, "drawings", lambda folder, concepts, log: called.append(concepts.count) or {})
+    monkeypatch.setattr(train, "train", lambda out, **how: called.append(how["subject"].name))
+    for _ in range(2):  # the same command goes on
+        canvas.main(["--out", str(tmp_path / "run"), "--things", "8"])
+    assert called == [8, "canvas"] * 2
+    with pytest.raises(SystemExit) as stopped:
+        canvas.main(["--out", str(tmp_path / "run"), "--things", "9"])
+    assert stopped.value.code == 2 and "has begun a canvas of 8 things, not of 9" in capsys.readouterr().err

@@ -8,6 +8,7 @@ docs/canvas.md.
 """
 
 import argparse
+import json
 import pathlib
 
 from aegis_jax.canvas.concepts import THINGS, Concepts, catalogue
@@ -18,14 +19,24 @@ from tools.world import stages
 from tools.world import train as world
 
 PLAN = stages.Plan(
-    pool=24_000,
+    pool=16_000,
     clip_steps=2_000,
     vae_steps=3_000,
     judge_steps=5_000,
-    unet_rounds=(2_000, 4_000),
+    unet_rounds=(1_500, 3_000),
     unet_batch=64,
     min_snr=5.0,
 )
+
+
+def _claim(out: pathlib.Path, count: int) -> None:
+    """Refuses a folder whose stages are of another number of things."""
+    said = out / "concepts.json"
+    begun = json.loads(said.read_text())["things"] if said.is_file() else count
+    if begun != count:
+        raise AegisError(f"{out} has begun a canvas of {begun} things, not of {count}: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    said.write_text(json.dumps({"things": count}) + "\n")
 
 
 def main(argv=None) -> None:
@@ -37,6 +48,7 @@ def main(argv=None) -> None:
     cache.enable()
     try:
         concepts = Concepts(arguments.things)
+        _claim(arguments.out, concepts.count)
         drawn = subject.drawings(arguments.out / "pictures", concepts, world.say)
         world.train(arguments.out, seed=arguments.seed, plan=PLAN, subject=subject.canvas(drawn, concepts))
     except AegisError as error:
