@@ -35,12 +35,12 @@ _SINGULAR = frozenset("bus omnibus cactus octopus hibiscus crocus fungus heliant
 _MASS = frozenset(
     "something corn maize sweetcorn cheese cheddar brie gouda bread toast sourdough sushi sashimi nigiri maki "
     "ramen rice fire lava snow thunder lightning honey nectar denim candy wine merlot vino vermouth coffee beer "
-    "ale lager champagne prosecco cava bubbly seafood marine fowl avian poultry music clothing apparel weather "
+    "ale lager champagne prosecco cava bubbly sealife marine fowl avian plumage music clothing apparel weather "
     "transport vegetation flora greenery flight aviation athletics gaming gambling lighting stationery science "
     "hardware produce food soccer tennis basketball baseball softball hardball bowling boxing hockey footy futbol "
     "guacamole guac popcorn popped halloween christmas xmas noel tinsel sunshine sunny lunar graduation blaze "
-    "booze electronics paperwork homeware floral feathered reptilian fruity aquatic airborne flying maritime "
-    "scientific musical sporting domestic gridiron surf candlelight microscopy steam autumn sailing rowing "
+    "booze electronics paperwork homeware floral feathered reptilian fruity aquatic oceanic scaly airborne flying "
+    "maritime scientific musical sporting domestic gridiron surf candlelight microscopy steam autumn sailing rowing "
     "drumming parchment landscape terrain scenery wimbledon".split()
 )
 
