@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 
 from aegis_jax.erasure import advunlearn, aegis, stereo
+from aegis_jax.erasure.aegis.config import LatentsOf2025
 from aegis_jax.erasure.closed.room import METHODS as CLOSED
 from aegis_jax.erasure.method import Method
 from aegis_jax.errors import AegisError
@@ -48,10 +49,7 @@ _TWO_LATENTS = {"latents": {"shared": False}}
 _WORDS = {"words": {"preserve": 5.0, "context": "push"}}
 _PLUS = {"soft": {"life": "run", "tokens": 4, "prefixes": 4, "gamma": 5e-3}, **_NO_GRP, **_ONE_LATENT, **_WORDS}
 _ESD = {"soft": {"use": "none", "prefixes": 1}, **_NO_GRP, **_ONE_LATENT}
-_ESD_2025 = _merge(
-    _ESD,
-    {"latents": {"levels": "grid", "source": "original"}, "steps": 200, "learning_rate": 5e-5},
-)
+_ESD_2025 = _ESD | {"latents": LatentsOf2025(shared=True), "steps": 200, "learning_rate": 5e-5}
 _STILL = {"soft": {"beta": 0.0, "gamma": 0.0}}  # random prefixes, no sign steps
 _UCE_2023 = {"tokens": "from_last", "preserve": ("",), "preserve_tokens": "all", "preserve_scale": 0.1}
 

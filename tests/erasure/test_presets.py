@@ -128,14 +128,20 @@ def test_esds_variants():
     assert (esd.eta, esd.latents.shared, esd.soft.use, esd.grp.rule) == (1.0, True, "none", "none")
     assert old == dataclasses.replace(esd, method="esd-u", trainable="noxattn")
     assert (new.eta, new.steps, new.learning_rate, new.trainable) == (1.0, 200, 5e-5, "layers")
-    assert new.latents == dataclasses.replace(esd.latents, levels="grid", source="original")
+    assert dataclasses.asdict(new.latents) == dataclasses.asdict(esd.latents)
+    drawn = [(settings.latents.levels, settings.latents.by_original) for settings in (esd, new)]
+    assert drawn == [("interval", False), ("grid", True)]
     assert preset("esd-x").settings.trainable == preset("esd-x-2025").settings.trainable == "xattn"
 
 
 def test_what_is_a_presets_own_neither_comes_nor_stays():
     world = run_config.load("world").erase
     assert switched(world, "esd-u").trainable == "noxattn" and switched(world, "esd-u-2025").steps == 200
-    back = switched(switched(world, "esd-u-2025"), "esd")
+    new = switched(world, "esd-u-2025")
+    run = run_config.merge(run_config.RunConfig(), {"method": "esd-u-2025"}, [("latents.steps", "9")])
+    assert new.latents.levels == run.erase.latents.levels == "grid" and run.erase.latents.steps == 9
+    back = switched(new, "esd")
+    assert back.latents.levels == "interval"
     assert (back.trainable, back.steps, back.batch) == ("full", 1000, world.batch)
 
 

@@ -5,14 +5,13 @@ Plain frozen data, so that a group of settings is hashable and can be a static a
 
 import dataclasses
 import math
+from typing import ClassVar
 
 from aegis_jax.erasure import trainable
-from aegis_jax.erasure.latents import LEVELS
 from aegis_jax.errors import AegisError
 
 USES = ("both", "target", "prompt", "none")
 LIVES = ("step", "run")
-SOURCES = ("current", "original")
 RULES = ("released", "total", "fixed", "constant", "none")
 CONTEXTS = ("none", "erase", "push")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
@@ -63,8 +62,17 @@ class LatentsConfig:
     refresh_every: int = 1
     shared: bool = False  # one latent, drawn under c_e, for the sign steps and the loss; else the loss has its own
     offset: bool = False  # t lies above the latent's own noise level, as in the released sampler
-    levels: str = "interval"  # interval | grid | above: at which t near its own level a latent is trained (latents.py)
-    source: str = "current"  # whose trajectories: of the current weights | of the original ones
+
+    levels: ClassVar[str] = "interval"  # at which t near its own level a latent is trained (latents.LEVELS)
+    by_original: ClassVar[bool] = False  # whose trajectories: the current weights' or the original ones'
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsOf2025(LatentsConfig):
+    """As ESD's code of 2025 draws them."""
+
+    levels: ClassVar[str] = "grid"
+    by_original: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +156,6 @@ def check(config: EraseConfig) -> None:
     choice(words.context, "words.context", CONTEXTS)
     need(2 <= latents.steps <= 1000, "latents.steps", "2 to 1000")
     need(latents.refresh_every >= 1, "latents.refresh_every", "1 or more")
-    choice(latents.levels, "latents.levels", LEVELS)
-    need(latents.steps >= 3 or latents.levels != "above", "latents.steps", "at least 3 where latents.levels is above")
-    choice(latents.source, "latents.source", SOURCES)
     if problems:
         raise AegisError("config: " + "; ".join(problems))
 

@@ -233,7 +233,7 @@ def _added(both):
 def _draw(frozen: Frozen, theta, pools: dict, name: str, cond: Conditioning, turn: Turn, key, config: EraseConfig):
     """(`Noised`, grid positions, pools) under `cond`, a row for each of the turn's prompts."""
     how = {"batch": config.batch, "offset": config.latents.offset, "levels": config.latents.levels}
-    theta = frozen.unet if config.latents.source == "original" else theta
+    theta = frozen.unet if config.latents.by_original else theta
     if name not in pools:
         return *latents.fresh(frozen, theta, cond, key, steps=config.latents.steps, **how), pools
     # A concept's first prompt of the batch stands at the concept's own place in it.
