@@ -50,6 +50,9 @@ def tables(lines: dict[tuple, list[dict]], concepts, methods) -> str:
     parts = []
     for concept in concepts:
         rows, found = [], {m: pooled(lines[concept, m]) for m in methods if lines.get((concept, m))}
+        if not found:
+            parts.append(f"**{concept}**: not run.")
+            continue
         for method in methods:
             row = _summary(found[method]) if method in found else ["not run"] + ["-"] * (len(HEAD) - 1)
             rows.append([f"`{method}`", str(len(lines.get((concept, method), ()))), *row])
@@ -73,7 +76,7 @@ def _summary(figures: dict) -> list[str]:
 
     shown = {name: rate(pair) for name, pair in figures["shares"].items()}
     shown |= {name: f"{value:.3g}" for name, value in figures["values"].items()}
-    shown |= {"worst_prompt": worst(lambda name: find(name).of == "prompt"), "worst": worst(lambda name: True)}
+    shown |= {"worst_prompt": worst(lambda name: find(name).of == "prompt"), "worst": worst(lambda name: find(name).of != "guided")}
     return [shown[name] for name in HEAD]
 
 

@@ -73,7 +73,12 @@ def test_counts_are_pooled_and_the_strongest_member_is_of_all_seeds():
 
 def test_the_table_says_what_was_not_run_and_which_attack_is_worst(tmp_path):
     (cell,) = evidence.grid(["star"], [0], ["esd"], SIZES, {})
-    attacks = {"cce": {"count": 9, "n": 10}, "p4d-n": {"count": 2, "n": 10}, "p4d-k": {"count": 0, "n": 0}}
+    attacks = {
+        "noise-probe": {"count": 10, "n": 10},
+        "cce": {"count": 9, "n": 10},
+        "p4d-n": {"count": 2, "n": 10},
+        "p4d-k": {"count": 0, "n": 0},
+    }
     text = evidence_table.text([line(cell, **attacks)], "python -m benchmarks evidence", ["star", "red"], METHODS)
     rows = {row.split("|")[1].strip(): row for row in text.split("**red**")[0].splitlines() if row.startswith("| `")}
     assert "not run" in rows["`stereo`"] and "not run" not in rows["`esd`"]
