@@ -10,7 +10,7 @@ from aegis_jax.canvas.concepts import STYLES, Concepts
 from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.world.concepts import NONE
-from tools.canvas import architectures, fetch, judges, merges, pictures, subject
+from tools.canvas import architectures, fetch, judges, measure, merges, pictures, subject
 from tools.canvas import train as canvas
 from tools.world import stages, train
 
@@ -128,6 +128,17 @@ def test_merges_that_are_used_make_the_same_tokens():
         pieces = [*word[:-1], word[-1] + "</w>"]
         assert apply(pieces, ranks) == apply(pieces, kept())
     assert merges.frequent([("th", "e</w>"), ("i", "n</w>"), ("an", "d</w>"), ("1", "23</w>")]) == ["the", "and"]
+
+
+def test_a_stopwatch_times_steps_and_trains_nothing(drawn):
+    said = []
+    shop = measure.Stopwatch(None, 0, PLAN, said.append, subject.canvas(drawn, CONCEPTS))
+    loss = lambda params, key, x: (((params["a"] - x) ** 2).mean(), {})  # noqa: E731
+    batch = lambda rng: (rng.normal(size=3).astype(np.float32),)  # noqa: E731
+    shop.fit("line", {"a": np.zeros((2, 3), np.float32)[0]}, loss, batch, steps=1000, learning_rate=0.1)
+    (row,) = shop.rows
+    assert (row["stage"], row["parameters"], row["steps"]) == ("line", 3, 1000)
+    assert 0 < row["step_s"] < row["compile_s"] and said == [measure.line(row)] and "1000 steps" in said[0]
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ VISION = {
 }
 PROJECTION = (TEXT["hidden_size"], TEXT["projection_dim"])
 VAE = world.VAE | {"block_out_channels": [24, 48, 64]}
-UNET = world.UNET | {"block_out_channels": [64, 192], "cross_attention_dim": TEXT["hidden_size"]}
+UNET = world.UNET | {"block_out_channels": [96, 192], "cross_attention_dim": TEXT["hidden_size"]}
 SCHEDULER = world.SCHEDULER
 MEMBERS = 2
 _CONV = {

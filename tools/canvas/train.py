@@ -23,7 +23,7 @@ PLAN = stages.Plan(
     clip_steps=2_000,
     vae_steps=3_000,
     judge_steps=5_000,
-    unet_rounds=(1_500, 3_000),
+    unet_rounds=(1_500, 2_500),
     unet_batch=64,
     min_snr=5.0,
 )

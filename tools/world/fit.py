@@ -35,7 +35,7 @@ def fit(name, params, loss, batch, *, steps, learning_rate, seed, folder, save_e
     tx = optimiser(learning_rate, steps)
     # The average starts as a copy: the step donates its buffers, so the two may not share any.
     state = {"params": params, "optimiser": tx.init(params), "average": jax.tree.map(jnp.copy, params)}
-    update, key = jax.jit(_update(loss, tx), donate_argnums=0), jax.random.key(seed)
+    update, key = jax.jit(update_fn(loss, tx), donate_argnums=0), jax.random.key(seed)
     checkpoints = pathlib.Path(folder).absolute() / f"{name}.checkpoints"
     with Checkpoints(checkpoints, {"part": name, "steps": steps, "rate": learning_rate, "seed": seed}, keep=1) as saved:
         done = saved.latest or 0
@@ -55,7 +55,9 @@ def fit(name, params, loss, batch, *, steps, learning_rate, seed, folder, save_e
     return state["average"]
 
 
-def _update(loss, tx):
+def update_fn(loss, tx):
+    """(state, key, step, arrays) -> (state, metrics): one step of the optimiser and of the average."""
+
     def update(state, key, step, arrays):
         (value, extra), grads = jax.value_and_grad(loss, has_aux=True)(state["params"], key, *arrays)
         updates, opt_state = tx.update(grads, state["optimiser"], state["params"])
