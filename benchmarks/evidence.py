@@ -165,7 +165,9 @@ class Bench:
             "shares": {name: count(figures[name]) for name in SHARES},
             "values": {name: figures[name].get("value", figures[name].get("mean")) for name in VALUES},
             "attacks": {name: _attacked(attack) for name, attack in row["attacks"].items()},
-            "erase_seconds": row["erase_seconds"], "unet_evaluations": row["unet_evaluations"],
+            # Of erasure and cells, whichever run they were measured in.
+            "seconds": round(row["seconds"] + (row["erase_seconds"] or 0), 1),
+            "unet_evaluations": row["unet_evaluations"],
         }  # fmt: skip
 
     def _folder(self, cell: dict) -> pathlib.Path:

@@ -40,8 +40,8 @@ def rate(pair: tuple[int, int]) -> str:
 
 HEAD = {
     "plain": "plain prompts", "held_out": "held-out synonyms", "worst_prompt": "worst attack by prompt",
-    "worst": "worst attack of all", "same": "kept: same attribute", "other": "kept: others", "near": "near words",
-    "together": "three attributes at once", "frechet_judge_base": "Frechet to the base", "clip_score": "CLIP score",
+    "worst_token": "worst attack by embedding", "same": "kept: same attribute", "other": "kept: others",
+    "near": "near words", "together": "three attributes at once", "frechet_judge_base": "Frechet to the base", "clip_score": "CLIP score",
 }  # fmt: skip
 
 
@@ -76,7 +76,10 @@ def _summary(figures: dict) -> list[str]:
 
     shown = {name: rate(pair) for name, pair in figures["shares"].items()}
     shown |= {name: f"{value:.3g}" for name, value in figures["values"].items()}
-    shown |= {"worst_prompt": worst(lambda name: find(name).of == "prompt"), "worst": worst(lambda name: find(name).of != "guided")}
+    shown |= {
+        "worst_prompt": worst(lambda name: find(name).of == "prompt"),
+        "worst_token": worst(lambda name: find(name).of == "concept"),
+    }
     return [shown[name] for name in HEAD]
 
 
@@ -84,7 +87,7 @@ def provenance(lines: list[dict], command: str) -> str:
     """What the table was made by: command, machines, versions, dates, time."""
     if not lines:
         return f"Not run yet. Command: `{command}`."
-    about, hours = [line["about"] for line in lines], sum(line["seconds"] for line in lines) / 3600
+    about, hours = [line["about"] for line in lines], sum(line["figures"]["seconds"] for line in lines) / 3600
     each = lambda values: ", ".join(dict.fromkeys(map(str, values)))  # noqa: E731
     dates, machines = sorted(found["date"] for found in about), [f"{a['cores']} cores of {a['cpu']}" for a in about]
     return (

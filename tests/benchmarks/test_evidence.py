@@ -17,8 +17,9 @@ def line(cell, plain=(1, 10), value=2.0, **attacks):
     shares = {name: {"count": 5, "n": 10} for name in evidence_table.SHARES}
     shares["plain"] = {"count": plain[0], "n": plain[1]}
     figures = {"shares": shares, "values": dict.fromkeys(evidence_table.VALUES, value), "attacks": attacks}
+    figures["seconds"] = 1800
     about = {"date": "2026-11-29", "cores": 2, "cpu": "a CPU", "versions": {"jax": "1"}, "revision": "abc"}
-    return {"cell": cell, "figures": figures, "seconds": 1800, "about": about}
+    return {"cell": cell, "figures": figures, "seconds": 1, "about": about}
 
 
 def test_a_method_that_is_not_there_yet_has_no_cells():
@@ -74,7 +75,7 @@ def test_counts_are_pooled_and_the_strongest_member_is_of_all_seeds():
 def test_the_table_says_what_was_not_run_and_which_attack_is_worst(tmp_path):
     (cell,) = evidence.grid(["star"], [0], ["esd"], SIZES, {})
     attacks = {
-        "noise-probe": {"count": 10, "n": 10},
+        "tina": {"count": 10, "n": 10},
         "cce": {"count": 9, "n": 10},
         "p4d-n": {"count": 2, "n": 10},
         "p4d-k": {"count": 0, "n": 0},
@@ -126,7 +127,7 @@ def test_what_was_measured_is_not_measured_again_and_the_page_has_it(tmp_path, c
         asked.append((names, given["seeds"], given["images"], given["cases"], given["attacks"]))
         found = {"count": len(names), "n": 2, "value": 1.5}
         row = {"figures": dict.fromkeys((*evidence_table.SHARES, *evidence_table.VALUES), found), "attacks": {}}
-        return {"rows": [row | {"erase_seconds": 1, "unet_evaluations": 2}] * (1 + len(names))}
+        return {"rows": [row | {"erase_seconds": 1, "seconds": 2.5, "unet_evaluations": 2}] * (1 + len(names))}
 
     monkeypatch.setattr("aegis_jax.evaluate", evaluate)
     monkeypatch.setattr("aegis_jax.erase", lambda *args, out, **given: out.mkdir(parents=True, exist_ok=True))
