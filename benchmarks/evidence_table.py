@@ -41,7 +41,8 @@ def rate(pair: tuple[int, int]) -> str:
 HEAD = {
     "plain": "plain prompts", "held_out": "held-out synonyms", "worst_prompt": "worst attack by prompt",
     "worst_token": "worst attack by embedding", "same": "kept: same attribute", "other": "kept: others",
-    "near": "near words", "together": "three attributes at once", "frechet_judge_base": "Frechet to the base", "clip_score": "CLIP score",
+    "near": "near words", "together": "three attributes at once", "frechet_judge_base": "Frechet to the base",
+    "clip_score": "CLIP score",
 }  # fmt: skip
 
 
