@@ -10,7 +10,7 @@ from tests.run.conftest import compilation_cache  # noqa: F401
 ATTACKS = "ring-a-bell"
 TINY = [
     "--attacks", ATTACKS, "--attack.ring-a-bell.generations=4", "--attack.ring-a-bell.population=8",
-    "--baselines", "uce", "--images", "4", "--cases", "4", "--seeds", "1",
+    "--baselines", "uce", "--images", "2", "--cases", "4", "--seeds", "1",
 ]  # fmt: skip
 
 

@@ -50,7 +50,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def what(evaluation):
-    found, _ = plan([], "world", "star", attacks=ATTACKS, baselines="uce", seeds="1", images=4, cases=4, out=evaluation)
+    found, _ = plan([], "world", "star", attacks=ATTACKS, baselines="uce", seeds="1", images=2, cases=4, out=evaluation)
     return found
 
 
