@@ -51,7 +51,7 @@ class Judge:
 
 
 def channels_first(x):
-    return torch.from_numpy(np.asarray(x, np.float32)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.array(x, np.float32)).permute(0, 3, 1, 2)
 
 
 @pytest.fixture(scope="module")

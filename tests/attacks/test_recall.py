@@ -108,6 +108,7 @@ def test_looks_and_controls_are_counted_apart(pipeline, images, without):
     assert found.unet_evaluations == pytest.approx(steps * 2 * 3.08 + 3 * 5 * 2 + (2 + 1 + 1 + 5 + 6) * 4 * 2)
 
 
+@pytest.mark.slow
 def test_what_is_shown_is_what_latents_and_step_draw(tiny, pipeline, images):
     from tests.parity import torch_guided as guided
 
@@ -142,8 +143,4 @@ def test_bad_input_is_named(pipeline, images, change, message):
 def test_defaults_are_the_published_ones():
     config = METHODS["recall"].config()
     published = (50, 20, 1e-3, 0.25, 5, 0.8, "ascend")
-    assert dataclass_values(config)[:7] == published
-
-
-def dataclass_values(config):
-    return tuple(vars(config).values())
+    assert tuple(vars(config).values())[:7] == published
