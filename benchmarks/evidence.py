@@ -36,6 +36,9 @@ QUICK = {
         "p4d-hard-prompt": {"timesteps": "2", "iterations": "2"},
         "p4d-n": {"steps": "4", "check_every": "2"}, "p4d-k": {"steps": "4", "check_every": "2"},
         "cce": {"steps": "5"}, "tina": {"iterations": "1"}, "ring-a-bell": {"generations": "5", "population": "8"},
+        "word-search": {"budget": "48", "population": "4", "picked": "4"}, "revival": {"looks": "2"},
+        "recall": {"timesteps": "2", "iterations": "1"}, "noise-probe": {"levels": "0.4"},
+        "completion-probe": {"levels": "0.2"}, "inpainting-probe": {"masks": "left"},
     },
 }  # fmt: skip
 PAGE = trials.ROOT / "docs" / "evidence.md"

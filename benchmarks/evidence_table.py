@@ -78,8 +78,8 @@ def _summary(figures: dict) -> list[str]:
     shown = {name: rate(pair) for name, pair in figures["shares"].items()}
     shown |= {name: f"{value:.3g}" for name, value in figures["values"].items()}
     shown |= {
-        "worst_prompt": worst(lambda name: find(name).of == "prompt"),
-        "worst_token": worst(lambda name: find(name).of == "concept"),
+        "worst_prompt": worst(lambda name: find(name).in_words),
+        "worst_token": worst(lambda name: find(name).of == "concept" and not find(name).in_words),
     }
     return [shown[name] for name in HEAD]
 

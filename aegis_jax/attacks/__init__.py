@@ -20,13 +20,19 @@ class Method:
     of: what it goes for. "concept": one thing learnt from all pictures. The others ask the judge themselves: "prompt":
     words for each prompt of `given`; "picture": start noise for each of its pictures; "guided": the prompts as they
     are, drawn from a picture; "weights": the same by other weights.
-    without: whether it takes pictures that do not show the concept.
+    without: whether it takes pictures that do not show the concept. asks: whether it searches words
+    by a classifier of the attacker's own (`Given.probability`).
     """
 
     run: Callable
     config: type
     of: str = "concept"
     without: bool = False
+    asks: bool = False
+
+    @property
+    def in_words(self) -> bool:
+        return self.of == "prompt" or self.asks
 
     @property
     def says(self) -> bool:
@@ -48,7 +54,7 @@ METHODS = {
     "tina": Method(tina, TINAConfig, of="picture"),
     ring_a_bell.NAME: Method(ring_a_bell.ring_a_bell, ring_a_bell.RingABellConfig, of="prompt"),
     ring_a_bell.EMBEDDING: Method(ring_a_bell.embedding, ring_a_bell.EmbeddingConfig, of="prompt"),
-    word_search.NAME: Method(word_search.word_search, word_search.WordSearchConfig),
+    word_search.NAME: Method(word_search.word_search, word_search.WordSearchConfig, asks=True),
     ladder.NAME: Method(ladder.ladder, ladder.LadderConfig, of="prompt"),
     recall.NAME: Method(recall.recall, recall.RecallConfig, of="guided", without=True),
     probes.NOISE: Method(probes.noise_probe, probes.NoiseConfig, of="guided", without=True),

@@ -127,7 +127,7 @@ class _Attack:
         if judged and len(rows):
             as_it_is[rows] = self.look(rows, self.z_ref[rows], 1)
         hits = as_it_is.copy()
-        for phase, t in enumerate(ascending(len(self.denoiser.schedule.alphas_cumprod), config.timesteps)):
+        for phase, t in enumerate(ascending(len(self.denoiser.schedule.alphas_cumprod), config.timesteps, NAME)):
             left = np.flatnonzero(needed & ~hits)
             if not len(left):
                 break

@@ -27,6 +27,7 @@ from aegis_jax.diffusion.conditioning import encode
 from aegis_jax.diffusion.template import padded
 from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.diffusion.vocabulary import embeddings
+from aegis_jax.errors import AegisError
 from aegis_jax.models import clip
 
 _SEARCH = 0x5EA4C4  # folded into the seed, so that no other part of the program draws the same numbers
@@ -213,7 +214,12 @@ def _prepare(pipeline, given: Given, plan: Plan, case) -> tuple[Networks, Fixed,
     return own, fixed, [said[c] for c in case]
 
 
-def ascending(total: int, count: int) -> list[int]:
-    """`count` timesteps of a schedule of `total`, evenly from the first half step up: 10, 30, ... 990 of 1000."""
+def ascending(total: int, count: int, method: str) -> list[int]:
+    """`count` timesteps of a schedule of `total`, evenly from the first half step up: 10, 30, ... 990 of 1000.
+
+    Raises `AegisError`, which names the attack, for more than there are.
+    """
+    if count > total:
+        raise AegisError(f"attack {method}: timesteps={count}, but the schedule has {total}")
     stride = total // count
     return list(range(stride // 2, total, stride))[:count]

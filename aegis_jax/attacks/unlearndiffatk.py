@@ -46,13 +46,11 @@ def phased(method: str, pipeline, given: Given, config, space, **more) -> search
     if config.place == "replace":
         raise AegisError(f"attack {method}: place='replace', wanted one of: {', '.join(INSERTIONS[:-1])}")
     total = pipeline.scheduler.get("num_train_timesteps", 1000)
-    if config.timesteps > total:
-        raise AegisError(f"attack {method}: timesteps={config.timesteps}, but the schedule has {total}")
     return search.Plan(
         space=space,
         tokens=[config.tokens] * len(given.prompts),
         place=config.place,
-        timesteps=search.ascending(total, config.timesteps),
+        timesteps=search.ascending(total, config.timesteps, method),
         iterations=config.iterations,
         restarts=config.restarts,
         seed=config.seed,

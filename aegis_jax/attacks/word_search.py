@@ -24,7 +24,8 @@ from aegis_jax.errors import AegisError
 NAME = "word-search"
 SEARCHES = ("evolution", "random")
 FINALISTS = 4  # phrases that are drawn again at the end
-_SEARCHED, _PICKED = 0x30BD5, 0x91C4  # kinds of noise
+# What is drawn: noise of two kinds, and words.
+_SEARCHED, _PICKED, _PHRASES = 0x30BD5, 0x91C4, 0x9A5E5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class _Phrases:
 
     def __init__(self, words: np.ndarray, config: WordSearchConfig, restart: int):
         self.words, self.config, self.seen = words, config, {}
-        self.rng = np.random.default_rng([_SEARCHED, config.seed, restart])
+        self.rng = np.random.default_rng([_PHRASES, config.seed, restart])
         self.now = [self._random() for _ in range(config.population)]
 
     def _random(self) -> tuple[int, ...]:
@@ -102,7 +103,10 @@ def word_search(pipeline, concept: str, given: Given, config: WordSearchConfig, 
         raise AegisError(f"attack {NAME}: budget={config.budget} is below one generation and its picks, {one + last}")
     began, restarts = time.perf_counter(), range(config.restarts)
     look = _Looks(pipeline, concept, given, config, Counter(progress, config.restarts * (generations * one + last)))
-    searched = [_Phrases(pipeline.tokenizer.word_ids, config, restart) for restart in restarts]
+    words = pipeline.tokenizer.word_ids
+    if config.place in ("alone", "neutral"):  # which leave the name out; other names of it may be found
+        words = np.setdiff1d(words, pipeline.tokenizer.tokens(concept))
+    searched = [_Phrases(words, config, restart) for restart in restarts]
     losses = np.zeros((generations, config.restarts), np.float32)
     for generation in range(generations):
         if generation:

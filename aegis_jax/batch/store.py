@@ -4,6 +4,7 @@ tensorstore's key-value stores do both atomically on files (of a local disk, or 
 and on Google Cloud Storage. Nothing is removed, appended to or renamed here, which buckets cannot do, or not at once.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -20,7 +21,14 @@ _SOUND_FUSE = {"fuseblk", "fuse.glusterfs", "fuse.ceph", "fuse.ceph-fuse", "fuse
 
 
 class Unanswered(AegisError):
-    """A store does not do what it was asked."""
+    """A store does not do what it was asked, and may at another time."""
+
+
+# What another attempt finds again: no permission, a file too large, a full disk, a read-only one, a quota.
+_LASTING = re.compile(
+    rf"os_error_code='({errno.EACCES}|{errno.EFBIG}|{errno.ENOSPC}|{errno.EROFS}|{errno.EDQUOT})'"
+    "|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED"
+)
 
 
 class Store:
@@ -59,7 +67,9 @@ class Store:
             return future.result()
         except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
             reason = re.sub(r"\s*\[(source locations|tensorstore_spill).*", "", str(error), flags=re.DOTALL)
-            raise Unanswered(f"cannot use {self.place}: {' '.join(reason.split())[:300]}") from error
+            lasting = isinstance(error, NotImplementedError) or _LASTING.search(str(error))
+            kind = AegisError if lasting else Unanswered
+            raise kind(f"cannot use {self.place}: {' '.join(reason.split())[:300]}") from error
 
 
 def open_store(place: str | os.PathLike, *, new: bool = False, mounts: str | None = None) -> Store:

@@ -1,5 +1,6 @@
 """What every method asks of the texts that it is given, before it encodes them."""
 
+import re
 from collections.abc import Iterable
 
 from aegis_jax.errors import AegisError
@@ -36,6 +37,15 @@ def check_text_width(config: dict, text_params) -> None:
             f"unet/config.json: cross_attention_dim={wanted} but the text encoder's hidden_size is {found}; UNet and "
             "text encoder do not belong together"
         )
+
+
+def naming(concept: str) -> re.Pattern:
+    """Finds a concept in texts, in whatever case, as words of its own: no "cat" in "category".
+
+    Names in letters beyond ASCII are found anywhere: their script may have no spaces.
+    """
+    edges = (r"(?<!\w)", r"(?!\w)") if concept.isascii() else ("", "")
+    return re.compile(re.escape(concept.strip()).join(edges), re.IGNORECASE)
 
 
 def known(tokenizer, texts: Iterable[str], apart_from: Iterable[str] = ()) -> list[str]:

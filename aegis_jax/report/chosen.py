@@ -53,7 +53,7 @@ def _configured(name: str, given: dict[str, str], usual: dict):
         except ValueError:
             raise AegisError(f"{where}: wanted {types[key_].__name__}") from None
     config = FamilyConfig(**values) if name == SOFT_PROMPT else configure(name, usual | values)
-    for field in set(types) - {"weight_decay", "mutation", "crossover", "eta"}:
+    for field in set(types) - {"weight_decay", "mutation", "crossover", "eta", "balance"}:
         value = getattr(config, field)
         if isinstance(value, int | float) and not value > 0:
             raise AegisError(f"--attack.{name}.{field}={value}: wanted more than 0")

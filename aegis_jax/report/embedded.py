@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 from aegis_jax import judges
+from aegis_jax.attacks import METHODS
 from aegis_jax.attacks.given import Given
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation import attacked, cases, retention, world
@@ -65,6 +66,8 @@ class Embedded:
     def record(self, kind: str) -> dict:
         about = {"attribute": self.concept.attribute, "value": self.concept.value.name, "judge": self._judge.digest}
         about |= {"near": self.near} if kind in (RETENTION, DIAGNOSTICS) else {}
+        if kind in METHODS and METHODS[kind].asks:
+            about["second_judge"] = judges.load("world:second").digest
         return about | {"guidance": GUIDANCE, "steps": STEPS, "clip": self._clip.digest}
 
     def about(self) -> dict:

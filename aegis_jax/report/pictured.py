@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from aegis_jax.attacks import METHODS
 from aegis_jax.attacks.given import Given, Pictures
 from aegis_jax.attacks.ladder import NAME as LADDER
 from aegis_jax.diffusion.sample import latent_shape, pixels_per_latent, sample
+from aegis_jax.erasure.texts import naming
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation import retention
 from aegis_jax.evaluation.metrics import neighbours, similarity
@@ -35,7 +35,7 @@ class Pictured:
         self.base, self.text, self.asked = base, text, asked
         self.guidance, self.steps, self._judge = asked.guidance, asked.steps, asked.question.judge
         self.rulers = rulers(asked)
-        self._said = re.compile(re.escape(text), re.IGNORECASE)
+        self._said = naming(text)
         check(base, asked, self.size())
         self.collected, self.cases = functools.cache(self._collected), functools.cache(self._cases)
         self.without = functools.cache(self._without)
@@ -106,6 +106,7 @@ class Pictured:
         """Of `about` what a kind of cell depends on, less where files lie: the same file elsewhere is the same cell."""
         names = ["judge", "prompts", "guidance", "steps", "clip"]
         names += {PLAIN: ["beside"], RETENTION: ["near", "retain", "real"], DIAGNOSTICS: ["near"]}.get(kind, [])
+        names += ["retain"] if kind in METHODS and METHODS[kind].without else []
         plain = lambda value: {k: v for k, v in value.items() if k not in ("file", "folder")}  # noqa: E731
         return {name: plain(about) if isinstance(about := self._about[name], dict) else about for name in names}
 
@@ -113,8 +114,8 @@ class Pictured:
         return self._about
 
     def control(self, word: str | None) -> str | None:
-        """None where no prompt says the concept, so that there is no place for a neutral word."""
-        says = any(self._said.search(prompt.text) for prompt in self.asked.prompts.prompts)
+        """None where a prompt does not say the concept, so that there is no place for a neutral word."""
+        says = all(self._said.search(prompt.text) for prompt in self.asked.prompts.prompts)
         return word if says else None
 
     def _rows(self, n: int, seed: int, neutral: str | None = None, prompts: PromptSet | None = None):

@@ -129,7 +129,7 @@ def plan(
         cases = CASES if is_world else len(subject.asked.prompts.prompts)
     control = None if neutral == "none" else subject.control(neutral or "thing")
     if neutral not in (None, "none") and control is None:
-        raise AegisError(f"--neutral {neutral}: no prompt says {concept!r}, so there is nothing to put it for")
+        raise AegisError(f"--neutral {neutral}: a prompt does not say {concept!r}, and would control nothing")
     check_fit(original, subject, taken, cases, numbers, control)
     folder = expand(out or Path("evaluations") / slug(concept)).absolute()
     rows, loaded = [Row("base", "base", place(base))], {"base": original}

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from aegis_jax.attacks import find
 from aegis_jax.attacks.given import Given, Pictures
 from aegis_jax.diffusion.sample import latent_shape, pixels_per_latent
+from aegis_jax.erasure.texts import naming
 from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand
 from aegis_jax.io.pictures import picture_files, read_pictures
@@ -37,12 +37,13 @@ def of_folder(job, folder: Path, neutral, prompts=None, ladder=None, without=Non
     texts = made_from = [prompt.text for prompt in prompts]
     rungs = None if ladder is None else _ladder(expand(ladder))
     if neutral is not None and find(job.method).says:
-        named = re.compile(re.escape(job.concept), re.IGNORECASE)
-        put = lambda texts: [named.sub(lambda _: neutral, text) for text in texts]  # noqa: E731
+        named = naming(job.concept)
+        put = lambda texts: [named.sub(lambda _: neutral, text) for text in texts if named.search(text)]  # noqa: E731
         texts = put(texts)
-        rungs = rungs and {rung: put(wordings) for rung, wordings in rungs.items()}
-        if texts == made_from:
-            raise AegisError(f"--neutral {neutral}: no prompt says {job.concept!r}, so there is nothing to put it for")
+        # Wordings that do not name the concept would be asked as they are, and control nothing.
+        rungs = rungs and {rung: said for rung, wordings in rungs.items() if (said := put(wordings))}
+        if len(texts) < len(made_from) or rungs == {}:
+            raise AegisError(f"--neutral {neutral}: a prompt does not say {job.concept!r}, and would control nothing")
     seeds = [k if prompt.seed is None else prompt.seed for k, prompt in enumerate(prompts)]
     if job.asked is not None:  # a judge that does not know the concept where it is finds nothing afterwards either
         print(f"the judge sees {job.asked.label!r} in {in_words(job.asked.counted(images))} of the pictures given")

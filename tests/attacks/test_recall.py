@@ -133,6 +133,7 @@ def test_what_is_shown_is_what_latents_and_step_draw(tiny, pipeline, images):
         ({"balance": 1.5}, "balance=1.5 and strength=0.8, wanted 0 to 1"),
         ({"strength": 0.1}, "strength=0.1, wanted 0 to 1, and a strength that leaves one of 5 steps"),
         ({"iterations": 0}, "iterations=0"),
+        ({"timesteps": 2000}, "attack recall: timesteps=2000, but the schedule has 1000"),
     ],
 )
 def test_bad_input_is_named(pipeline, images, change, message):

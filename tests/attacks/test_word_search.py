@@ -54,7 +54,7 @@ def test_it_finds_the_words_that_work_within_its_budget(pipeline, asked, search)
     assert (first[1][:2] == first[1][2:4]).all() and not (first[1][:2] == first[1][20:22]).any()  # by restart
     assert not (first[1][:2] == second[1][:2]).any()  # by generation
     kept = set(first[0][:20]) & set(second[0][:20])
-    assert len(kept) == (5 if search == "evolution" else len(kept))
+    assert len(kept) == 5 if search == "evolution" else len(kept) < 5
     assert len(last[0]) == 2 * 4 * 5 and not (last[1][:5, None] == first[1][None, :2]).any()
 
 
@@ -73,9 +73,15 @@ def test_the_pick_is_by_other_pictures_than_the_search(pipeline, asked):
 def test_places(pipeline, asked, place, wanted):
     how = {"images": IMAGES, "probability": half, "place": place, "neutral": "dog"}
     found = attack(pipeline, "star", method="word-search", **how, **SMALL | {"budget": 50})
-    words = [word for word in found.prompts[0].split() if word not in ("star", "dog")] or found.prompts[0].split()
     assert found.prompts[0].startswith(wanted.split("{}")[0]) and found.prompts[0].endswith(wanted.split("{}")[1])
-    assert len(words) <= 2 and ("star" not in found.prompts[0].split() or place == "behind")
+    assert all(len(text.split()) == 2 + (place != "alone") for texts, _ in asked for text in texts)
+    names = [text.split().count("star") for texts, _ in asked for text in texts]
+    assert min(names) >= 1 if place == "behind" else max(names) == 0  # which leave the name out
+
+
+def test_the_name_is_a_word_like_others_where_it_stands_anyway(pipeline, asked):
+    attack(pipeline, "star", method="word-search", images=IMAGES, probability=half, **SMALL | {"search": "random"})
+    assert any(text.split().count("star") > 1 for texts, _ in asked for text in texts)
 
 
 @pytest.mark.parametrize(

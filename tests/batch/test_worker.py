@@ -1,6 +1,7 @@
 """Workers that share a ledger: whatever becomes of them, every row is done once, with the same bytes."""
 
 import collections
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 
 from aegis_jax.batch import worker as worker_lib
 from aegis_jax.batch.ledger import ATTEMPTS, LOST, Ledger, records
-from aegis_jax.batch.store import Store, open_store
+from aegis_jax.batch.store import Store, Unanswered, open_store
 from aegis_jax.batch.worker import Result, stoppable, work
 from aegis_jax.errors import AegisError
 from tests.batch import racing
@@ -186,6 +187,19 @@ def test_a_store_that_falls_silent_is_nothing_to_mend(ledger, monkeypatch, folde
     assert lost.value.code == 134
     run(plan, ledger("next"), racing.erase(0))
     assert len(mine.survey().done) == 6 and not mine.survey().attempts
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_what_another_attempt_would_find_again_is_to_be_mended(ledger, number):
+    store = ledger("only").store
+
+    class Refused:
+        def result(self):
+            raise ValueError(f"Failed to write [os_error_code='{number}'] [source locations='x']")
+
+    with pytest.raises(AegisError, match="cannot use") as refused:
+        store._asked(Refused())
+    assert refused.value.code == 2 and not isinstance(refused.value, Unanswered)
 
 
 def test_one_that_takes_its_workers_with_it_is_given_up(ledger):

@@ -12,6 +12,7 @@ from aegis_jax.cli import main
 from aegis_jax.diffusion.sample import sample
 from aegis_jax.evaluation.metrics import frechet, similarity
 from aegis_jax.io.pipeline import load_pipeline
+from aegis_jax.report.pictured import Pictured
 from tests.report import tiny_judge
 from tests.report.test_evaluate import planned, refused
 from tests.report.test_page import Page
@@ -153,6 +154,15 @@ def test_other_near_words_measure_no_attack_anew(files, evaluation, report):
     assert {json.loads(cell)["kind"] for cell in usual - other} == {"retention", "diagnostics"}
 
 
+def test_attacks_on_pictures_without_the_concept_depend_on_the_prompts_of_these():
+    subject = Pictured.__new__(Pictured)
+    subject.__dict__["_about"] = dict.fromkeys(("judge", "prompts", "guidance", "steps", "clip"), "x") | {
+        "near": [], "beside": None, "real": None, "retain": {"sha256": "of coco.csv", "file": "coco.csv"},
+    }  # fmt: skip
+    given = [subject.record(kind).get("retain") for kind in ("recall", "revival", "retention", "cce", "plain")]
+    assert given == [{"sha256": "of coco.csv"}] * 3 + [None] * 2
+
+
 @pytest.mark.parametrize(
     ("leave", "more", "parts"),
     [
@@ -170,7 +180,7 @@ def test_other_near_words_measure_no_attack_anew(files, evaluation, report):
         ([], ["--real", "."], ["holds no"]),
         (["--attack.ring-a-bell-embedding.eta"], ["--attacks", "cce"], ["initial=object", "not one token"]),
         ([], ["--concept", " ", "--label", "church"], ["--concept is empty"]),
-        ([], ["--concept", "nudity", "--label", "church", "--neutral", "thing"], ["no prompt says 'nudity'"]),
+        ([], ["--concept", "nudity", "--label", "church", "--neutral", "thing"], ["a prompt does not say 'nudity'"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line_before_anything_starts(files, capsys, tmp_path, monkeypatch, leave, more, parts):

@@ -68,7 +68,7 @@ def test_the_methods_of_the_command_are_those_there_are():
         (["--neutral", "dog"], "--neutral goes with --place neutral: at place 'before'"),
         (["--method", "unlearndiffatk", "--cases", "5"], "--cases goes without --images"),
         (["--method", "unlearndiffatk", "--prompts", "PROMPTS"], "has 2 prompts and"),
-        (["--method", "unlearndiffatk", "--neutral", "dog", "--concept", "cat"], "no prompt says 'cat'"),
+        (["--method", "unlearndiffatk", "--neutral", "dog", "--concept", "cat"], "does not say 'cat'"),
         (["--method", "p4d-n"], "p4d-n needs the model before erasure"),
         (["--method", "p4d-n", "--without", "x"], "--without does not go with --method p4d-n"),
         (["--method", "p4d-n", "--ladder", "x"], "--ladder does not go with --method p4d-n; its own are --steps"),
@@ -286,7 +286,7 @@ def test_wordings_are_read_by_rung_and_a_control_names_another_word(folder, monk
     attack.attack(folder, "dog", **how, out=tmp_path / "1")
     attack.attack(folder, "dog", **how, out=tmp_path / "2", neutral="cat")
     assert seen == [
-        {"name": ["a Dog", "the dog"], "other": ["a hound"]}, {"name": ["a cat", "the cat"], "other": ["a hound"]},
+        {"name": ["a Dog", "the dog"], "other": ["a hound"]}, {"name": ["a cat", "the cat"]},
     ]  # fmt: skip
     rows = list(csv.DictReader(open(tmp_path / "1" / "prompts.csv")))
     assert [(row["prompt"], row["seed"]) for row in rows[:3]] == [("a Dog", "0"), ("a hound", "0"), ("a Dog", "1")]

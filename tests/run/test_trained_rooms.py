@@ -132,6 +132,15 @@ def test_the_tensors_are_named(small, runs, method):
         ({"method": "advunlearn", "attack.warm_up": "1.5"}, ["attack.warm_up=1.5"]),
         ({"method": "advunlearn", "retain.prompts": "dog"}, ["retain.prompts: 1, fewer than retain.batch=5"]),
         ({"method": "advunlearn", "retain.prompts": "dog,star", "retain.batch": "2"}, ["names 'star'", "be erased"]),
+        ({"method": "advunlearn", "retain.prompts": "dog,a red star", "retain.batch": "2"}, ["'a red star'", "'star'"]),
+        (
+            {"method": "stereo", "inversion.initial": "dog", "once.anchors": "nothing here"},
+            ["once.anchors: 'nothing here' has no {}"],
+        ),
+        (
+            {"method": "stereo", "inversion.initial": "dog", "inversion.prompt": "star " * 40},
+            ["has 40 tokens", "shorten it"],
+        ),
         ({"method": "advunlearn", "mesh.data": "2", "batch": "2"}, ["mesh"]),
         ({"method": "stereo", "trainable": "text_encoder"}, ["trainable='text_encoder'"]),
         ({"method": "stereo", "steps": "4"}, ["steps=4", "at least 5, one for each phase"]),
@@ -145,7 +154,8 @@ def test_what_cannot_be_is_refused_in_a_line(small, tmp_path, capsys, keys, part
     argv += [f"--config.{key}={value}" for key, value in {"picture.images": "0", **keys}.items()]
     assert main(argv) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert all(part in message for part in parts) and not (tmp_path / "run").exists()
+    assert all(part in message for part in parts), message
+    assert not (tmp_path / "run").exists()
 
 
 def test_stereo_erases_one_concept(small):

@@ -41,6 +41,13 @@ def test_only_the_unet_is_new(tmp_path):
     assert 'without "star"' in (folder / "README.md").read_text()
 
 
+def test_a_folder_is_of_one_value_and_seed(tmp_path):
+    oracle._claim(tmp_path / "oracle.json", {"without": "star", "seed": 0})
+    oracle._claim(tmp_path / "oracle.json", {"without": "star", "seed": 0})
+    with pytest.raises(AegisError, match="begun with.*star.*name another folder"):
+        oracle._claim(tmp_path / "oracle.json", {"without": "red", "seed": 0})
+
+
 def test_a_word_of_no_value_and_a_seed_out_of_range(tmp_path, capsys):
     with pytest.raises(AegisError, match="'dog' names no value"):
         oracle.train_oracle(tmp_path / "a", without="dog")

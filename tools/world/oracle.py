@@ -8,6 +8,7 @@ step. What an attack "finds" in it the attack has brought along. DIR/oracle is a
 
 import argparse
 import dataclasses
+import json
 import pathlib
 
 import numpy as np
@@ -62,6 +63,7 @@ def train_oracle(out, *, without: str, seed: int = 0, plan: stages.Plan | None =
         raise AegisError(f"seed={seed!r}, wanted 0 to 2**32 - 1")
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    _claim(out / "oracle.json", {"without": concepts.ATTRIBUTES[attribute][index].name, "seed": seed})
     world = load_pipeline("world")
     value = list(concepts.ATTRIBUTES).index(attribute), index
     shop = Workshop(out, seed, plan or stages.Plan(), log, value=value)
@@ -77,6 +79,13 @@ def train_oracle(out, *, without: str, seed: int = 0, plan: stages.Plan | None =
     save_pipeline(pipeline, folder, dtype=np.float16, overwrite=True, card=card)
     log(f"exported {folder}")
     return folder
+
+
+def _claim(path: pathlib.Path, what: dict) -> None:
+    """Says what a folder is of. Raises `AegisError` for one that was begun as another's."""
+    if path.exists() and (begun := json.loads(path.read_text())) != what:
+        raise AegisError(f"{path.parent} was begun with {begun}, and this is {what}: name another folder")
+    path.write_text(json.dumps(what) + "\n")
 
 
 def main(argv=None) -> None:

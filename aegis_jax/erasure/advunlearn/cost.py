@@ -14,13 +14,16 @@ def unet_evaluations(config: AdvUnlearnConfig, concepts: int = 1) -> Cost:
     sizes = {"erase": concepts, "retain": len(config.retain.prompts) or len(NEUTRAL)}
     backward = BACKWARD_TO_TEXT if config.trainable == trainable.TEXT_ENCODER else BACKWARD_TO_ALL
     guided, kept = 2, config.retain.batch
-    if uses_pool(config, sizes):
-        visits = {"erase": -(-config.steps // concepts), "retain": -(-config.steps * kept // sizes["retain"])}
-        after = {"erase": config.latents.refresh_every, "retain": config.latents.refresh_every * kept}
-        drawn = sum(sizes[name] * (1 + (visits[name] - 1) // after[name]) for name in sizes)
-        latents = drawn * TRAJECTORIES * guided * config.latents.steps / config.steps
-    else:
-        latents = ((1 + attacks) * config.batch + kept) * guided * (config.latents.steps - 1) / 2
+    visits = {"erase": -(-config.steps // concepts), "retain": -(-config.steps * kept // sizes["retain"])}
+    after = {"erase": config.latents.refresh_every, "retain": config.latents.refresh_every * kept}
+    fresh = {"erase": (1 + attacks) * config.batch, "retain": kept}
+    latents = 0.0
+    for name, size in sizes.items():
+        if uses_pool(config, size):
+            drawn = size * (1 + (visits[name] - 1) // after[name])
+            latents += drawn * TRAJECTORIES * guided * config.latents.steps / config.steps
+        else:
+            latents += fresh[name] * guided * (config.latents.steps - 1) / 2
     return Cost(
         latents=latents,
         # theta0 for c_e, theta for c*(p) with its gradient.

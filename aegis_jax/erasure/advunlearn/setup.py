@@ -17,7 +17,7 @@ from aegis_jax.diffusion.vocabulary import random_words
 from aegis_jax.erasure import adam, latents, trainable
 from aegis_jax.erasure.advunlearn.config import AdvUnlearnConfig, check
 from aegis_jax.erasure.networks import Networks, networks, trained
-from aegis_jax.erasure.texts import concept_tokens, known
+from aegis_jax.erasure.texts import concept_tokens, known, naming
 from aegis_jax.errors import AegisError
 from aegis_jax.models import clip
 
@@ -99,9 +99,9 @@ def _retained(tokenizer, concepts: list[str], config: AdvUnlearnConfig) -> list[
     for prompt in prompts:
         if len(tokenizer.tokens(prompt)) > room:
             raise AegisError(f"retain.prompts: {prompt[:40]!r} has more than {room} tokens; shorten it")
-    both = {c.strip().lower() for c in concepts} & {prompt.strip().lower() for prompt in prompts}
-    if both:
-        raise AegisError(f"retain.prompts names {min(both)!r}, which is to be erased; leave it out of one of the two")
+    for concept in concepts:
+        for prompt in filter(naming(concept).search, prompts):
+            raise AegisError(f"retain.prompts: {prompt[:40]!r} names {concept!r}, which is to be erased; leave it out")
     return prompts
 
 
@@ -141,7 +141,7 @@ def _first_state(frozen: Frozen, config: AdvUnlearnConfig) -> State:
     key = jax.random.fold_in(jax.random.key(config.seed), _SETUP)
     pool = partial(latents.empty_pool, net, steps=config.latents.steps)
     sizes = {"erase": concepts, "retain": len(frozen.retained)}
-    pools = {name: pool(size, latents.TRAJECTORIES) for name, size in sizes.items()} if uses_pool(config, sizes) else {}
+    pools = {name: pool(size, latents.TRAJECTORIES) for name, size in sizes.items() if uses_pool(config, size)}
     return State(
         step=jnp.int32(0),
         drift=drift,
@@ -151,6 +151,6 @@ def _first_state(frozen: Frozen, config: AdvUnlearnConfig) -> State:
     )
 
 
-def uses_pool(config: AdvUnlearnConfig, sizes: dict[str, int]) -> bool:
-    """Whether latents come from pools of trajectories; sizes: rows of each."""
-    return config.latents.refresh_every > 1 and max(sizes.values()) <= latents.MOST_CONCEPTS
+def uses_pool(config: AdvUnlearnConfig, size: int) -> bool:
+    """Whether latents of so many prompts come from a pool of trajectories."""
+    return config.latents.refresh_every > 1 and size <= latents.MOST_CONCEPTS

@@ -89,6 +89,11 @@ def check_fit(pipeline, concepts: list[str], config: StereoConfig) -> None:
     concept_tokens(tokenizer, concepts[0])
     if len(tokenizer.tokens(inversion.initial)) != 1:
         raise AegisError(f"inversion.initial={inversion.initial!r} is not one token of this tokenizer; take another")
+    if inversion.prompt:
+        concept_tokens(tokenizer, inversion.prompt)
+    for text in config.once.anchors:
+        if "{}" not in text:
+            raise AegisError(f"once.anchors: {text[:40]!r} has no {{}}, the place of the concept")
     for text in _anchors(tokenizer, concepts[0], config):
         if len(tokenizer.tokens(text)) > tokenizer.model_max_length - 2:
             raise AegisError(f"once.anchors: {text[:40]!r} is too long for the text encoder; shorten it")
