@@ -21,9 +21,8 @@ TOLERANCE = 1e-2  # of the first losses, relative to their size
 
 def one(given, k: int):
     """The case of number k alone."""
-    return dataclasses.replace(
-        given, images=given.images[k : k + 1], prompts=given.prompts[k : k + 1], seeds=given.seeds[k : k + 1]
-    )
+    of_all = ("images", "prompts", "seeds", "made_from")
+    return dataclasses.replace(given, **{name: getattr(given, name)[k : k + 1] for name in of_all})
 
 
 def attack(pipeline, given, method: str, config, side: str):

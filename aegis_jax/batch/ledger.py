@@ -95,7 +95,7 @@ class Ledger:
         for row, (value, generation) in zip(rows, self.store.read_all(f"claims/{row}.json" for row in rows)):
             if value is None:
                 continue
-            claim = json.loads(value)
+            claim = said_in(value)
             seen = self._seen.get(row)
             if seen is None or seen[0] != generation:
                 self._seen[row] = seen = generation, now
@@ -223,7 +223,12 @@ def records(store: Store, kind: str, rows: Iterable[str]) -> dict[str, dict]:
     """{row: what the ledger says of it} of a kind, e.g. done, of those rows that have such a record."""
     rows = list(rows)
     found = zip(rows, store.read_all(f"{kind}/{row}.json" for row in rows))
-    return {row: json.loads(value) for row, (value, _) in found if value is not None}
+    return {row: said_in(value) for row, (value, _) in found if value is not None}
+
+
+def said_in(value: bytes) -> dict:
+    """What a value of `_json` says; what another has left behind it (`Store.swap`) is no part of it."""
+    return json.loads(value.partition(b"\n")[0])
 
 
 def _json(said: dict) -> bytes:

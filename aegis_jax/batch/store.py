@@ -34,9 +34,9 @@ _LASTING = re.compile(
 class Store:
     """Values by key. Generations are what a value's versions are told apart by: opaque, never "absent"."""
 
-    def __init__(self, kvstore, place: str):
+    def __init__(self, kvstore, place: str, folder: Path | None = None):
         self.place = place  # as users name it
-        self._kvstore = kvstore
+        self._kvstore, self._folder = kvstore, folder
         self._absent = self._asked(kvstore.read("no-such-key")).stamp.generation
 
     def read(self, key: str) -> tuple[bytes | None, bytes]:
@@ -53,8 +53,16 @@ class Store:
         return self.swap(key, value, self._absent)
 
     def swap(self, key: str, value: bytes, generation: bytes) -> bytes | None:
-        """Writes a value in the place of that of a generation; its own, or None if another has come between."""
-        return self._asked(self._kvstore.write(key, value, if_equal=generation)).generation or None
+        """Writes a value in the place of that of a generation; its own, or None if another has come between.
+
+        A writer that was killed leaves a file that the next one writes over, and what was longer there stays behind the
+        value (tensorstore 0.1.86): such a value is written once more, to a new file. Who reads it in between sees the
+        whole value and that rest, so values that change are lines.
+        """
+        made = self._asked(self._kvstore.write(key, value, if_equal=generation)).generation or None
+        if made and self._folder and (self._folder / key).stat().st_size > len(value):
+            made = self._asked(self._kvstore.write(key, value, if_equal=made)).generation or made
+        return made
 
     def names(self, folder: str) -> set[str]:
         """What lies in a folder, without its path."""
@@ -91,15 +99,15 @@ def open_store(place: str | os.PathLike, *, new: bool = False, mounts: str | Non
         names = os.listdir(path)
         if names and not any(name.startswith(PLAN) for name in names):
             raise AegisError(f"{path} exists and holds no batch: name another folder")
-    return _opened({"driver": "file", "path": f"{path}/"}, place, new)
+    return _opened({"driver": "file", "path": f"{path}/"}, place, new, path)
 
 
-def _opened(spec, place: str, new: bool) -> Store:
+def _opened(spec, place: str, new: bool, folder: Path | None = None) -> Store:
     try:
         kvstore = tensorstore.KvStore.open(spec).result()
     except ValueError as error:
         raise AegisError(f"{place}: {' '.join(str(error).split())[:300]}") from error
-    store = Store(kvstore, place)
+    store = Store(kvstore, place, folder)
     if not new and store.read(PLAN)[0] is None:
         raise AegisError(f"{place} holds no batch: there is no {PLAN}")
     return store

@@ -189,6 +189,21 @@ def test_a_store_that_falls_silent_is_nothing_to_mend(ledger, monkeypatch, folde
     assert len(mine.survey().done) == 6 and not mine.survey().attempts
 
 
+def test_what_a_killed_writer_left_is_no_part_of_the_next_value(tmp_path):
+    store = open_store(tmp_path / "out", new=True)
+    for key in ("claims/a.json", "done/a.json"):
+        left = tmp_path / "out" / f"{key}.__lock"  # tensorstore's: it is renamed when all is written
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"x" * 1000)
+    assert Ledger(store, "one").claim("a") and Ledger(store, "one").commit("a", {"result": "r"})
+    for key in ("claims/a.json", "done/a.json"):
+        value = (tmp_path / "out" / key).read_bytes()
+        assert json.loads(value) and value == store.read(key)[0] and b"x" not in value
+    assert store.create("done/a.json", b"other") is None
+    (tmp_path / "out" / "done" / "b.json").write_bytes(b'{"result": "r"}\nxxx')  # seen before it is mended
+    assert records(store, "done", ["b"]) == {"b": {"result": "r"}}
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 def test_what_another_attempt_would_find_again_is_to_be_mended(ledger, number):
     store = ledger("only").store
