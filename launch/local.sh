@@ -43,12 +43,13 @@ fi
 keep_running() {
   local name=$1 child='' code pause=0 stopped=false
   shift
-  trap 'stopped=true; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM
+  # The child may have ended, which is no reason to end with the code of `kill`.
+  trap 'stopped=true; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM
   trap '' INT # of the terminal's Ctrl-C; the parent hands on TERM instead
   while true; do
     "${share[@]}" "$@" &
     child=$!
-    $stopped && kill -TERM "$child" 2>/dev/null # it came before there was a child to hand it on to
+    if $stopped; then kill -TERM "$child" 2>/dev/null || true; fi # it came before there was a child to hand it on to
     while true; do # wait returns early when a signal comes
       code=0
       wait "$child" 2>/dev/null || code=$?
@@ -60,7 +61,8 @@ keep_running() {
     pause=$((pause < 30 ? pause + 1 : 30))
     echo "copy $name ended with $code, starting it again in $pause s"
     sleep "$pause" &
-    child=$! # which a signal ends too
+    child=$! # which a signal ends too, also one that came before it
+    if $stopped; then kill -TERM "$child" 2>/dev/null || true; fi
     wait "$child" || true
     $stopped && exit 143
   done
@@ -82,7 +84,7 @@ for ((k = 1; k <= count; k++)); do
   keep_running "$k" "$@" >"$pipes/$k" 2>&1 &
   copies+=($!)
 done
-trap 'kill -TERM "${copies[@]}" 2>/dev/null' TERM INT
+trap 'kill -TERM "${copies[@]}" 2>/dev/null || true' TERM INT
 
 worst=0
 for copy in "${copies[@]}"; do

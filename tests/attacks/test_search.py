@@ -202,8 +202,10 @@ def test_places_are_those_of_the_field(place, wanted):
 
 
 def test_timesteps_ascend_as_published():
-    assert ascending(1000, 50) == list(range(10, 1000, 20))
-    assert len(ascending(1000, 7)) == 7
+    assert ascending(1000, 50, "recall") == list(range(10, 1000, 20))
+    assert len(ascending(1000, 7, "recall")) == 7
+    with pytest.raises(AegisError, match="attack recall: timesteps=1001, but the schedule has 1000"):
+        ascending(1000, 1001, "recall")
 
 
 def test_prompts_found_replay_in_diffusers(folders, pipelines, images):
