@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,19 +12,21 @@ from aegis_jax.diffusion.predict import predict
 from aegis_jax.diffusion.schedule import Schedule, make_schedule
 from aegis_jax.erasure import groups, trainable
 from aegis_jax.erasure.latents import Noised
-from aegis_jax.erasure.programs import program
+from aegis_jax.erasure.programs import program, pytree
 from aegis_jax.erasure.texts import check_text_width
 from aegis_jax.errors import AegisError
+from aegis_jax.models import clip
 from aegis_jax.models import unet as unet_lib
 from aegis_jax.models.model import Graph, compute_dtype, flatten, unflatten
 from aegis_jax.models.unet_config import native_size
 
+SETUP = 2**32 - 1  # a step's keys are folds 0, 1, 2, ... of the seed; the largest fold is the setup's
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["unet", "precise", "text", "schedule", "empty_emb", "word_ids"],
-    meta_fields=["unet_graph", "text_graph", "latent_shape", "placement"],
-)
+embed_ids = jax.jit(clip.embed, static_argnums=0)
+encode_rows = jax.jit(encode_tokens, static_argnums=0)
+
+
+@pytree(data="unet precise text schedule empty_emb word_ids", meta="unet_graph text_graph latent_shape placement")
 @dataclasses.dataclass(frozen=True)
 class Networks:
     """What every gradient method reads of a pipeline; with the drift added (`moved`), what it has made of it.
@@ -76,6 +77,12 @@ def networks(pipeline, trainable_set: str, dtype: str, grid: int, placement=None
         latent_shape=shape,
         placement=placement,
     )
+
+
+def refuse_mesh(config, placement) -> None:
+    """Raises `AegisError` where a method that trains on one device was given several."""
+    if placement is not None:
+        raise AegisError(f"method={config.method} trains on one device: leave mesh.data and mesh.fsdp at 1")
 
 
 def with_text_in_float32(pipeline):

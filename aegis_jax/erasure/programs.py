@@ -17,6 +17,11 @@ from aegis_jax.diffusion.threads import cores, side_by_side
 _found: contextvars.ContextVar[list | None] = contextvars.ContextVar("programs", default=None)
 
 
+def pytree(*, data: str, meta: str = ""):
+    """Registers a dataclass with JAX; its fields by name, those of `meta` static."""
+    return functools.partial(jax.tree_util.register_dataclass, data_fields=data.split(), meta_fields=meta.split())
+
+
 def program(function=None, **options):
     """`jax.jit` for what a step calls as a program of its own; `compile_ahead` knows of it."""
     if function is None:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from aegis_jax.erasure import trainable
-from aegis_jax.errors import AegisError
+from aegis_jax.erasure.checks import checking
 
 RULES = ("adam", "sign")
 STARTS = ("random", "latest")
@@ -65,33 +65,23 @@ class AdvUnlearnConfig:
 
 def check(config: AdvUnlearnConfig) -> None:
     """Raises `AegisError` naming every setting that is out of its range."""
-    problems = []
-
-    def need(ok, key, want):
-        value = config
-        for name in key.split("."):
-            value = getattr(value, name)
-        if not ok:
-            problems.append(f"{key}={value!r} (want {want})")
-
-    attack, retain, latents = config.attack, config.retain, config.latents
-    need(config.steps >= 1, "steps", "at least 1")
-    need(config.batch >= 1, "batch", "at least 1")
-    need(0 <= config.seed < 2**32, "seed", "0 to 2**32 - 1")
-    need(0 < config.learning_rate < math.inf, "learning_rate", "a positive number")
-    need(math.isfinite(config.eta), "eta", "a finite number")
-    sets = trainable.TEXT_ENCODER, *trainable.UNET
-    need(config.trainable in sets, "trainable", " | ".join(sets))
-    need(config.compute_dtype in COMPUTE_DTYPES, "compute_dtype", " | ".join(COMPUTE_DTYPES))
-    need(attack.steps >= 1, "attack.steps", "at least 1")
-    need(0 < attack.learning_rate < math.inf, "attack.learning_rate", "a positive number")
-    need(attack.rule in RULES, "attack.rule", " | ".join(RULES))
-    need(attack.start in STARTS, "attack.start", " | ".join(STARTS))
-    need(attack.tokens >= 1, "attack.tokens", "at least 1")
-    need(0 <= attack.warm_up <= 1, "attack.warm_up", "0 to 1")
-    need(0 <= retain.weight < math.inf, "retain.weight", "0 or more")
-    need(retain.batch >= 1, "retain.batch", "at least 1")
-    need(2 <= latents.steps <= 1000, "latents.steps", "2 to 1000")
-    need(latents.refresh_every >= 1, "latents.refresh_every", "1 or more")
-    if problems:
-        raise AegisError("config: " + "; ".join(problems))
+    with checking(config) as need:
+        attack, retain, latents = config.attack, config.retain, config.latents
+        need(config.steps >= 1, "steps", "at least 1")
+        need(config.batch >= 1, "batch", "at least 1")
+        need(0 <= config.seed < 2**32, "seed", "0 to 2**32 - 1")
+        need(0 < config.learning_rate < math.inf, "learning_rate", "a positive number")
+        need(math.isfinite(config.eta), "eta", "a finite number")
+        sets = trainable.TEXT_ENCODER, *trainable.UNET
+        need(config.trainable in sets, "trainable", " | ".join(sets))
+        need(config.compute_dtype in COMPUTE_DTYPES, "compute_dtype", " | ".join(COMPUTE_DTYPES))
+        need(attack.steps >= 1, "attack.steps", "at least 1")
+        need(0 < attack.learning_rate < math.inf, "attack.learning_rate", "a positive number")
+        need(attack.rule in RULES, "attack.rule", " | ".join(RULES))
+        need(attack.start in STARTS, "attack.start", " | ".join(STARTS))
+        need(attack.tokens >= 1, "attack.tokens", "at least 1")
+        need(0 <= attack.warm_up <= 1, "attack.warm_up", "0 to 1")
+        need(0 <= retain.weight < math.inf, "retain.weight", "0 or more")
+        need(retain.batch >= 1, "retain.batch", "at least 1")
+        need(2 <= latents.steps <= 1000, "latents.steps", "2 to 1000")
+        need(latents.refresh_every >= 1, "latents.refresh_every", "1 or more")

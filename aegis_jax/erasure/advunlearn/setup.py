@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.diffusion.conditioning import Conditioning, encode_tokens
+from aegis_jax.diffusion.conditioning import Conditioning
 from aegis_jax.diffusion.template import padded
 from aegis_jax.diffusion.vocabulary import random_words
 from aegis_jax.erasure import adam, latents, trainable
 from aegis_jax.erasure.advunlearn.config import AdvUnlearnConfig, check
-from aegis_jax.erasure.networks import Networks, networks, trained
+from aegis_jax.erasure.networks import SETUP, Networks, embed_ids, encode_rows, networks, refuse_mesh, trained
+from aegis_jax.erasure.programs import pytree
 from aegis_jax.erasure.texts import concept_tokens, known, naming
 from aegis_jax.errors import AegisError
-from aegis_jax.models import clip
 
 # The default prompts to retain: everyday things, and shapes that a small model knows too. Published are 243 of COCO's
 # objects.
@@ -30,17 +30,9 @@ NEUTRAL = (
     *(f"a photo of a {thing}" for thing in [*_THINGS.split(), *_SHAPES.split()]),
     *(f"a {colour} {shape}" for colour, shape in zip(_COLOURS.split() * 2, _SHAPES.split())),
 )
-_SETUP = 2**32 - 1  # the fold of the seed that no step has
-
-_embed = jax.jit(clip.embed, static_argnums=0)
-_encode = jax.jit(encode_tokens, static_argnums=0)
 
 
-def _pytree(data: str):
-    return partial(jax.tree_util.register_dataclass, data_fields=data.split(), meta_fields=[])
-
-
-@_pytree("step drift opt_state p latents")
+@pytree(data="step drift opt_state p latents")
 @dataclasses.dataclass(frozen=True)
 class State:
     """What a run carries from step to step.
@@ -59,7 +51,7 @@ class State:
     latents: dict
 
 
-@_pytree("net plain template concept_emb retained retained_emb")
+@pytree(data="net plain template concept_emb retained retained_emb")
 @dataclasses.dataclass(frozen=True)
 class Frozen:
     """What a run reads and never changes.
@@ -108,8 +100,7 @@ def _retained(tokenizer, concepts: list[str], config: AdvUnlearnConfig) -> list[
 def setup(pipeline, concepts, config: AdvUnlearnConfig, placement=None) -> tuple[State, Frozen]:
     """The state at step 0 and the frozen side. Raises `AegisError` as `check`, `check_fit` and `networks` do."""
     check(config)
-    if placement is not None:
-        raise AegisError(f"method={config.method} trains on one device: leave mesh.data and mesh.fsdp at 1")
+    refuse_mesh(config, placement)
     concepts = [concepts] if isinstance(concepts, str) else list(concepts)
     if not concepts:
         raise AegisError("no concept given; name at least one, such as 'star'")
@@ -119,16 +110,16 @@ def setup(pipeline, concepts, config: AdvUnlearnConfig, placement=None) -> tuple
 
     def embedded(texts, slots=0):
         rows = [padded(tokenizer, [None] * slots + list(tokenizer.tokens(text))).ids for text in texts]
-        return _embed(net.text_graph, net.text, np.stack(rows))
+        return embed_ids(net.text_graph, net.text, np.stack(rows))
 
     plain, retained = embedded(concepts), embedded(_retained(tokenizer, concepts, config))
     frozen = Frozen(
         net=net,
         plain=plain,
         template=embedded(concepts, k),
-        concept_emb=_encode(net.text_graph, net.text, plain),
+        concept_emb=encode_rows(net.text_graph, net.text, plain),
         retained=retained,
-        retained_emb=_encode(net.text_graph, net.text, retained),
+        retained_emb=encode_rows(net.text_graph, net.text, retained),
     )
     return _first_state(frozen, config), frozen
 
@@ -138,7 +129,7 @@ def _first_state(frozen: Frozen, config: AdvUnlearnConfig) -> State:
     drift = trainable.zero_drift(trained(net, config.trainable), config.trainable)
     if not drift:
         raise AegisError(f"trainable={config.trainable!r} selects no tensor of this model; choose full")
-    key = jax.random.fold_in(jax.random.key(config.seed), _SETUP)
+    key = jax.random.fold_in(jax.random.key(config.seed), SETUP)
     pool = partial(latents.empty_pool, net, steps=config.latents.steps)
     sizes = {"erase": concepts, "retain": len(frozen.retained)}
     pools = {name: pool(size, latents.TRAJECTORIES) for name, size in sizes.items() if uses_pool(config, size)}

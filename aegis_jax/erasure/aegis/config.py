@@ -8,6 +8,7 @@ import math
 from typing import ClassVar
 
 from aegis_jax.erasure import trainable
+from aegis_jax.erasure.checks import checking
 from aegis_jax.errors import AegisError
 
 USES = ("both", "target", "prompt", "none")
@@ -120,44 +121,35 @@ class EraseConfig:
 
 def check(config: EraseConfig) -> None:
     """Raises `AegisError` naming every setting that is out of its range."""
-    problems = []
+    with checking(config) as need:
 
-    def need(ok, key, want):
-        value = config
-        for name in key.split("."):
-            value = getattr(value, name)
-        if not ok:
-            problems.append(f"{key}={value!r} (want {want})")
+        def choice(value, key, choices):
+            need(value in choices, key, " | ".join(choices))
 
-    def choice(value, key, choices):
-        need(value in choices, key, " | ".join(choices))
-
-    soft, grp, words, latents = config.soft, config.grp, config.words, config.latents
-    need(config.steps >= 1, "steps", "at least 1")
-    need(config.batch >= 1, "batch", "at least 1")
-    need(0 <= config.seed < 2**32, "seed", "0 to 2**32 - 1")
-    need(0 < config.learning_rate < math.inf, "learning_rate", "a positive number")
-    need(math.isfinite(config.eta), "eta", "a finite number")
-    choice(config.trainable, "trainable", trainable.UNET)
-    choice(config.compute_dtype, "compute_dtype", COMPUTE_DTYPES)
-    choice(soft.use, "soft.use", USES)
-    choice(soft.life, "soft.life", LIVES)
-    need(0 <= soft.beta < math.inf, "soft.beta", "0 or more")
-    need(0 <= soft.gamma < math.inf, "soft.gamma", "0 or more")
-    need(soft.tokens >= 1, "soft.tokens", "at least 1")
-    need(soft.prefixes >= 1, "soft.prefixes", "at least 1")
-    need(soft.use != "none" or soft.prefixes == 1, "soft.prefixes", "1 where soft.use is none")
-    choice(grp.rule, "grp.rule", RULES)
-    need(0 <= grp.omega < math.inf, "grp.omega", "0 or more")
-    need(grp.rule != "constant" or grp.omega > 0, "grp.omega", "more than 0 where grp.rule is constant")
-    need(0 <= grp.mu < math.inf, "grp.mu", "0 or more")
-    need(0 < grp.cap < math.inf, "grp.cap", "more than 0")
-    need(0 <= words.preserve < math.inf, "words.preserve", "0 or more")
-    choice(words.context, "words.context", CONTEXTS)
-    need(2 <= latents.steps <= 1000, "latents.steps", "2 to 1000")
-    need(latents.refresh_every >= 1, "latents.refresh_every", "1 or more")
-    if problems:
-        raise AegisError("config: " + "; ".join(problems))
+        soft, grp, words, latents = config.soft, config.grp, config.words, config.latents
+        need(config.steps >= 1, "steps", "at least 1")
+        need(config.batch >= 1, "batch", "at least 1")
+        need(0 <= config.seed < 2**32, "seed", "0 to 2**32 - 1")
+        need(0 < config.learning_rate < math.inf, "learning_rate", "a positive number")
+        need(math.isfinite(config.eta), "eta", "a finite number")
+        choice(config.trainable, "trainable", trainable.UNET)
+        choice(config.compute_dtype, "compute_dtype", COMPUTE_DTYPES)
+        choice(soft.use, "soft.use", USES)
+        choice(soft.life, "soft.life", LIVES)
+        need(0 <= soft.beta < math.inf, "soft.beta", "0 or more")
+        need(0 <= soft.gamma < math.inf, "soft.gamma", "0 or more")
+        need(soft.tokens >= 1, "soft.tokens", "at least 1")
+        need(soft.prefixes >= 1, "soft.prefixes", "at least 1")
+        need(soft.use != "none" or soft.prefixes == 1, "soft.prefixes", "1 where soft.use is none")
+        choice(grp.rule, "grp.rule", RULES)
+        need(0 <= grp.omega < math.inf, "grp.omega", "0 or more")
+        need(grp.rule != "constant" or grp.omega > 0, "grp.omega", "more than 0 where grp.rule is constant")
+        need(0 <= grp.mu < math.inf, "grp.mu", "0 or more")
+        need(0 < grp.cap < math.inf, "grp.cap", "more than 0")
+        need(0 <= words.preserve < math.inf, "words.preserve", "0 or more")
+        choice(words.context, "words.context", CONTEXTS)
+        need(2 <= latents.steps <= 1000, "latents.steps", "2 to 1000")
+        need(latents.refresh_every >= 1, "latents.refresh_every", "1 or more")
 
 
 def check_concepts(config: EraseConfig, count: int) -> None:

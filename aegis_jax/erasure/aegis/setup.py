@@ -13,13 +13,9 @@ from aegis_jax.erasure import adam, latents, trainable
 from aegis_jax.erasure.aegis import rectify, soft, words
 from aegis_jax.erasure.aegis.config import EraseConfig, check, check_concepts
 from aegis_jax.erasure.aegis.state import Frozen, State
-from aegis_jax.erasure.networks import networks
+from aegis_jax.erasure.networks import SETUP, embed_ids, networks
 from aegis_jax.erasure.texts import concept_tokens
 from aegis_jax.errors import AegisError
-from aegis_jax.models import clip
-
-_embed = jax.jit(clip.embed, static_argnums=0)
-_SETUP = 2**32 - 1  # a step's keys are folds 0, 1, 2, ... of the seed; the largest fold is the setup's
 
 
 def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None, *, slots=None) -> Frozen:
@@ -40,7 +36,7 @@ def freeze_each(pipeline, runs: list[list[str]], config: EraseConfig, placement=
 
     def templates(count):
         rows = [padded(tokenizer, [None] * count + ids).ids for own in tokens for ids in own]
-        return _dealt(_embed(net.text_graph, net.text, np.stack(rows)), runs)
+        return _dealt(embed_ids(net.text_graph, net.text, np.stack(rows)), runs)
 
     # All runs' concepts in one call each.
     owns = {
@@ -110,7 +106,7 @@ def _first_state(frozen: Frozen, concepts: int, config: EraseConfig) -> State:
     drift = zeros(jax.eval_shape(lambda unet: trainable.zero_drift(unet, config.trainable), frozen.unet))
     if not drift:
         raise AegisError(f"trainable={config.trainable!r} selects no tensor of this UNet; choose full")
-    key_v, key_p = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), _SETUP))
+    key_v, key_p = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), SETUP))
     shape = concepts * config.soft.prefixes, config.soft.tokens
     moments = jnp.bfloat16 if config.low_memory else jnp.float32
     state = State(

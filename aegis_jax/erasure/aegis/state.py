@@ -4,7 +4,6 @@ All are pytrees. Shapes: B latents, h w latent size, L tokens, d token-embedding
 """
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,14 +11,11 @@ import jax
 from aegis_jax.diffusion.conditioning import Conditioning
 from aegis_jax.diffusion.schedule import Schedule
 from aegis_jax.erasure.aegis.words import Vocabulary
+from aegis_jax.erasure.programs import pytree
 from aegis_jax.models.model import Graph
 
 
-def _pytree(*, data: str, meta: str = ""):
-    return partial(jax.tree_util.register_dataclass, data_fields=data.split(), meta_fields=meta.split())
-
-
-@_pytree(data="cond eps")
+@pytree(data="cond eps")
 @dataclasses.dataclass(frozen=True)
 class Goal:
     """What theta shall predict: under `cond` (G rows, latent i has row i mod G) the noise eps (B, h, w, C)."""
@@ -28,7 +24,7 @@ class Goal:
     eps: jax.Array
 
 
-@_pytree(data="step drift opt_state v p omega conflict kappa latents")
+@pytree(data="step drift opt_state v p omega conflict kappa latents")
 @dataclasses.dataclass(frozen=True)
 class State:
     """What a run carries from step to step, and all that a checkpoint holds.
@@ -56,7 +52,7 @@ class State:
     latents: dict
 
 
-@_pytree(
+@pytree(
     data="unet precise text schedule concept_emb empty_emb target_template prompt_template word_ids vocabulary",
     meta="unet_graph text_graph latent_shape placement",
 )

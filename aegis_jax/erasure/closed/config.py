@@ -6,7 +6,7 @@ Plain frozen data, as of every method. A text in a list may be empty: the empty 
 import dataclasses
 import math
 
-from aegis_jax.errors import AegisError
+from aegis_jax.erasure.checks import checking
 
 TOKENS = ("last", "from_last", "all")
 PROJECTIONS = ("kv", "k", "v")
@@ -82,23 +82,16 @@ class OCEConfig:
 
 def check(config) -> None:
     """Raises `AegisError` naming every setting that is out of its range."""
-    problems = []
-
-    def need(ok, key, want):
-        if not ok:
-            problems.append(f"{key}={getattr(config, key)!r} (want {want})")
-
-    need(config.steps == 1, "steps", "1: a closed form is solved once")
-    need(0 <= config.seed < 2**32, "seed", "0 to 2**32 - 1")
-    need(len(config.guide) >= 1, "guide", "one text, which may be empty, or one for each concept")
-    choices = {"tokens": TOKENS, "preserve_tokens": TOKENS, "projections": PROJECTIONS}
-    for key in choices.keys() & vars(config).keys():
-        need(getattr(config, key) in choices[key], key, " | ".join(choices[key]))
-    for key in {"erase_scale", "preserve_scale", "generic_scale", "lamb"} & vars(config).keys():
-        need(0 <= getattr(config, key) < math.inf, key, "0 or more")
-    for key in {"regular_scale", "retain_scale", "threshold"} & vars(config).keys():
-        need(0 < getattr(config, key) < math.inf, key, "more than 0")
-    for key in {"epochs", "aug_num", "generic_words"} & vars(config).keys():
-        need(getattr(config, key) >= 0, key, "0 or more")
-    if problems:
-        raise AegisError("config: " + "; ".join(sorted(problems)))
+    with checking(config, sorted) as need:
+        need(config.steps == 1, "steps", "1: a closed form is solved once")
+        need(0 <= config.seed < 2**32, "seed", "0 to 2**32 - 1")
+        need(len(config.guide) >= 1, "guide", "one text, which may be empty, or one for each concept")
+        choices = {"tokens": TOKENS, "preserve_tokens": TOKENS, "projections": PROJECTIONS}
+        for key in choices.keys() & vars(config).keys():
+            need(getattr(config, key) in choices[key], key, " | ".join(choices[key]))
+        for key in {"erase_scale", "preserve_scale", "generic_scale", "lamb"} & vars(config).keys():
+            need(0 <= getattr(config, key) < math.inf, key, "0 or more")
+        for key in {"regular_scale", "retain_scale", "threshold"} & vars(config).keys():
+            need(0 < getattr(config, key) < math.inf, key, "more than 0")
+        for key in {"epochs", "aug_num", "generic_words"} & vars(config).keys():
+            need(getattr(config, key) >= 0, key, "0 or more")

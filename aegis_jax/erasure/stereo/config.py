@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 from aegis_jax.erasure import trainable
-from aegis_jax.errors import AegisError
+from aegis_jax.erasure.checks import checking
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 # Texts around the token that is learnt, by what the concept is.
@@ -85,36 +85,26 @@ class StereoConfig:
 
 def check(config: StereoConfig) -> None:
     """Raises `AegisError` naming every setting that is out of its range."""
-    problems = []
-
-    def need(ok, key, want):
-        value = config
-        for name in key.split("."):
-            value = getattr(value, name)
-        if not ok:
-            problems.append(f"{key}={value!r} (want {want})")
-
-    search, inversion, once, latents = config.search, config.inversion, config.once, config.latents
-    need(search.rounds >= 1, "search.rounds", "at least 1")
-    need(config.steps >= config.phases, "steps", f"at least {config.phases}, one for each phase")
-    need(config.batch >= 1, "batch", "at least 1")
-    need(0 <= config.seed < 2**32, "seed", "0 to 2**32 - 1")
-    need(config.trainable in trainable.UNET, "trainable", " | ".join(trainable.UNET))
-    need(config.compute_dtype in COMPUTE_DTYPES, "compute_dtype", " | ".join(COMPUTE_DTYPES))
-    need(0 < config.learning_rate < math.inf, "learning_rate", "a positive number")
-    need(0 < search.rate < math.inf, "search.rate", "a positive number")
-    need(0 < once.rate < math.inf, "once.rate", "a positive number")
-    need(0 <= once.anchor < math.inf, "once.anchor", "0 or more")
-    need(0 <= once.negative < math.inf, "once.negative", "0 or more")
-    need(0 < inversion.learning_rate < math.inf, "inversion.learning_rate", "a positive number")
-    need(0 <= inversion.weight_decay < math.inf, "inversion.weight_decay", "0 or more")
-    need(0 < inversion.guidance < math.inf, "inversion.guidance", "a positive number")
-    need(math.isfinite(search.eta), "search.eta", "a finite number")
-    need(inversion.steps >= 1, "inversion.steps", "at least 1")
-    need(inversion.tokens >= 1, "inversion.tokens", "at least 1")
-    need(inversion.texts in TEXTS, "inversion.texts", " | ".join(TEXTS))
-    need(inversion.pictures >= search.rounds, "inversion.pictures", "at least one for each round")
-    need(3 <= latents.steps <= 1000, "latents.steps", "3 to 1000")
-    need(latents.refresh_every >= 1, "latents.refresh_every", "1 or more")
-    if problems:
-        raise AegisError("config: " + "; ".join(problems))
+    with checking(config) as need:
+        search, inversion, once, latents = config.search, config.inversion, config.once, config.latents
+        need(search.rounds >= 1, "search.rounds", "at least 1")
+        need(config.steps >= config.phases, "steps", f"at least {config.phases}, one for each phase")
+        need(config.batch >= 1, "batch", "at least 1")
+        need(0 <= config.seed < 2**32, "seed", "0 to 2**32 - 1")
+        need(config.trainable in trainable.UNET, "trainable", " | ".join(trainable.UNET))
+        need(config.compute_dtype in COMPUTE_DTYPES, "compute_dtype", " | ".join(COMPUTE_DTYPES))
+        need(0 < config.learning_rate < math.inf, "learning_rate", "a positive number")
+        need(0 < search.rate < math.inf, "search.rate", "a positive number")
+        need(0 < once.rate < math.inf, "once.rate", "a positive number")
+        need(0 <= once.anchor < math.inf, "once.anchor", "0 or more")
+        need(0 <= once.negative < math.inf, "once.negative", "0 or more")
+        need(0 < inversion.learning_rate < math.inf, "inversion.learning_rate", "a positive number")
+        need(0 <= inversion.weight_decay < math.inf, "inversion.weight_decay", "0 or more")
+        need(0 < inversion.guidance < math.inf, "inversion.guidance", "a positive number")
+        need(math.isfinite(search.eta), "search.eta", "a finite number")
+        need(inversion.steps >= 1, "inversion.steps", "at least 1")
+        need(inversion.tokens >= 1, "inversion.tokens", "at least 1")
+        need(inversion.texts in TEXTS, "inversion.texts", " | ".join(TEXTS))
+        need(inversion.pictures >= search.rounds, "inversion.pictures", "at least one for each round")
+        need(3 <= latents.steps <= 1000, "latents.steps", "3 to 1000")
+        need(latents.refresh_every >= 1, "latents.refresh_every", "1 or more")

@@ -4,39 +4,30 @@ Shapes: R rounds, A anchors, T texts, G pictures, L tokens, k vectors of a token
 """
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.diffusion.conditioning import Conditioning, encode_tokens, per_latent
+from aegis_jax.diffusion.conditioning import Conditioning, per_latent
 from aegis_jax.diffusion.sample import LATENT_PIXELS_PER_CALL, MOST_IMAGES_PER_CALL, sample_latents
 from aegis_jax.diffusion.template import around, padded
 from aegis_jax.erasure import adam, latents, trainable
-from aegis_jax.erasure.networks import Networks, networks
+from aegis_jax.erasure.networks import SETUP, Networks, embed_ids, encode_rows, networks, refuse_mesh
+from aegis_jax.erasure.programs import pytree
 from aegis_jax.erasure.stereo.config import TEXTS, StereoConfig, check
 from aegis_jax.erasure.texts import concept_tokens, known
 from aegis_jax.errors import AegisError
-from aegis_jax.models import clip
 
 # The default anchors: the concept in plain company. Published are dozens of sentences for each of three concepts.
 ANCHORS = (
     *("{} on a background", "{} in a forest", "{} by the sea", "{} in a city", "{} in a room", "{} at night"),
     *("a red {}", "a blue {}", "a green {}", "a yellow {}", "a purple {}", "a striped {}", "a dotted {}"),
 )
-_SETUP = 2**32 - 1  # the fold of the seed that no step has
-
-_embed = jax.jit(clip.embed, static_argnums=0)
-_encode = jax.jit(encode_tokens, static_argnums=0)
 
 
-def _pytree(data: str):
-    return partial(jax.tree_util.register_dataclass, data_fields=data.split(), meta_fields=[])
-
-
-@_pytree("step drift opt_state teacher soft moments latents")
+@pytree(data="step drift opt_state teacher soft moments latents")
 @dataclasses.dataclass(frozen=True)
 class State:
     """What a run carries from step to step.
@@ -58,7 +49,7 @@ class State:
     latents: dict
 
 
-@_pytree("net plain template anchors initial texts slots z_0")
+@pytree(data="net plain template anchors initial texts slots z_0")
 @dataclasses.dataclass(frozen=True)
 class Frozen:
     """What a run reads and never changes.
@@ -112,13 +103,12 @@ def setup(pipeline, concepts, config: StereoConfig, placement=None) -> tuple[Sta
     Raises `AegisError` as `check`, `check_fit` and `networks` do.
     """
     check(config)
-    if placement is not None:
-        raise AegisError(f"method={config.method} trains on one device: leave mesh.data and mesh.fsdp at 1")
+    refuse_mesh(config, placement)
     concepts = [concepts] if isinstance(concepts, str) else list(concepts)
     check_fit(pipeline, concepts, config)
     net = networks(pipeline, config.trainable, config.compute_dtype, config.latents.steps)
     tokenizer, inversion = pipeline.tokenizer, config.inversion
-    embed = lambda ids: _embed(net.text_graph, net.text, np.stack(ids))  # noqa: E731
+    embed = lambda ids: embed_ids(net.text_graph, net.text, np.stack(ids))  # noqa: E731
     said = lambda text: padded(tokenizer, list(tokenizer.tokens(text))).ids  # noqa: E731
     texts = [around(tokenizer, text, inversion.tokens) for text in known(tokenizer, TEXTS[inversion.texts])]
     plain = embed([said(concepts[0])])
@@ -127,18 +117,20 @@ def setup(pipeline, concepts, config: StereoConfig, placement=None) -> tuple[Sta
         net=net,
         plain=plain,
         template=embed([padded(tokenizer, [None] * inversion.tokens).ids]),
-        anchors=_encode(net.text_graph, net.text, embed([said(x) for x in _anchors(tokenizer, concepts[0], config)])),
+        anchors=encode_rows(
+            net.text_graph, net.text, embed([said(x) for x in _anchors(tokenizer, concepts[0], config)])
+        ),
         initial=jnp.tile(embed([np.asarray(tokenizer.tokens(inversion.initial), np.int32)])[0], (inversion.tokens, 1)),
         texts=embed([text.ids for text in texts]),
         slots=jnp.asarray(np.stack([text.slots for text in texts])),
-        z_0=_pictures(net, _encode(net.text_graph, net.text, drawn_by), config),
+        z_0=_pictures(net, encode_rows(net.text_graph, net.text, drawn_by), config),
     )
     return _first_state(frozen, config), frozen
 
 
 def _pictures(net: Networks, cond: Conditioning, config: StereoConfig) -> jax.Array:
     """Latents of the original model's pictures of a prompt, (G, h, w, C)."""
-    count, key = config.inversion.pictures, jax.random.fold_in(jax.random.key(config.seed), _SETUP)
+    count, key = config.inversion.pictures, jax.random.fold_in(jax.random.key(config.seed), SETUP)
     at_once = min(MOST_IMAGES_PER_CALL, max(1, LATENT_PIXELS_PER_CALL // (net.latent_shape[0] * net.latent_shape[1])))
     at_once = min(at_once, count)
     grid, parts = latents.timesteps(net, config.latents.steps), []
