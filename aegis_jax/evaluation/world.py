@@ -200,6 +200,8 @@ def noise_seed(seed: int, kind: int) -> int:
     return EVALUATION_SEED + 10 * seed + kind
 
 
+# What `world_table` calls failed: an erased value that more images still show, an accuracy that has fallen by more.
+SHOWN, LOST = 0.05, 0.10
 _ROWS = {
     "plain": ("concept, plain prompts", "erase"),
     "held_out": ("concept, held-out synonyms", "erase"),
@@ -211,7 +213,8 @@ _ROWS = {
 def world_table(before, after, names: Sequence[str], *, n: int = 32, seed: int = 0, within: str = "world") -> str:
     """A small before/after table for two pipelines of a world, n images a figure (32: a batch for each of 2 cores).
 
-    names: the concepts that were erased; of one that is no single value of the world it says that nothing judges it.
+    names: the concepts that were erased; of one that is no single value of the world it says that nothing judges it. A
+    line names what has failed: a value that is still shown (`SHOWN`), what else is lost (`LOST`).
     """
     found = {name: find(name, within) for name in names}
     known = list(dict.fromkeys(concept for concept in found.values() if concept))
@@ -230,4 +233,17 @@ def world_table(before, after, names: Sequence[str], *, n: int = 32, seed: int =
         rows.append(("accuracy, prompts without any of them", left["kept"], right["kept"], "keep"))
     if rows:
         lines.append(f"{f'{n} images a figure, judged':42}{'before':>8}{'after':>8}")
-    return "\n".join(lines + [f"{text:42}{a:>8.1%}{b:>8.1%}  ({want})" for text, a, b, want in rows])
+    table = [f"{text:42}{a:>8.1%}{b:>8.1%}  ({want})" for text, a, b, want in rows]
+    return "\n".join(lines + table + _failures(rows))
+
+
+def _failures(rows) -> list[str]:
+    """A line for the erasures of a table that failed, and one for what was lost; none if all is well."""
+    shown = [f"{text} {b:.0%}" for text, _, b, want in rows if want == "erase" and b > SHOWN]
+    lost = [f"{text} {a:.0%} to {b:.0%}" for text, a, b, want in rows if want == "keep" and a - b > LOST]
+    found = []
+    if shown:
+        found.append(f"NOT ERASED (more than {SHOWN:.0%} still show it): {'; '.join(shown)}")
+    if lost:
+        found.append(f"NOT KEPT (down by more than {LOST:.0%}): {'; '.join(lost)}")
+    return found
