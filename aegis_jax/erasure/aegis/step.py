@@ -57,7 +57,8 @@ class Keys(NamedTuple):
 
 
 @jax.jit
-def _keys(seed, step) -> Keys:
+def keys_of(seed, step) -> Keys:
+    """The keys of a step, counted from 0, of a run of that seed."""
     return Keys(*jax.random.split(jax.random.fold_in(jax.random.key(seed), step), len(Keys._fields)))
 
 
@@ -253,7 +254,7 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
     context.py) and kappa (mean, after the step). And "per_tensor": {"cosine", "kept", "omega"}, each (number of
     trainable tensors,) in the order of `groups.order`.
     """
-    keys = _keys(given(config.seed, jnp.uint32), state.step)
+    keys = keys_of(given(config.seed, jnp.uint32), state.step)
     turn = _turn(state.step, len(state.p), len(frozen.concept_emb.embedding), config.batch)
     theta = trainable.add_drift(frozen.unet, state.drift, config.trainable, frozen.precise, frozen.placement)
     v, p = _rows((state.v, state.p), turn.prompts)

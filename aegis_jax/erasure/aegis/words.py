@@ -162,11 +162,16 @@ def _unit(x):
 
 @program(static_argnames=("text_graph", "batch"))
 def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concepts=None, *, batch: int) -> Conditioning:
-    """Encodings of prompts of 1 to 6 words (fewer if no more fit), each drawn evenly from the vocabulary; a prompt has
-    no word at all with probability `EMPTY`.
+    """`random_ids`, encoded."""
+    return encode_ids(text_graph, text_params, random_ids(vocabulary, key, concepts, batch=batch))
 
-    Returns B rows. concepts: indices into K, (G,); then 2 B rows, of which the second half are the prompts of the first
-    with a concept put before, between or behind the words: that of latent i, at i mod G.
+
+def random_ids(vocabulary: Vocabulary, key, concepts=None, *, batch: int):
+    """Token ids (B, L) of prompts of 1 to 6 words (fewer if no more fit), each drawn evenly from the vocabulary; a
+    prompt has no word at all with probability `EMPTY`.
+
+    concepts: indices into K, (G,); then 2 B rows, of which the second half are the prompts of the first with a concept
+    put before, between or behind the words: that of latent i, at i mod G.
     """
     key_words, key_length, key_place, key_empty = jax.random.split(key, 4)
     place = jnp.arange(vocabulary.length, dtype=jnp.int32)
@@ -189,7 +194,7 @@ def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concept
         inside = jnp.take_along_axis(tokens, jnp.clip(at, 0, tokens.shape[1] - 1), 1)
         joined = jnp.where((at >= 0) & (at < length), inside, moved)
         ids = jnp.concatenate([ids, _closed(vocabulary, joined, count + length)])
-    return encode_ids(text_graph, text_params, ids)
+    return ids
 
 
 def _closed(vocabulary: Vocabulary, ids, count):

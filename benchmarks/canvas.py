@@ -1,0 +1,172 @@
+"""Erasures of the canvas: what goes, what an attacker brings back, and what is kept, by its distance from what went.
+
+    python -m benchmarks canvas                      things and styles, every preset of PRESETS, seeds 0 and 1
+    python -m benchmarks canvas --concepts fox --presets esd aegis+ --seeds 0
+    python -m benchmarks canvas --table              measures nothing, writes the tables of what there is
+    python -m benchmarks canvas --matrix             40 things erased by a closed form: which hurts which
+
+Every preset runs at the scale of configs/canvas.py, which is that of the world: nothing is chosen on the canvas, and
+flowers, sports and musical instruments (concepts.OUTSIDE) stand in a table of their own. Beside plain prompts, held-out
+words and soft prompts, an erasure is asked for every thing in every hand once, as UnlearnCanvas does (`survey`). Lines
+go to benchmarks/results/canvas.jsonl, a cell each; a run that was stopped goes on there. Tables: docs/canvas.md.
+"""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from benchmarks import canvas_table, cells, trials
+from benchmarks.canvas_table import BASE
+
+RESULT = "canvas.jsonl"
+THINGS = ("fox", "owl", "turtle", "octopus", "butterfly", "banana", "burger", "castle", "bus", "moon")
+STYLES = ("twemoji", "relief", "blob")
+OUTSIDE = ("rose", "tennis", "guitar")
+PRESETS = ("esd", "paper", "aegis+", "uce")
+SEEDS = (0, 1)
+# Those of the family that were strongest on the world, and the one that is in every final there. An attack that is
+# tuned to each defence has all members: --members all.
+MEMBERS = ("alone-8-prediction", "before-8-prediction", "alone-8-denoising", "before-4-prediction")
+SIZES = {"images": 64, "attack_steps": 100, "restarts": 2, "n": 16}
+# Evaluation seeds by the erasure's seed: odd ones, as the world's finals have.
+EVALUATIONS = {0: 41, 1: 43, 2: 45}
+MATRIX = 40  # things, each in two hands
+
+
+def grid(concepts, presets, seeds, members=MEMBERS) -> list[dict]:
+    """The cells; what is before erasure is surveyed once a seed, whatever the concept."""
+    bases = cells.grid(seed=seeds, preset=(BASE,), concept=("",))
+    found = bases + cells.grid(seed=seeds, concept=concepts, preset=presets)
+    how = {**SIZES, "members": sorted(members)}
+    return [
+        {**cell, "evaluation_seed": EVALUATIONS[cell["seed"]], "hands": 6, **(how if cell["concept"] else {}),
+         "of": digest(cell, members)}
+        for cell in found
+    ]  # fmt: skip
+
+
+def matrix(preset: str = "uce") -> list[dict]:
+    """A cell for each of the first things, in the catalogue's order, erased and surveyed in two hands; no attack."""
+    from aegis_jax.canvas.concepts import Concepts
+
+    names = [thing.value.name for thing in Concepts().things[:MATRIX]]
+    axes = [{"seed": 0, "preset": BASE, "concept": ""}, *cells.grid(seed=(0,), preset=(preset,), concept=names)]
+    return [{**cell, "evaluation_seed": 41, "hands": 2, "of": digest(cell, ())} for cell in axes]
+
+
+def settings(cell: dict):
+    """What a cell's erasure runs with."""
+    from aegis_jax.run import config
+
+    given = {"concepts": cell["concept"], "method": cell["preset"], "seed": str(cell["seed"])}
+    return config.load("canvas", list(given.items()))
+
+
+def digest(cell: dict, members) -> str:
+    """A hash of what the cell's names stand for: settings, the attack's members, the canvas's weights."""
+    from aegis_jax.attacks.family import family
+    from aegis_jax.canvas import WEIGHTS
+
+    names = [f"{name}: {cells.stated(member)}" for name, member in sorted(family(members).items())]
+    if cell["preset"] != BASE:
+        names.append(cells.stated(dataclasses.replace(settings(cell).erase, seed=0)))
+    found = hashlib.sha256("".join(names).encode())
+    for path in sorted(WEIGHTS.rglob("*.safetensors")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def measure(cell: dict) -> dict:
+    """Erases, surveys, asks in held-out words, attacks. Shares are [count, n]."""
+    import aegis_jax
+    from aegis_jax.attacks.family import family
+    from aegis_jax.evaluation import world
+    from aegis_jax.evaluation.attacked import attack_family
+
+    seed = cell["evaluation_seed"]
+    if cell["preset"] == BASE:
+        return {"survey": survey(aegis_jax.load_pipeline("canvas"), seed, cell["hands"])}
+    result = aegis_jax.erase("canvas", config=settings(cell))
+    figures = {"survey": survey(result.pipeline, seed, cell["hands"]), "named": named(result)}
+    if "images" not in cell:
+        return figures
+    concept = world.find(cell["concept"], "canvas")
+    asked = {held_out: world.concept_prompts(concept, cell["images"], seed, held_out=held_out) for held_out in (0, 1)}
+    for held_out, prompts in asked.items():
+        images = _sampled(result.pipeline, prompts, world.noise_seed(seed, held_out))
+        hits = concept.world.judge("judge")(images)[concept.attribute] == concept.index
+        figures[("plain", "held_out")[held_out]] = [int(hits.sum()), len(hits)]
+    members = {name: dataclasses.replace(m, steps=cell["attack_steps"]) for name, m in family(cell["members"]).items()}
+    how = {"seed": seed, "restarts": cell["restarts"], "n": cell["n"]}
+    attacked = attack_family(result.original, result.pipeline, concept, members, **how)
+    rates = {name: attacked[name]["rate"] for name in ("strongest", "worst_pick", "pick", "best")}
+    return figures | rates | {"attack": attacked}
+
+
+def survey(pipeline, seed: int, hands: int) -> dict:
+    """Every thing in that many of its hands, in a seen word, one image each: what was asked for and what both judges
+    see, "labels", "judge" and "second_judge", lists (n, 2) of thing and style."""
+    from aegis_jax import worlds
+    from aegis_jax.evaluation import world
+
+    canvas = worlds.find("canvas")
+    rng = np.random.default_rng([world.EVALUATION_SEED, seed, 7])
+    labels = canvas.combinations.reshape(-1, 6, 3)[:, rng.permutation(6)[:hands]].reshape(-1, 3)
+    prompts = [canvas.said(rng, row) for row in labels]
+    images = _sampled(pipeline, prompts, world.noise_seed(seed, 2))
+    seen = {"labels": labels[:, :2].tolist()}
+    for name in ("judge", "second_judge"):
+        answers = canvas.judge(name)(images)
+        seen[name] = np.stack([answers["thing"], answers["style"]], axis=1).tolist()
+    return seen
+
+
+def _sampled(pipeline, prompts, seed):
+    from aegis_jax.diffusion.sample import sample
+    from aegis_jax.world.quality import GUIDANCE, STEPS
+
+    return sample(pipeline, prompts, seed=seed, steps=STEPS, guidance=GUIDANCE)
+
+
+def named(result) -> list[str] | None:
+    """The words of the canvas's values that the run preserved in its random prompts; None where it has none."""
+    import jax
+    import jax.numpy as jnp
+
+    from aegis_jax.erasure.aegis import words
+    from aegis_jax.erasure.aegis.step import keys_of
+
+    run, original = result.run.erase, result.original
+    if not getattr(run, "draws_words", False):
+        return None
+    text = original.text_encoder
+    vocabulary = words.vocabulary(original.tokenizer, text.graph, text.params, list(result.run.concepts), run.seed)
+    concepts = jnp.zeros(1, jnp.int32) if run.words.context != "none" else None
+
+    def drawn(step):
+        return words.random_ids(vocabulary, keys_of(jnp.uint32(run.seed), step).words, concepts, batch=run.batch)
+
+    ids = set(np.unique(jax.lax.map(drawn, jnp.arange(run.steps))[:, : run.batch]).tolist())
+    values = [value for row in result.run.world.attributes.values() for value in row]
+    return [word for value in values for word in value.words if set(original.tokenizer.tokens(word)) <= ids]
+
+
+def main(argv: list[str]) -> None:
+    options = trials.parser(__doc__, RESULT)
+    options.add_argument("--concepts", nargs="+", default=(*THINGS, *STYLES, *OUTSIDE))
+    options.add_argument("--presets", nargs="+", default=PRESETS)
+    options.add_argument("--seeds", nargs="+", type=int, choices=sorted(EVALUATIONS), default=SEEDS)
+    options.add_argument("--members", nargs="+", default=MEMBERS, help="of the attack's family, or all")
+    options.add_argument("--matrix", action="store_true", help="which thing's erasure hurts which other")
+    options.add_argument("--table", action="store_true", help="measures nothing")
+    given = options.parse_args(argv)
+    from aegis_jax.attacks.family import FAMILY
+
+    members = FAMILY if given.members == ["all"] else given.members
+    wanted = matrix() if given.matrix else grid(given.concepts, given.presets, given.seeds, members)
+    if not given.table:
+        cells.run(wanted, measure, given.out)
+    keys = {cells.key(cell) for cell in wanted}
+    lines = [line for line in cells.read(given.out) if cells.key(line["cell"]) in keys]
+    print(canvas_table.of_matrix(lines) if given.matrix else canvas_table.text(lines, OUTSIDE))
