@@ -131,25 +131,31 @@ def _sampled(pipeline, prompts, seed):
 
 def named(result) -> list[str] | None:
     """The words of the canvas's values that the run preserved in its random prompts; None where it has none."""
+    run, original = result.run, result.original
+    if not getattr(run.erase, "draws_words", False):
+        return None
+    ids = preserved(original, run.erase, list(run.concepts))
+    values = [value for row in run.world.attributes.values() for value in row]
+    return [word for value in values for word in value.words if set(original.tokenizer.tokens(word)) <= ids]
+
+
+def preserved(original, config, concepts: list[str]) -> set[int]:
+    """The token ids of the random prompts that a run of these settings preserves, drawn as its steps draw them."""
     import jax
     import jax.numpy as jnp
 
     from aegis_jax.erasure.aegis import words
     from aegis_jax.erasure.aegis.step import keys_of
 
-    run, original = result.run.erase, result.original
-    if not getattr(run, "draws_words", False):
-        return None
     text = original.text_encoder
-    vocabulary = words.vocabulary(original.tokenizer, text.graph, text.params, list(result.run.concepts), run.seed)
-    concepts = jnp.zeros(1, jnp.int32) if run.words.context != "none" else None
+    vocabulary = words.vocabulary(original.tokenizer, text.graph, text.params, concepts, config.seed)
+    # With a concept in context a prompt has less room; which concept is of no account where all are as long.
+    inside = jnp.zeros(1, jnp.int32) if config.words.context != "none" else None
 
     def drawn(step):
-        return words.random_ids(vocabulary, keys_of(jnp.uint32(run.seed), step).words, concepts, batch=run.batch)
+        return words.random_ids(vocabulary, keys_of(jnp.uint32(config.seed), step).words, inside, batch=config.batch)
 
-    ids = set(np.unique(jax.lax.map(drawn, jnp.arange(run.steps))[:, : run.batch]).tolist())
-    values = [value for row in result.run.world.attributes.values() for value in row]
-    return [word for value in values for word in value.words if set(original.tokenizer.tokens(word)) <= ids]
+    return set(np.unique(jax.lax.map(drawn, jnp.arange(config.steps))[:, : config.batch]).tolist())
 
 
 def main(argv: list[str]) -> None:

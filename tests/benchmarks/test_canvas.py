@@ -1,10 +1,13 @@
 """What the tables of the canvas make of given answers, and what a cell stands for. No erasure runs here."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from aegis_jax.canvas.concepts import Concepts
 from benchmarks import canvas, canvas_table, cells
+from tests.tiny import responsive
 
 CONCEPTS = Concepts()
 FOX = canvas_table.where("fox", CONCEPTS)[1]
@@ -81,3 +84,31 @@ def test_no_setting_is_chosen_on_what_is_kept_apart():
     apart = {thing.value.name for thing in CONCEPTS.things if thing.subgroup in concepts.OUTSIDE}
     assert set(canvas.OUTSIDE) <= apart and not set(canvas.THINGS) & apart
     assert len(canvas.THINGS) == 10 and len(canvas.STYLES) == 3
+
+
+def test_preserved_words_are_those_that_the_steps_have_drawn(tiny, monkeypatch):
+    import aegis_jax
+    from aegis_jax.erasure.aegis import words
+    from aegis_jax.erasure.aegis.setup import setup
+    from aegis_jax.erasure.aegis.step import erase_step
+    from aegis_jax.erasure.presets import preset
+
+    pipeline = responsive(aegis_jax.load_pipeline(tiny()))
+    chosen = preset("aegis+").settings
+    latents = dataclasses.replace(chosen.latents, steps=2)
+    scale = {"steps": 3, "batch": 2, "trainable": "xattn", "seed": 5, "latents": latents}
+    config = dataclasses.replace(chosen, compute_dtype="float32", **scale)
+    drawn, prompts = set(), words.random_prompts
+
+    def spied(graph, params, vocabulary, key, concepts=None, *, batch):
+        ids = words.random_ids(vocabulary, key, concepts, batch=batch)
+        drawn.update(np.asarray(ids[:batch]).ravel().tolist())
+        return prompts(graph, params, vocabulary, key, concepts, batch=batch)
+
+    monkeypatch.setattr(words, "random_prompts", spied)
+    state, frozen = setup(pipeline, ["star"], config)
+    for _ in range(config.steps):
+        state, _ = erase_step(state, frozen, config)
+    found = canvas.preserved(pipeline, config, ["star"])
+    assert found == drawn and len(found) > 5
+    assert canvas.preserved(pipeline, dataclasses.replace(config, seed=6), ["star"]) != drawn
