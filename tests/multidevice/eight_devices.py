@@ -14,7 +14,8 @@ from aegis_jax.erasure import trainable
 from aegis_jax.erasure.aegis import rectify
 from aegis_jax.erasure.aegis.config import EraseConfig, GRPConfig, LatentsConfig, SoftConfig, WordsConfig
 from aegis_jax.erasure.aegis.setup import setup
-from aegis_jax.erasure.aegis.step import erase_step, predicted
+from aegis_jax.erasure.aegis.state import Goal
+from aegis_jax.erasure.aegis.step import erase_step, gradients_of, predicted
 from aegis_jax.erasure.latents import Noised
 from aegis_jax.errors import AegisError
 from aegis_jax.models import model
@@ -227,6 +228,30 @@ def test_five_steps_on_any_mesh_are_those_of_one_device(pipeline, monkeypatch, d
     pairs = zip(*(jax.tree.leaves(result.pipeline.unet.params) for result in (one, many)), strict=True)
     assert max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs) < 1e-5
     assert one.metrics[-1]["drift_norm"] > 1e-4
+
+
+@pytest.mark.slow
+def test_in_turn_two_rounds_of_eight_devices_are_a_batch_of_one(pipeline, monkeypatch):
+    """Gradient accumulation: in low memory a latent of every device at a time."""
+    monkeypatch.setattr(mesh, "_SMALL", 256)
+    keys = {**SMALL, "method": "paper", "batch": 16}
+    one = aegis_jax.erase(pipeline, "heart", config=keys)
+    many = aegis_jax.erase(pipeline, "heart", config={**keys, "low_memory": True, "mesh.data": 4, "mesh.fsdp": 2})
+    for ours, theirs in zip(many.metrics, one.metrics, strict=True):
+        for name in ("L_e", "L_adv", "L_aet"):
+            np.testing.assert_allclose(ours[name], theirs[name], 2e-4, err_msg=name)
+
+    def flops(placement, batch):
+        _, frozen = setup(pipeline, "red star", CONFIG, placement)
+        z = jnp.zeros((batch, *frozen.latent_shape))
+        at, goal = Noised(z, jnp.zeros(batch, jnp.int32)), Goal(frozen.concept_emb, z)
+        if placement is not None:
+            where = NamedSharding(placement.mesh, PartitionSpec(("data", "fsdp")))
+            at, goal = jax.device_put(at, where), Goal(goal.cond, jax.device_put(goal.eps, where))
+        program = jax.jit(lambda at, goal: gradients_of(frozen, frozen.unet, at, goal, None, 0.0, "xattn", True))
+        return program.lower(at, goal).compile().cost_analysis()["flops"]  # a loop's body counts once
+
+    assert flops(mesh.make_placement(4, 2), 16) == pytest.approx(flops(None, 2), rel=0.1)
 
 
 def test_each_of_eight_devices_holds_an_eighth_of_sd14():

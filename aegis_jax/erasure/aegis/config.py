@@ -88,7 +88,9 @@ class EraseConfig:
     eta: float = 1.0  # negative guidance of the erasure target
     trainable: str = "full"  # full | xattn | noxattn | layers | kv
     compute_dtype: str = "auto"  # auto (bfloat16 on accelerators, float32 on CPU) | float32 | bfloat16
-    low_memory: bool = False  # recompute in backward passes, Adam's moments in bfloat16: 10 % more arithmetic
+    # Recompute in backward passes, in which latents take turns (one a device), Adam's moments in bfloat16: 10 % more
+    # arithmetic, and a batch of any size takes little more memory than a batch of one
+    low_memory: bool = False
     soft: SoftConfig = SoftConfig()
     grp: GRPConfig = GRPConfig()
     words: WordsConfig = WordsConfig()

@@ -10,9 +10,10 @@ which answer for its own latents only: every G-th one.
 import jax
 import jax.numpy as jnp
 
-from aegis_jax.diffusion.conditioning import encode_soft
+from aegis_jax.diffusion.conditioning import encode_soft, per_latent
 from aegis_jax.diffusion.predict import predict
 from aegis_jax.diffusion.vocabulary import random_words
+from aegis_jax.erasure import in_turn
 from aegis_jax.erasure.aegis.state import Frozen
 from aegis_jax.erasure.latents import Noised
 from aegis_jax.erasure.programs import program
@@ -36,18 +37,27 @@ def encoded(frozen: Frozen, template, soft):
 def sign_step(frozen: Frozen, params, template, soft, at: Noised, goals, weights, size, *, remat: bool = False):
     """soft - size * sign(gradient of J), J = sum_i weights_i ||eps(params, c(soft)) - goals_i||^2, for each prompt.
 
-    Args: params: of the UNet; soft (G, k, d); template (G, L, d); goals (I, B, h, w, C); weights (I,); size: scalar.
+    Args: params: of the UNet; soft (G, k, d); template (G, L, d); goals (I, B, h, w, C); weights (I,); size: scalar;
+    remat: recompute in the backward pass, in which the latents take turns (in_turn.py).
     Returns (new soft tokens (G, k, d), the prompts' mean J at the old ones, float32 scalar).
     """
-    prompts = soft.shape[0]
+    prompts, batch = soft.shape[0], at.z.shape[0]
 
-    def distance(soft):
-        cond = encode_soft(frozen.text_graph, frozen.text, template, soft)
+    def encoded(soft):
+        return per_latent(encode_soft(frozen.text_graph, frozen.text, template, soft), batch)
+
+    # What a latent counts in its prompt's mean.
+    counts = [len(range(i, batch, prompts)) for i in range(prompts)]
+    share = per_latent(1 / jnp.asarray(counts, jnp.float32), batch)
+
+    def distance(cond, at, goals, share):
         eps = predict(frozen.unet_graph, params, frozen.schedule, at.z, at.t, cond, remat=remat)
-        square = jnp.mean(jnp.square(eps[None] - goals), axis=(2, 3, 4))  # (I, B)
-        own = [jnp.sum(weights * jnp.mean(square[:, i::prompts], axis=1)) for i in range(prompts)]
-        # Soft tokens of one prompt do not reach another's latents, so the sum's gradient is each one's own.
-        return sum(own), sum(own) / prompts
+        square = jnp.mean(jnp.square(eps[:, None] - goals), axis=(2, 3, 4))  # (B, I)
+        return jnp.sum(share * jnp.sum(square * weights, axis=-1))
 
-    gradient, value = jax.grad(distance, has_aux=True)(soft)
-    return soft - size * jnp.sign(gradient), value
+    # Soft tokens of one prompt do not reach another's latents, so the sum's gradient is each one's own.
+    cond, pulled = jax.vjp(encoded, soft)
+    args = cond, at, goals.swapaxes(0, 1), share
+    value, gradient = in_turn.rows(jax.value_and_grad(distance), args, in_turn.at_once(batch, frozen.placement, remat))
+    (gradient,) = pulled(gradient)
+    return soft - size * jnp.sign(gradient), value / prompts

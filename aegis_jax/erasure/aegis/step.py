@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from aegis_jax.diffusion import predict
 from aegis_jax.diffusion.conditioning import Conditioning, join, per_latent
-from aegis_jax.erasure import adam, groups, latents, trainable
+from aegis_jax.erasure import adam, groups, in_turn, latents, trainable
 from aegis_jax.erasure.aegis import context, rectify, soft, words
 from aegis_jax.erasure.aegis.config import EraseConfig, GRPConfig
 from aegis_jax.erasure.aegis.state import Frozen, Goal, State
@@ -142,27 +142,33 @@ def goal_of(frozen: Frozen, at: Noised, c_prime: Conditioning, c_star: Condition
 
 def gradients_of(frozen: Frozen, theta, at: Noised, goal: Goal, preserve: Goal | None, weight, trainable_set, remat):
     """({"L_e"[, "L_p"]}, theta's predictions for the goal (B, h, w, C), gradient of L_e + weight L_p with respect to
-    the trainable tensors, stacked by group)."""
+    the trainable tensors, stacked by group). With remat the latents take turns (in_turn.py)."""
     flat, B = flatten(theta), at.z.shape[0]
+    tensors = trainable.select(theta, trainable_set)
+    goals = [Goal(per_latent(goal.cond, B), goal.eps), *([] if preserve is None else [preserve])]
+    share = in_turn.at_once(B, frozen.placement, remat)
 
-    def loss(tensors):
-        params = unflatten(flat | tensors)
-        noise = partial(predict.predict, frozen.unet_graph, params, frozen.schedule, remat=remat)
-        square = lambda x: jnp.mean(jnp.square(x))  # noqa: E731
-        if preserve is None:
-            eps = noise(at.z, at.t, goal.cond)
-            L_e = square(eps - goal.eps)
-            return L_e, ({"L_e": L_e}, eps)
+    def loss(tensors, at, *goals):
+        params, count = unflatten(flat | tensors), at.z.shape[0]
         # In one call of the network.
-        cond = join(per_latent(goal.cond, B), preserve.cond)
-        eps = noise(jnp.concatenate([at.z, at.z]), jnp.concatenate([at.t, at.t]), cond)
-        L_e, L_p = square(eps[:B] - goal.eps), square(eps[B:] - preserve.eps)
-        return L_e + weight * L_p, ({"L_e": L_e, "L_p": L_p}, eps[:B])
+        z, t = (jnp.concatenate([x] * len(goals)) for x in (at.z, at.t))
+        cond = join(*(goal.cond for goal in goals))
+        eps = predict.predict(frozen.unet_graph, params, frozen.schedule, z, t, cond, remat=remat)
+        eps = [eps[i * count : (i + 1) * count] for i in range(len(goals))]
+        losses = {
+            name: jnp.mean(jnp.square(mine - goal.eps)) * (count / B)
+            for name, mine, goal in zip(("L_e", "L_p"), eps, goals)
+        }
+        return losses["L_e"] + weight * losses.get("L_p", 0.0), (losses, eps[0])
 
-    gradients, (losses, eps) = jax.grad(loss, has_aux=True)(trainable.select(theta, trainable_set))
-    # Tensor by tensor, so that each may be freed early; without it XLA's CPU backend fuses the backward pass into
-    # what follows and compiles for minutes.
-    return losses, eps, groups.stack(jax.tree.map(jax.lax.optimization_barrier, gradients))
+    def some(at, *goals):
+        gradients, (losses, eps) = jax.grad(loss, has_aux=True)(tensors, at, *goals)
+        # Tensor by tensor, so that each may be freed early; without it XLA's CPU backend fuses the backward pass into
+        # what follows and compiles for minutes.
+        return (jax.tree.map(jax.lax.optimization_barrier, gradients), losses), eps
+
+    (gradients, losses), eps = in_turn.rows(some, (at, *goals), share)
+    return losses, eps, groups.stack(gradients)
 
 
 @program(static_argnames=("trainable_set", "grp", "remat"), donate_argnames="state")
