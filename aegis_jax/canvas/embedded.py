@@ -78,6 +78,7 @@ def canvas(folder: pathlib.Path = WEIGHTS) -> EmbeddedWorld:
         attributes=concepts.attributes,
         combinations=concepts.combinations,
         nouns=captions.NOUNS,
+        domains=("thing", "style"),
         named=concepts.named,
         prompt=prompts.prompt,
         said=prompts.said,

@@ -1,7 +1,7 @@
-"""On the world: what an erasure keeps, beyond counting attributes: near words, Frechet distances, the CLIP score.
+"""On an embedded world: what an erasure keeps, beyond counting attributes: near words, Frechet distances, CLIP score.
 
 Images are of prompts that do not ask for the erased value. Distances are to real pictures of what these prompts say,
-which the world's renderer draws, and to the base's own images of them from other noise; the base's own distance to
+where the world has what draws them, and to the base's own images of them from other noise; the base's own distance to
 those, two draws of one model, is the floor.
 """
 
@@ -17,7 +17,6 @@ from aegis_jax.evaluation.metrics.neighbours import near, shown_rates
 from aegis_jax.evaluation.metrics.similarity import Embedder, clip_score
 from aegis_jax.evaluation.world import Concept
 from aegis_jax.judges.judge import Judge
-from aegis_jax.world import concepts, renderer
 from aegis_jax.world.quality import GUIDANCE, STEPS
 
 NEAREST = 4  # near words that are looked for where the user names none
@@ -31,17 +30,19 @@ def _seed(seed: int, kind: int) -> int:
 
 def named_values(concept: Concept, texts: Sequence[str]) -> list[str]:
     """The names of values that a user wants near words of. Raises `AegisError` for what is no other value."""
-    found = [world.find(text) for text in texts]
+    found = [world.find(text, concept.within) for text in texts]
     for text, value in zip(texts, found, strict=True):
         if value is None or value == concept:
-            raise AegisError(f"--near {text!r}: wanted another value of the world than {concept.value.name!r}")
+            raise AegisError(
+                f"--near {text!r}: wanted another value of the {concept.within} than {concept.value.name!r}"
+            )
     return [value.value.name for value in found]
 
 
 def near_values(base, concept: Concept, named: Sequence[str] = ()) -> list[str]:
     """The names of those values whose words are most like the concept's by the base's text encoder, then `named`."""
     own = concept.value.name
-    names = [value.name for row in concepts.ATTRIBUTES.values() for value in row if value.name != own]
+    names = [value.name for row in concept.world.attributes.values() for value in row if value.name != own]
     return list(dict.fromkeys([word for word, _ in near(base, own, names, NEAREST)] + list(named)))
 
 
@@ -49,7 +50,7 @@ def near_rates(pipeline, concept: Concept, words: Sequence[str], judge: Judge, *
     """{word: share that shows it}, and "all", of some n prompts that ask for the words and not for the concept."""
     prompts, each = {}, max(1, n // len(words))
     for word in words:
-        texts = world.concept_prompts(world.find(word), 8 * each, _seed(seed, _NEAR))
+        texts = world.concept_prompts(world.find(word, concept.within), 8 * each, _seed(seed, _NEAR))
         free = [text for text in texts if not set(text.split()) & set(concept.value.words)]
         prompts[word] = free[:each]
     how = {"seed": _seed(seed, _NEAR), "steps": STEPS, "guidance": GUIDANCE}
@@ -57,10 +58,13 @@ def near_rates(pipeline, concept: Concept, words: Sequence[str], judge: Judge, *
 
 
 def references(base, concept: Concept, *, n: int, seed: int) -> dict[str, np.ndarray]:
-    """{"real": by the renderer, "base": by the base}: uint8 (n, 32, 32, 3) each, of the same prompts."""
+    """{"real": by what the world learnt from, if it is here, "base": by the base}: uint8 (n, 32, 32, 3) each, of the
+    same prompts."""
     prompts, labels = world.other_prompts(concept, n, seed)
     images = sample(base, prompts, seed=_seed(seed, _REFERENCE), steps=STEPS, guidance=GUIDANCE)
-    return {"real": renderer.render(np.random.default_rng(_seed(seed, _REAL)), labels), "base": images}
+    render = concept.world.render
+    real = {} if render is None else {"real": render(np.random.default_rng(_seed(seed, _REAL)), labels)}
+    return real | {"base": images}
 
 
 def drawn(pipeline, concept: Concept, *, n: int, seed: int) -> tuple[np.ndarray, list[str]]:

@@ -5,7 +5,7 @@ For a concept that is one value of one attribute (star of shape), over generated
   plain       share that still shows the value, prompts with the words an erasure may use
   held_out    the same for prompts with the value's held-out synonyms
   same        accuracy on the attribute for prompts with its *other* values
-  other       accuracy on the two other attributes for those same prompts
+  other       accuracy on the other domains (interface.py: the world's two other attributes) for those same prompts
   agreement   share of all these images and attributes on which the second judge says the same as the first
   agreement_shown   share of the plain and held-out images on which both judges agree whether the value is shown
 
@@ -134,7 +134,7 @@ def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
         "held_out": _rate(held_out, concept),
         "same": float(np.mean(same)),
         "same_each": {v.name: float(same[value == i].mean()) for i, v in enumerate(values) if (value == i).any()},
-        "other": float(np.mean(list(right.values()))),
+        "other": float(np.mean([right[a] for a in right if a in world.domains])),
         "agreement": float(np.mean(agreed)),
         "agreement_shown": float(np.mean(shown[:2])),
     }

@@ -10,10 +10,12 @@ def add(sub, model_help: str) -> None:
     """Adds all of them to a parser."""
     sub.add_argument("models", metavar="MODEL", nargs="*", help="what to examine: run folders or diffusers folders")
     sub.add_argument("--base", metavar="M", required=True, help=f"the model before erasure: {model_help}")
-    sub.add_argument("--concept", metavar="TEXT", required=True, help="what was erased; of the world one of its values")
+    sub.add_argument("--concept", metavar="TEXT", required=True, help="what was erased; of world or canvas a value")
     sub.add_argument("--attacks", metavar="NAMES", default="all", help="all, none, or some with commas (default: all)")
     sub.add_argument("--baselines", metavar="NAMES", default="", help="presets to erase and examine too, with commas")
-    sub.add_argument("--config", metavar="FILE", help="of the baselines (default: world, of another base the paper's)")
+    sub.add_argument(
+        "--config", metavar="FILE", help="of the baselines (default: of world or canvas its own, else the paper's)"
+    )
     sub.add_argument("--seeds", metavar="LIST", default="0,1,2", help="evaluation seeds, pooled (default: 0,1,2)")
     sub.add_argument("--images", metavar="N", type=int, default=64, help="images a figure and seed (default: 64)")
     sub.add_argument("--cases", metavar="N", type=int, help="attacked prompts a seed (16; of --prompts all)")
@@ -22,8 +24,8 @@ def add(sub, model_help: str) -> None:
     near = "near concepts that are to be kept, with commas, besides those that are found"
     sub.add_argument("--near", metavar="WORDS", default="", help=near)
     sub.add_argument("--out", metavar="DIR", help="report and all it is made of; again: goes on (evaluations/CONCEPT)")
-    sub.add_argument("--show", action="store_true", help="do not blur pictures (the world's never are)")
-    other = sub.add_argument_group("of a base that is not the world")
+    sub.add_argument("--show", action="store_true", help="do not blur pictures (those of world and canvas never are)")
+    other = sub.add_argument_group("of a base that is not world or canvas")
     other.add_argument("--judge", metavar="SPEC", help=SPEC)
     other.add_argument("--label", metavar="TEXT", help="its label that counts as the concept (default: the concept)")
     other.add_argument(

@@ -1,4 +1,4 @@
-"""What the user brings to examine a model that is not the world: read, and refused before anything starts."""
+"""What the user brings to examine a model that is no embedded world: read, and refused before anything starts."""
 
 import dataclasses
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def asked(concept: str, near: str, options: dict) -> Asked:
     """Of the command line's `options` (None: not given). Raises `AegisError` for what cannot be read."""
     for name in ("judge", "prompts"):
         if options[name] is None:
-            raise AegisError(f"--base is not the embedded world: give --{name} (docs/evaluate.md)")
+            raise AegisError(f"--base is not an embedded world: give --{name} (docs/evaluate.md)")
     given = {name: options[name] for name in ("retain", "real") if options[name] is not None}
     if "real" in given:
         given["real"] = expand(given["real"])

@@ -1,4 +1,4 @@
-"""The embedded world as the subject of an evaluation (subject.py): its own prompts and its own judge."""
+"""An embedded world as the subject of an evaluation (subject.py): its own prompts and its own judge."""
 
 import functools
 
@@ -14,7 +14,7 @@ from aegis_jax.evaluation.metrics.composition import composition
 from aegis_jax.report.subject import CLIP_SCORE, DIAGNOSTICS, RETENTION, Column, distance_columns, near_column
 from aegis_jax.world.quality import GUIDANCE, STEPS
 
-RULERS, SETS = ("judge", "clip"), ("real", "base")
+RULERS = ("judge", "clip")
 _PLAIN = (
     Column("plain", "plain prompts", "less", "summary"),
     Column("held_out", "held-out synonyms", "less", "summary"),
@@ -31,29 +31,33 @@ _CANVAS = tuple(
         ("CRA", "CRA", "others"),
         ("CRA_retained", "CRA, retained", "without the concept"),
         ("rest", "beside the concept", "each attribute"),
-        ("rest_together", "beside the concept", "both at once"),
-        ("together", "three attributes", "all at once"),
+        ("rest_together", "beside the concept", "all at once"),
+        ("together", "another value", "and all beside it"),
     )
 )
 
 
 class Embedded:
-    """The world, with one of its values as the concept. See subject.py."""
+    """A world, with one of its values as the concept. See subject.py."""
 
     guidance, steps, usual, retains = GUIDANCE, STEPS, cases.SMALL, True
     kept = ("same", "other")
-    columns = (*_PLAIN, *_CANVAS, near_column("retention"), CLIP_SCORE, *distance_columns(RULERS, SETS))
 
-    def __init__(self, base, text: str, near=()):
-        value = world.find(text)
+    def __init__(self, base, text: str, near=(), within: str = "world"):
+        value = world.find(text, within)
         if value is None:
-            raise AegisError(f"--concept {text!r} is not one value of the world: its judge cannot count it")
+            raise AegisError(f"--concept {text!r} is not one value of the {within}: its judge cannot count it")
         self.base, self.concept, self.text = base, value, text
         self._named = retention.named_values(value, near)
         self.collected = functools.cache(lambda seed: attacked.attacker_images(base, value, seed=seed))
         self.cases = functools.cache(self._cases)
         self.without = functools.cache(lambda seed: cases.without(base, value, seed=seed))
         self.references = functools.cache(self._references)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        sets = ("base",) if self.concept.world.render is None else ("real", "base")
+        return (*_PLAIN, *_CANVAS, near_column("retention"), CLIP_SCORE, *distance_columns(RULERS, sets))
 
     @functools.cached_property
     def near(self) -> list[str]:
@@ -67,7 +71,7 @@ class Embedded:
         about = {"attribute": self.concept.attribute, "value": self.concept.value.name, "judge": self._judge.digest}
         about |= {"near": self.near} if kind in (RETENTION, DIAGNOSTICS) else {}
         if kind in METHODS and METHODS[kind].asks:
-            about["second_judge"] = judges.load("world:second").digest
+            about["second_judge"] = judges.load(f"{self.concept.within}:second").digest
         return about | {"guidance": GUIDANCE, "steps": STEPS, "clip": self._clip.digest}
 
     def about(self) -> dict:
@@ -87,8 +91,9 @@ class Embedded:
     def learnt(self, seed: int) -> Given:
         return cases.of_concept(self.base, self.concept, self.text, self.collected(seed))
 
-    def lacks(self, attack: str) -> None:
-        return None
+    def lacks(self, attack: str) -> str | None:
+        wordings = attack == "ladder" and self.concept.within != "world"
+        return "wordings of the concept, which this embedded world has none of" if wordings else None
 
     def shown(self, images) -> np.ndarray:
         return cases.shows(self.concept)(images)
@@ -96,7 +101,7 @@ class Embedded:
     def plain(self, pipeline, n: int, seed: int):
         shares = world.measure(pipeline, self.concept, n=n, seed=seed)
         shares |= world.unasked(pipeline, self.concept, n=n, seed=seed)
-        # "other" is the mean of two attributes: the images are what is independent.
+        # "other" is a mean over attributes: the images are what is independent.
         figures = {column.name: {"count": round(shares[column.name] * n), "n": n} for column in _PLAIN}
         return figures | {"agreement": shares["agreement"]}, 5 * n * 2 * STEPS
 
@@ -115,11 +120,11 @@ class Embedded:
 
     @functools.cached_property
     def _judge(self):
-        return judges.load("world")
+        return judges.load(self.concept.within)
 
     @functools.cached_property
     def _clip(self):
-        return similarity.embedder("world")
+        return similarity.embedder(self.concept.within)
 
     @property
     def _rulers(self) -> dict:

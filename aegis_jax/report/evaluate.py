@@ -33,7 +33,7 @@ MARK = "evaluation.json"
 def evaluate(models=(), *, base, concept, show=False, progress=None, command=None, **asked) -> dict:
     """Examines models, their base and baselines; what report.json holds. See `plan.plan` for `asked`.
 
-    models: run folders or diffusers folders. show: pictures are not blurred (the world's never are). progress: for
+    models: run folders or diffusers folders. show: pictures are not blurred (embedded worlds' never are). progress: for
     example `run.progress.Progress()`; command: what the report calls the command that made it.
     Cells that OUT holds are not measured again. Raises `AegisError` for all that cannot be, before anything starts.
     """

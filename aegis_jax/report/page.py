@@ -10,6 +10,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from aegis_jax.evaluation.interval import wilson
+from aegis_jax.io.hub import EMBEDDED
 from aegis_jax.report import charts
 from aegis_jax.report.plan import Plan
 from aegis_jax.report.pooled import shown
@@ -35,7 +36,8 @@ def html(report: dict, what: Plan) -> str:
         pareto=_pareto(report),
         curves=_curves(what),
         grids=_grids(report, what.out / "cells"),
-        blurred=not (report["show"] or report["base"] == "world"),
+        blurred=not (report["show"] or report["base"] in EMBEDDED),
+        pixelated=report["base"] in EMBEDDED,
         seeds="one seed" if len(report["seeds"]) == 1 else f"{len(report['seeds'])} seeds, pooled",
     )
 

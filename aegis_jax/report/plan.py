@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from aegis_jax import __version__
+from aegis_jax import __version__, worlds
 from aegis_jax.attacks import find
 from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand, place
@@ -24,7 +24,7 @@ from aegis_jax.report.subject import DIAGNOSTICS, PLAIN, RETENTION
 from aegis_jax.run.slug import slug
 
 SEEDS = 100_000  # below it the seeds of cases, prompts and noise stay apart
-CASES = 16  # prompts to attack a seed, on the world
+CASES = 16  # prompts to attack a seed, on an embedded world
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +105,9 @@ def plan(
     """(the plan, {row's name: pipeline} of the models that are there). Raises `AegisError` for all that cannot be.
 
     attacks, baselines, seeds, near: lists as on the command line. settings: {attack: {setting: text}}; overrides: (key,
-    text) pairs of the baselines' settings. cases: None for 16 on the world and a prompt set's every row elsewhere.
-    neutral: "none" for no control, None for "thing" where it can be. options: `asked.OPTIONS`, of models that are not
-    the world.
+    text) pairs of the baselines' settings. cases: None for 16 on an embedded world and a prompt set's every row
+    elsewhere. neutral: "none" for no control, None for "thing" where it can be. options: `asked.OPTIONS`, of models
+    that are of no embedded world.
     """
     for package in ("jinja2", "matplotlib"):
         if importlib.util.find_spec(package) is None:
@@ -116,17 +116,18 @@ def plan(
         if count < least:
             raise AegisError(f"--{flag} {count}: wanted {least} or more")
     numbers = _seeds(seeds)
-    original, built_in = load_pipeline(base), load_pipeline("world")
-    is_world = original.unet.config == built_in.unet.config
-    taken = chosen(attacks, settings or {}, Embedded.usual if is_world else Pictured.usual)
+    original = load_pipeline(base)
+    found = worlds.of(original)
+    within = found[0].name if found else None
+    taken = chosen(attacks, settings or {}, Embedded.usual if within else Pictured.usual)
     if set(options) - set(of_user.OPTIONS):
         raise TypeError(f"evaluate takes no {sorted(set(options) - set(of_user.OPTIONS))}")
     options = dict.fromkeys(of_user.OPTIONS) | options
-    config = config or ("world" if is_world else None)
-    subject = _subject(original, is_world, concept, near, options)
+    config = config or within
+    subject = _subject(original, within, concept, near, options)
     taken = possible(subject, taken, everything=attacks == "all")
     if cases is None:
-        cases = CASES if is_world else len(subject.asked.prompts.prompts)
+        cases = CASES if within else len(subject.asked.prompts.prompts)
     control = None if neutral == "none" else subject.control(neutral or "thing")
     if neutral not in (None, "none") and control is None:
         raise AegisError(f"--neutral {neutral}: a prompt does not say {concept!r}, and would control nothing")
@@ -147,16 +148,17 @@ def plan(
     return Plan(subject, concept, place(base), rows, taken, numbers, images, cases, control, folder, *asked), loaded
 
 
-def _subject(original, is_world: bool, concept: str, near: str, options: dict):
+def _subject(original, within: str | None, concept: str, near: str, options: dict):
+    """within: the embedded world that the model is of, if it is one."""
     if not concept.strip():
         raise AegisError("--concept is empty: wanted what was erased")
-    if not is_world:
+    if within is None:
         return Pictured(original, concept, of_user.asked(concept, near, options))
     given = [name for name, value in options.items() if value is not None]
     if given:
         flag = given[0].replace("_", "-")
-        raise AegisError(f"--{flag} goes with another base: on the world its own judge counts, in its own way")
-    return Embedded(original, concept, names(near))
+        raise AegisError(f"--{flag} goes with another base: on the {within} its own judge counts, in its own way")
+    return Embedded(original, concept, names(near), within)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What an evaluation needs to know of the kind of model it examines: the embedded world, or any other by prompts.
+"""What an evaluation needs to know of the kind of model it examines: an embedded world, or any other by prompts.
 
 `Embedded` (embedded.py) and `Pictured` (pictured.py) answer the same questions:
 

@@ -1,6 +1,6 @@
 """The world as evaluation asks for it (interface.py)."""
 
-from aegis_jax.world import captions, clip, concepts, judge
+from aegis_jax.world import captions, clip, concepts, judge, renderer
 from aegis_jax.world.interface import EmbeddedWorld
 
 # (first, stride) over a picture's columns.
@@ -64,6 +64,7 @@ WORLD = EmbeddedWorld(
     attributes=concepts.ATTRIBUTES,
     combinations=concepts.COMBINATIONS,
     nouns=captions.NOUNS,
+    domains=tuple(concepts.ATTRIBUTES),
     named=concepts.named,
     prompt=prompt,
     said=said,
@@ -73,4 +74,5 @@ WORLD = EmbeddedWorld(
     rings=rings,
     judge=lambda name: judge.load(name),  # looked up when asked for: tests put others in its place
     clip=lambda: clip.load(),
+    render=renderer.render,
 )

@@ -19,7 +19,8 @@ class EmbeddedWorld:
 
     name: what `load_pipeline` and `--model` call it. attributes: {name: its values}, each with seen and held-out words;
     labels (n, attributes) are indices into them. combinations (m, attributes): what is drawn. nouns: what stands in
-    where a prompt names no thing.
+    where a prompt names no thing. domains: the attributes that a prompt can state apart from each other (a thing of the
+    canvas has its subgroup with it).
 
     named(text)              [(word as written, attribute, index)] of the words that name a value
     prompt(rng, axis, word)  a prompt that names `word` of the attribute `axis`; others by seen words, or left open
@@ -31,12 +32,15 @@ class EmbeddedWorld:
     rings(attribute, index)  {how far: indices} of all others, nearest first
     judge(name)              "judge" measures, "second_judge" checks it
     clip()                   its CLIP
+    render(rng, labels)      uint8 pictures (n, H, W, 3) of labels (n, attributes) by what it learnt from; None where
+                             the package does not have that
     """
 
     name: str
     attributes: Mapping[str, tuple[Value, ...]]
     combinations: np.ndarray
     nouns: tuple[str, ...]
+    domains: tuple[str, ...]
     named: Callable[[str], list[tuple[str, str, int]]]
     prompt: Callable[[np.random.Generator, int, str], str]
     said: Callable[[np.random.Generator, np.ndarray], str]
@@ -46,3 +50,4 @@ class EmbeddedWorld:
     rings: Callable[[str, int], dict[str, tuple[int, ...]]]
     judge: Callable[[str], Judge]
     clip: Callable[[], Scorer]
+    render: Callable[[np.random.Generator, np.ndarray], np.ndarray] | None = None

@@ -86,7 +86,7 @@ def test_a_model_that_is_not_the_worlds_needs_a_judge(capsys, tmp_path):
     from tests.run import untrained
 
     folder = untrained.write(tmp_path / "other")
-    assert "is not the embedded world: give --judge" in refused(capsys, "--base", folder, "--concept", "star")
+    assert "is not an embedded world: give --judge" in refused(capsys, "--base", folder, "--concept", "star")
     assert "no model made of the base" in refused(capsys, folder, *WORLD)
 
 

@@ -1,4 +1,4 @@
-"""On the world: several attributes at once, in prompts with and without the erased value; UA, IRA and CRA of these.
+"""On an embedded world: several attributes at once, in prompts with and without the erased value; their UA, IRA, CRA.
 
 `evaluation.world.measure` counts attributes one by one. Erasures hurt first where a prompt asks for several things
 (Six-CD's in-prompt score, "Erasure or Erosion"), and a picture counts there only if all of them are right. What stands
@@ -18,7 +18,7 @@ _WITH, _WITHOUT = 8, 9  # kinds of start noise
 
 
 def full_prompts(concept: Concept, n: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """n prompts that state all attributes, the concept among them, in seen words, balanced; labels (n, 3)."""
+    """n prompts that state all attributes, the concept among them, in seen words, balanced; labels (n, attributes)."""
     rng = np.random.default_rng([EVALUATION_SEED, seed, 5])
     rows = concept.world.combinations
     rows = rows[rows[:, concept.axis] == concept.index]
@@ -27,11 +27,13 @@ def full_prompts(concept: Concept, n: int, seed: int) -> tuple[list[str], np.nda
 
 
 def composition(pipeline, concept: Concept, judge: Judge, *, n: int = 200, seed: int = 0) -> dict[str, dict]:
-    """Shares with count, n and interval, of n images of either kind. `judge`: world or world:second.
+    """Shares with count, n and interval, of n images of either kind. `judge`: of the world or the world's second.
 
-    rest            prompts that state the concept and two more: of these two, those that are right
-    rest_together   likewise: both are right
-    together        prompts that state three other values: all three are right
+    Attributes are the concept's own and the world's other domains (interface.py).
+
+    rest            prompts that state the concept and the others: of the others, those that are right
+    rest_together   likewise: all of them are right
+    together        prompts that state another value and the others: all of it is right
     UA, IRA, CRA, CRA_retained   as `canvas.accuracies` has them, attributes as domains; half of the images ask for
                     the concept, where UnlearnCanvas has one in 51 or 20, so CRA_retained is the one to compare
     """
@@ -40,12 +42,15 @@ def composition(pipeline, concept: Concept, judge: Judge, *, n: int = 200, seed:
         sample(pipeline, texts, seed=noise_seed(seed, kind), steps=STEPS, guidance=GUIDANCE)
         for texts, kind in zip(prompts, (_WITH, _WITHOUT))
     ]
-    values = [[value.name for value in row] for row in concept.world.attributes.values()]
+    attributes = concept.world.attributes
+    values = [[value.name for value in row] for row in attributes.values()]
     asked = np.array([[names[i] for names, i in zip(values, row)] for row in np.concatenate(labels)])
     answers = judge.answers(judge.probabilities(np.concatenate(images)))
-    right = answers == asked
-    rest = np.delete(right[:n], concept.axis, axis=1)
-    asked, answers = (dict(zip(concept.world.attributes, rows.T)) for rows in (asked, answers))
+    counted = [a for a in attributes if a in concept.world.domains or a == concept.attribute]
+    asked, answers = (dict(zip(attributes, rows.T)) for rows in (asked, answers))
+    asked, answers = ({a: rows[a] for a in counted} for rows in (asked, answers))
+    right = np.stack([asked[a] == answers[a] for a in counted], axis=1)
+    rest = np.delete(right[:n], counted.index(concept.attribute), axis=1)
     return {
         "rest": share(int(rest.sum()), rest.size),
         "rest_together": share(int(rest.all(1).sum()), n),

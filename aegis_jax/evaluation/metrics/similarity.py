@@ -12,6 +12,7 @@ import numpy as np
 
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation.interval import share
+from aegis_jax.io.hub import EMBEDDED
 from aegis_jax.judges.judge import digest
 
 # COCO's categories, of which CARE's code takes its words; it adds "stars" and "freshwater".
@@ -44,19 +45,18 @@ class Embedder:
 
 
 def embedder(source, *, revision: str | None = None) -> Embedder:
-    """The world's own CLIP for "world", else that of a folder or hub id (io/clip.py)."""
-    if str(source) != "world":
+    """An embedded world's own CLIP for its name, else that of a folder or hub id (io/clip.py)."""
+    if str(source) not in EMBEDDED:
         from aegis_jax.io.clip import load_clip
 
         clip = load_clip(source, revision=revision)
         return Embedder(clip.embed_images, clip.embed_texts, clip.image_features, digest(clip.weights))
+    from aegis_jax import worlds
     from aegis_jax.io.pipeline import load_pipeline
     from aegis_jax.judges.world import own_size
-    from aegis_jax.world import WEIGHTS
-    from aegis_jax.world import clip as world_clip
 
-    scorer, tokenizer = world_clip.load(), load_pipeline("world").tokenizer
-    weights = [WEIGHTS / name / "model.safetensors" for name in ("clip", "text_encoder")]
+    tokenizer, scorer = load_pipeline(source).tokenizer, worlds.find(str(source)).clip()
+    weights = [EMBEDDED[str(source)] / name / "model.safetensors" for name in ("clip", "text_encoder")]
     texts = lambda texts: scorer.embed_texts(tokenizer.ids(texts))  # noqa: E731
     images, features = (lambda x, of=of: of(own_size(x)) for of in (scorer.embed_images, scorer.features))
     return Embedder(images, texts, features, digest(weights))
