@@ -10,6 +10,7 @@ import math
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,8 @@ class CCEConfig:
     weight_decay: float = 1e-2
     restarts: int = 1
     seed: int = 0
+
+    choices: ClassVar[dict] = {"texts": tuple(TEXTS)}
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["z_0", "templates", "slots"], meta_fields=[])
@@ -123,8 +126,6 @@ def _steps(net, data: Data, keys, soft, moments, first, *, batch: int, chunk: in
 def cce(pipeline, concept: str, given: Given, config: CCEConfig, progress=None) -> AttackResult:
     """Learns a token in every restart. Raises `AegisError` for settings that cannot be."""
     check(NAME, config, ("tokens", "steps", "batch", "learning_rate", "restarts"))
-    if config.texts not in TEXTS:
-        raise AegisError(f"attack {NAME}: texts={config.texts!r}, wanted one of: {', '.join(TEXTS)}")
     word = pipeline.tokenizer.tokens(config.initial)
     if len(word) != 1:
         raise AegisError(f"attack {NAME}: initial={config.initial!r} is not one token of this tokenizer; take another")

@@ -67,8 +67,11 @@ def needed(given: Given, method: str) -> None:
         raise AegisError(f"attack {method} needs the model before erasure; pass it as original (--original)")
 
 
-def check(method: str, config, positive: tuple[str, ...]) -> None:
-    """Refuses settings that cannot be: those named are to be above 0."""
+def check(method: str, config, positive: tuple[str, ...] = ()) -> None:
+    """Refuses settings that cannot be: those named are to be above 0, those in the config's `choices` among these."""
+    for name, values in getattr(config, "choices", {}).items():
+        if getattr(config, name) not in values:
+            raise AegisError(f"attack {method}: {name}={getattr(config, name)!r}, wanted one of: {', '.join(values)}")
     for name in positive:
         if not getattr(config, name) > 0:
             raise AegisError(f"attack {method}: {name}={getattr(config, name)!r}, wanted more than 0")

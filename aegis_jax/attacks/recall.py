@@ -15,6 +15,7 @@ import dataclasses
 import math
 import time
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,8 @@ class RecallConfig:
     strength: float = 0.8  # of img2img: the share of DDIM's steps that a picture is noised back by
     direction: str = "ascend"  # ascend, as the published code does | descend
     seed: int = 0
+
+    choices: ClassVar[dict] = {"direction": ("ascend", "descend")}
 
 
 def loss_and_gradient(denoiser: Denoiser, both: Conditioning, z_ref, adv, t, noise, *, remat: bool = False):
@@ -170,8 +173,6 @@ def recall(pipeline, concept: str, given: Given, config: RecallConfig, progress=
     Raises `AegisError` for settings that cannot be.
     """
     check(NAME, config, ("timesteps", "iterations", "learning_rate", "interval", "strength"))
-    if config.direction not in ("ascend", "descend"):
-        raise AegisError(f"attack {NAME}: direction={config.direction!r}, wanted ascend or descend")
     if not (0 <= config.balance <= 1 and config.strength * given.steps >= 1 and config.strength <= 1):
         raise AegisError(
             f"attack {NAME}: balance={config.balance} and strength={config.strength}, wanted 0 to 1, and a strength "

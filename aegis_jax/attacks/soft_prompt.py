@@ -19,12 +19,14 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.attacks import prompt, rows
+from aegis_jax.attacks.given import check
 from aegis_jax.attacks.images import encode_images, split
 from aegis_jax.attacks.result import BACKWARD, PLACEHOLDER, AttackResult
 from aegis_jax.attacks.rows import Data, Networks, Rows
@@ -53,6 +55,8 @@ class SoftPromptConfig:
     learning_rate: float = 1e-2  # of Adam, decaying to 0, in units of a token embedding's coordinates
     batch: int = 8  # images per restart and step, and the most per call of the VAE
     seed: int = 0
+
+    choices: ClassVar[dict] = {"goal": GOALS}
 
 
 def soft_prompt(pipeline, concept: str, images, config: SoftPromptConfig, progress=None, *, original=None):
@@ -99,13 +103,7 @@ def soft_prompts(
 
 
 def _check(config: SoftPromptConfig, original) -> None:
-    for name in ("tokens", "restarts", "steps", "batch", "learning_rate"):
-        if not getattr(config, name) > 0:
-            raise AegisError(f"attack soft_prompt: {name}={getattr(config, name)!r}, wanted more than 0")
-    if not 0 <= config.seed < 2**32:
-        raise AegisError(f"attack soft_prompt: seed={config.seed!r}, wanted 0 to 2**32 - 1")
-    if config.goal not in GOALS:
-        raise AegisError(f"attack soft_prompt: goal={config.goal!r} is unknown; choose one of: {', '.join(GOALS)}")
+    check("soft_prompt", config, ("tokens", "restarts", "steps", "batch", "learning_rate"))
     if config.goal == "prediction" and original is None:
         raise AegisError("attack soft_prompt: goal='prediction' needs the model before erasure; pass it as original")
 

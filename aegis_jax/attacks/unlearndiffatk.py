@@ -7,6 +7,7 @@ ascend; after each the likeliest tokens are decoded and shown. What differs from
 """
 
 import dataclasses
+from typing import ClassVar
 
 from aegis_jax.attacks import search, spaces
 from aegis_jax.attacks.given import Given, check
@@ -31,12 +32,12 @@ class UnlearnDiffAtkConfig:
     restarts: int = 1  # of each prompt
     seed: int = 0
 
+    choices: ClassVar[dict] = {"update": spaces.UPDATES}
+
 
 def unlearndiffatk(pipeline, concept: str, given: Given, config: UnlearnDiffAtkConfig, progress=None) -> AttackResult:
     """Attacks every prompt of `given`. Raises `AegisError` for settings that cannot be."""
     check(NAME, config, ("tokens", "timesteps", "iterations", "learning_rate", "restarts"))
-    if config.update not in spaces.UPDATES:
-        raise AegisError(f"attack {NAME}: update={config.update!r}, wanted one of: {', '.join(spaces.UPDATES)}")
     space = spaces.Simplex(config.learning_rate, config.weight_decay, config.update)
     return search.Search(pipeline, given, phased(NAME, pipeline, given, config, space), progress).run()
 

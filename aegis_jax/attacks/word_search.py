@@ -10,6 +10,7 @@ Shapes: R restarts, P phrases of a generation, K words.
 
 import dataclasses
 import time
+from typing import ClassVar
 
 import numpy as np
 
@@ -42,6 +43,8 @@ class WordSearchConfig:
     picked: int = 16  # of these, of each finalist
     restarts: int = 1
     seed: int = 0
+
+    choices: ClassVar[dict] = {"search": SEARCHES}
 
 
 class _Phrases:
@@ -92,8 +95,6 @@ def word_search(pipeline, concept: str, given: Given, config: WordSearchConfig, 
     Raises `AegisError` for settings that cannot be, a budget below one generation, and without `given.probability`.
     """
     check(NAME, config, ("tokens", "budget", "per_query", "population", "picked", "restarts"))
-    if config.search not in SEARCHES:
-        raise AegisError(f"attack {NAME}: search={config.search!r}, wanted one of: {', '.join(SEARCHES)}")
     if given.probability is None:
         raise AegisError(f"attack {NAME} needs a judge that says how likely a picture shows the concept (--judge)")
     template(pipeline.tokenizer, concept, config.place, config.tokens, config.neutral)  # refuses what does not fit

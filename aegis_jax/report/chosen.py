@@ -1,6 +1,6 @@
 """Which attacks an evaluation runs, and with what settings; refused before anything starts where they cannot be.
 
-What an attack alone can see in its settings it refuses itself when its turn comes; what is finished by then is kept.
+What only an attack with its pictures can see it refuses when its turn comes; what is finished by then is kept.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import warnings
 
 from aegis_jax.attacks import METHODS, configure, find
 from aegis_jax.attacks.family import FAMILY, family
+from aegis_jax.attacks.given import check
 from aegis_jax.attacks.prompt import insertion, template
 from aegis_jax.errors import AegisError
 
@@ -42,7 +43,8 @@ def chosen(text: str, settings: dict[str, dict[str, str]], usual: dict[str, dict
 
 def _configured(name: str, given: dict[str, str], usual: dict):
     kind = FamilyConfig if name == SOFT_PROMPT else find(name).config
-    types = {k: v for k, v in typing.get_type_hints(kind).items() if k != "seed"}
+    hints = typing.get_type_hints(kind)
+    types = {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name != "seed"}
     values = {}
     for key_, text in given.items():
         where = f"--attack.{name}.{key_}={text}"
@@ -53,6 +55,8 @@ def _configured(name: str, given: dict[str, str], usual: dict):
         except ValueError:
             raise AegisError(f"{where}: wanted {types[key_].__name__}") from None
     config = FamilyConfig(**values) if name == SOFT_PROMPT else configure(name, usual | values)
+    if name != SOFT_PROMPT:
+        check(name, config)
     for field in set(types) - {"weight_decay", "mutation", "crossover", "eta", "balance"}:
         value = getattr(config, field)
         if isinstance(value, int | float) and not value > 0:

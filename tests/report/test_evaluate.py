@@ -56,6 +56,8 @@ WORLD = ["--base", "world", "--concept", "star"]
         ([*WORLD, "--attack.soft-prompt.members=mine"], ["'mine' is not in the family"]),
         ([*WORLD, "--attack.unlearndiffatk.tokens=30"], ["30 learnt tokens"]),
         ([*WORLD, "--attack.unlearndiffatk.place=nowhere"], ["place='nowhere'"]),
+        ([*WORLD, "--attack.recall.direction=up"], ["direction='up'", "ascend, descend"]),
+        ([*WORLD, "--attack.cce.texts=poem"], ["texts='poem'", "style"]),
         ([*WORLD, "--attack.tina=5"], ["--attack.NAME.KEY=VALUE"]),
         ([*WORLD, "--baselines", "esdd"], ["'esdd'", "'esd'"]),
         ([*WORLD, "--baselines", "esd", "--config.speed=1"], ["'speed'"]),
