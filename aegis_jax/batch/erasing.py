@@ -10,7 +10,7 @@ from pathlib import Path
 from aegis_jax.batch.plan import Row
 from aegis_jax.batch.worker import Result
 from aegis_jax.errors import AegisError
-from aegis_jax.io import delta
+from aegis_jax.io.delta_write import write_drift
 from aegis_jax.io.folder import Folder
 from aegis_jax.io.pipeline import Pipeline
 from aegis_jax.run import card
@@ -66,7 +66,7 @@ class Eraser:
         with tempfile.TemporaryDirectory(prefix="aegis-") as folder:
             path, run = Path(folder) / "delta.safetensors", dataclasses.replace(row.run, concepts=row.concepts)
             try:
-                count = delta.write_drift(
+                count = write_drift(
                     self._pipeline, erased.drift, path, card=card.text(run, erased.metrics),
                     base=self._model, hashes=self._hashes, about=about,
                 )  # fmt: skip

@@ -20,7 +20,7 @@ from aegis_jax.erasure.compose import Merged, answers, interference, outside, su
 from aegis_jax.erasure.texts import check_text_width, concept_tokens
 from aegis_jax.erasure.trainable import select
 from aegis_jax.errors import AegisError
-from aegis_jax.io import delta
+from aegis_jax.io import delta, delta_apply, delta_write
 from aegis_jax.io.hub import expand, place
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.models.model import full_precision
@@ -53,20 +53,20 @@ def write(deltas, base, out, *, by="closed", lamb=1.0, seed=0, revision=None, va
     """`aegis compose`: writes the merged delta file and prints what it keeps of each erasure."""
     _check(by, lamb)
     paths = found(deltas)
-    path = delta.check_path(out, overwrite)
+    path = delta_write.check_path(out, overwrite)
     headers = [delta.read_delta(each) for each in paths]
     concepts = [_concepts(header) for header in headers]
     pipeline = load_pipeline(base, revision=revision, variant=variant)
     hashes = delta.base_hashes(pipeline.source.folder)
-    drifts = (delta.read_drift(pipeline, each, hashes)[0] for each in paths)
+    drifts = (delta_apply.read_drift(pipeline, each, hashes)[0] for each in paths)
     result = compose(pipeline, drifts, concepts, by=by, lamb=lamb, seed=seed)
     everything = list(dict.fromkeys(name for names in concepts for name in names))
     methods = sorted({header.metadata.get("method", "unknown") for header in headers})
     name = place(base)
     name = Path(name).name if Path(name).is_absolute() else name
     about = {"concepts": json.dumps(everything, ensure_ascii=False), "method": f"compose {by}: {', '.join(methods)}"}
-    delta.check_path(out, overwrite)  # again: it took a while
-    count = delta.write_drift(
+    delta_write.check_path(out, overwrite)  # again: it took a while
+    count = delta_write.write_drift(
         pipeline, {"unet": {leaf: jnp.asarray(x) for leaf, x in result.drift.items()}}, path,
         card=card.composed(name, everything, by, methods), base=name, hashes=hashes, about=about,
     )  # fmt: skip

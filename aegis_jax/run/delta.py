@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from aegis_jax.io.delta import write_delta
+from aegis_jax.io.delta_write import write_delta
 from aegis_jax.io.hub import expand
 from aegis_jax.run.folder import RunFolder
 

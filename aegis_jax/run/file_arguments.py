@@ -52,9 +52,9 @@ def _delta(args):
 
 
 def _apply(args):
-    from aegis_jax.io import delta
+    from aegis_jax.io.delta_apply import write_applied
 
-    delta.write_applied(args.delta, args.model, args.out, **_weights(args))
+    write_applied(args.delta, args.model, args.out, **_weights(args))
     print(f"model    {args.out}")
 
 

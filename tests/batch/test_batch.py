@@ -166,12 +166,12 @@ def test_status_refuses_what_is_no_batch(capsys, tmp_path):
 
 
 def test_a_full_disk_is_no_concepts_fault(batch, method, tmp_path, monkeypatch):  # noqa: F811
-    from aegis_jax.io import delta
+    from aegis_jax.batch import erasing
 
     def full(*args, **more):
         raise aegis_jax.AegisError("no space left while writing") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(delta, "write_drift", full)
+    monkeypatch.setattr(erasing, "write_drift", full)
     code, _, err = batch("name\nstar\nred\n")
     assert code == 2 and "no space left" in err
     monkeypatch.undo()

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 import aegis_jax
 from aegis_jax import AegisError, apply_delta, load_pipeline, save_pipeline, write_delta
 from aegis_jax.cli import main
-from aegis_jax.io.delta import base_hashes, write_applied, write_drift
+from aegis_jax.io.delta import base_hashes
+from aegis_jax.io.delta_apply import write_applied
+from aegis_jax.io.delta_write import write_drift
 from aegis_jax.models.model import flatten, unflatten
 from tests.io.written import unet_tensors
 

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from aegis_jax import AegisError, load_pipeline
 from aegis_jax.cli import main
-from aegis_jax.io.delta import base_hashes, write_drift
+from aegis_jax.io.delta import base_hashes
+from aegis_jax.io.delta_write import write_drift
 from aegis_jax.io.lora import low_rank, write_lora
 from aegis_jax.models.model import flatten
 from tests.io.written import unet_tensors

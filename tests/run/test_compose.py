@@ -12,7 +12,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from aegis_jax import AegisError, load_pipeline
 from aegis_jax.cli import main
 from aegis_jax.erasure.trainable import select
-from aegis_jax.io.delta import base_hashes, write_drift
+from aegis_jax.io.delta import base_hashes
+from aegis_jax.io.delta_write import write_drift
 from aegis_jax.models.model import flatten
 from aegis_jax.run.compose import compose
 
