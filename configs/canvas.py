@@ -20,5 +20,5 @@ def get_config():
     config.learning_rate = 1e-4
     config.trainable = "xattn"
     config.latents = {"refresh_every": 50}
-    config.picture = {"guidance": 3.0, "images": 4}
+    config.picture = {"guidance": 3.0, "images": 6}  # a column for each hand
     return config
