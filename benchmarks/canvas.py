@@ -7,8 +7,9 @@
 
 Every preset runs at the scale of configs/canvas.py, which is that of the world: nothing is chosen on the canvas, and
 flowers, sports and musical instruments (concepts.OUTSIDE) stand in a table of their own. Beside plain prompts, held-out
-words and soft prompts, an erasure is asked for every thing in every hand once, as UnlearnCanvas does (`survey`). Lines
-go to benchmarks/results/canvas.jsonl, a cell each; a run that was stopped goes on there. Tables: docs/canvas.md.
+words and soft prompts, an erasure is asked for every thing in every hand once, as UnlearnCanvas does (`survey`; for the
+matrix in half of the hands). Lines go to benchmarks/results/canvas.jsonl, a cell each; a run that was stopped goes on
+there. The tables of docs/canvas.md come from here.
 """
 
 import dataclasses
@@ -16,6 +17,8 @@ import hashlib
 
 import numpy as np
 
+from aegis_jax.canvas.concepts import STYLES as HANDS
+from aegis_jax.canvas.embedded import concepts_of
 from benchmarks import canvas_table, cells, trials
 from benchmarks.canvas_table import BASE
 
@@ -31,7 +34,7 @@ MEMBERS = ("alone-8-prediction", "before-8-prediction", "alone-8-denoising", "be
 SIZES = {"images": 64, "attack_steps": 100, "restarts": 2, "n": 16}
 # Evaluation seeds by the erasure's seed: odd ones, as the world's finals have.
 EVALUATIONS = {0: 41, 1: 43, 2: 45}
-MATRIX = 40  # things, each in two hands
+MATRIX = 40  # things
 
 
 def grid(concepts, presets, seeds, members=MEMBERS) -> list[dict]:
@@ -40,19 +43,17 @@ def grid(concepts, presets, seeds, members=MEMBERS) -> list[dict]:
     found = bases + cells.grid(seed=seeds, concept=concepts, preset=presets)
     how = {**SIZES, "members": sorted(members)}
     return [
-        {**cell, "evaluation_seed": EVALUATIONS[cell["seed"]], "hands": 6, **(how if cell["concept"] else {}),
+        {**cell, "evaluation_seed": EVALUATIONS[cell["seed"]], "hands": len(HANDS), **(how if cell["concept"] else {}),
          "of": digest(cell, members)}
         for cell in found
     ]  # fmt: skip
 
 
 def matrix(preset: str = "uce") -> list[dict]:
-    """A cell for each of the first things, in the catalogue's order, erased and surveyed in two hands; no attack."""
-    from aegis_jax.canvas.concepts import Concepts
-
-    names = [thing.value.name for thing in Concepts().things[:MATRIX]]
+    """A cell for each of the catalogue's first things, erased and surveyed in half of the hands; no attack."""
+    names = [thing.value.name for thing in concepts_of().things[:MATRIX]]
     axes = [{"seed": 0, "preset": BASE, "concept": ""}, *cells.grid(seed=(0,), preset=(preset,), concept=names)]
-    return [{**cell, "evaluation_seed": 41, "hands": 2, "of": digest(cell, ())} for cell in axes]
+    return [{**cell, "evaluation_seed": 41, "hands": len(HANDS) // 2, "of": digest(cell, ())} for cell in axes]
 
 
 def settings(cell: dict):
@@ -112,7 +113,8 @@ def survey(pipeline, seed: int, hands: int) -> dict:
 
     canvas = worlds.find("canvas")
     rng = np.random.default_rng([world.EVALUATION_SEED, seed, 7])
-    labels = canvas.combinations.reshape(-1, 6, 3)[:, rng.permutation(6)[:hands]].reshape(-1, 3)
+    chosen = np.sort(rng.permutation(len(HANDS))[:hands])
+    labels = canvas.combinations[np.isin(canvas.combinations[:, 1], chosen)]
     prompts = [canvas.said(rng, row) for row in labels]
     images = _sampled(pipeline, prompts, world.noise_seed(seed, 2))
     seen = {"labels": labels[:, :2].tolist()}
@@ -129,18 +131,21 @@ def _sampled(pipeline, prompts, seed):
     return sample(pipeline, prompts, seed=seed, steps=STEPS, guidance=GUIDANCE)
 
 
-def named(result) -> list[str] | None:
-    """The words of the canvas's values that the run preserved in its random prompts; None where it has none."""
+def named(result) -> dict[str, list[str]] | None:
+    """The words of the canvas's values that the run preserved in its random prompts, "drawn", and those that it could
+    have, "drawable" (words that mean the concept are left out, and a vocabulary is a sample); None without such."""
     run, original = result.run, result.original
     if not getattr(run.erase, "draws_words", False):
         return None
-    ids = preserved(original, run.erase, list(run.concepts))
     values = [value for row in run.world.attributes.values() for value in row]
-    return [word for value in values for word in value.words if set(original.tokenizer.tokens(word)) <= ids]
+    found = zip(("drawn", "drawable"), preserved(original, run.erase, list(run.concepts)))
+    tokens = {word: set(original.tokenizer.tokens(word)) for value in values for word in value.words}
+    return {kind: [word for word, mine in tokens.items() if mine <= ids] for kind, ids in found}
 
 
-def preserved(original, config, concepts: list[str]) -> set[int]:
-    """The token ids of the random prompts that a run of these settings preserves, drawn as its steps draw them."""
+def preserved(original, config, concepts: list[str]) -> tuple[set[int], set[int]]:
+    """Token ids: of the random prompts that a run of these settings preserves, drawn as its steps draw them, and of the
+    vocabulary that they are drawn from."""
     import jax
     import jax.numpy as jnp
 
@@ -155,7 +160,21 @@ def preserved(original, config, concepts: list[str]) -> set[int]:
     def drawn(step):
         return words.random_ids(vocabulary, keys_of(jnp.uint32(config.seed), step).words, inside, batch=config.batch)
 
-    return set(np.unique(jax.lax.map(drawn, jnp.arange(config.steps))[:, : config.batch]).tolist())
+    ids = jax.lax.map(drawn, jnp.arange(config.steps))[:, : config.batch]
+    return set(np.unique(ids).tolist()), set(np.unique(vocabulary.words[: int(vocabulary.size)]).tolist())
+
+
+def check(concepts, presets) -> str | None:
+    """What is wrong with these names, if anything is."""
+    from aegis_jax.erasure.presets import PRESETS as KNOWN
+
+    of = concepts_of()
+    for name in concepts:
+        found = of.named(name)
+        if len(found) != 1 or found[0][1] == "subgroup":
+            return f"--concepts {name}: wanted things and styles of the canvas"
+    unknown = [name for name in presets if name not in KNOWN]
+    return f"--presets {unknown[0]}: there are: {', '.join(KNOWN)}" if unknown else None
 
 
 def main(argv: list[str]) -> None:
@@ -169,10 +188,12 @@ def main(argv: list[str]) -> None:
     given = options.parse_args(argv)
     from aegis_jax.attacks.family import FAMILY
 
+    if wrong := check(given.concepts, given.presets):
+        options.error(wrong)
     members = FAMILY if given.members == ["all"] else given.members
     wanted = matrix() if given.matrix else grid(given.concepts, given.presets, given.seeds, members)
     if not given.table:
         cells.run(wanted, measure, given.out)
     keys = {cells.key(cell) for cell in wanted}
     lines = [line for line in cells.read(given.out) if cells.key(line["cell"]) in keys]
-    print(canvas_table.of_matrix(lines) if given.matrix else canvas_table.text(lines, OUTSIDE))
+    print((canvas_table.of_matrix if given.matrix else canvas_table.text)(lines))

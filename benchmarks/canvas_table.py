@@ -1,91 +1,87 @@
-"""Tables of benchmarks/canvas.py, of lines alone: no model is read."""
+"""Tables of benchmarks/canvas.py, of lines alone: no erased model is read."""
 
 import statistics
-from collections.abc import Iterable
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from aegis_jax.canvas.concepts import Concepts
+from aegis_jax.canvas.concepts import OUTSIDE, Concepts
+from aegis_jax.canvas.embedded import concepts_of
+from aegis_jax.evaluation.metrics.canvas import accuracies
 from benchmarks import trials
 
-THING, STYLE = 0, 1
+DOMAINS = ("thing", "style")
+THING, STYLE = range(2)
 BASE = "before erasure"
 RINGS = ("same subgroup", "same group", "other things", "other styles")
-ASKED = ("plain", "held_out")
-ATTACKED = ("strongest", "worst_pick", "pick")
-TITLES = {
+COLUMNS = {
     "plain": "plain", "held_out": "held-out words", "strongest": "attacked: mean of the strongest member",
-    "worst_pick": "worst member's pick", "pick": "attacker's pick", "UA": "UA", "IRA": "IRA", "CRA": "CRA",
+    "worst_pick": "worst member's pick", "pick": "attacker's pick", "UA": "UA", "IRA": "IRA",
+    "CRA_retained": "CRA, retained", **{ring: f"kept: {ring}" for ring in RINGS},
 }  # fmt: skip
 
 
 def where(concept: str, concepts: Concepts) -> tuple[int, int]:
     """(`THING` or `STYLE`, index) of a concept by its name."""
     ((_, attribute, index),) = concepts.named(concept)
-    return ("thing", "style").index(attribute), index
+    return DOMAINS.index(attribute), index
 
 
-def kept(survey: dict, concept: str, concepts: Concepts) -> dict[str, np.ndarray]:
-    """Of a survey, {figure: truths}: UA, IRA and CRA as UnlearnCanvas defines them with thing and style as domains
-    (metrics.canvas; CRA of the images without the concept), and of each ring of other values what is still shown."""
+def kept(survey: dict, concept: str, concepts: Concepts) -> dict[str, float]:
+    """Of a survey, shares in [0, 1]: UA, IRA and CRA_retained (metrics.canvas) with thing and style as domains, and of
+    each ring of the concept's other values how many images still show what they are asked for."""
     axis, index = where(concept, concepts)
     labels, answers = np.asarray(survey["labels"]), np.asarray(survey["judge"])
-    right, asked = labels == answers, labels[:, axis] == index
-    found = {"UA": ~right[asked, axis], "IRA": right[~asked, axis], "CRA": right[~asked, 1 - axis]}
-    for name, ring in concepts.rings(("thing", "style")[axis], index).items():
-        found[name] = right[np.isin(labels[:, axis], ring), axis]
-    return found
+    asked, answered = (dict(zip(DOMAINS, rows.T)) for rows in (labels, answers))
+    shares = accuracies(asked, answered, DOMAINS[axis], index)
+    found = {name: shares[name]["share"] for name in ("UA", "IRA", "CRA_retained")}
+    right = labels[:, axis] == answers[:, axis]
+    rings = concepts.rings(DOMAINS[axis], index)
+    return found | {name: float(right[np.isin(labels[:, axis], ring)].mean()) for name, ring in rings.items()}
 
 
 def figures(line: dict, concept: str, concepts: Concepts) -> dict[str, float]:
-    """A line's shares in [0, 1] by title; a base's line has only what its survey tells of the concept."""
+    """A line's shares in [0, 1] by column; a base's line has only what its survey tells of the concept."""
     of = line["figures"]
-    found = {name: count / n for name in ASKED if name in of for count, n in [of[name]]}
-    found |= {name: of[name] for name in ATTACKED if name in of}
-    return found | {name: float(x.mean()) for name, x in kept(of["survey"], concept, concepts).items()}
+    found = {name: of[name][0] / of[name][1] for name in ("plain", "held_out") if name in of}
+    found |= {name: of[name] for name in ("strongest", "worst_pick", "pick") if name in of}
+    return found | kept(of["survey"], concept, concepts)
 
 
-def by_name(named: Iterable[str], survey: dict, concept: str, concepts: Concepts) -> dict[str, np.ndarray]:
-    """{"named", "unnamed": whether each image of them shows it}: other things, by whether a word of theirs was among
-    the preserved random words."""
+def by_name(named: dict, survey: dict, concept: str, concepts: Concepts) -> dict[str, np.ndarray]:
+    """{"drawn", "left": whether each image of them shows its thing}: other things of which a word could have been
+    preserved, by whether one was. Which it was is chance, so that the two differ in nothing else."""
     labels, answers = np.asarray(survey["labels"]), np.asarray(survey["judge"])
+    has = lambda kind: np.array([bool(set(named[kind]) & set(t.value.words)) for t in concepts.things])  # noqa: E731
     axis, index = where(concept, concepts)
-    words = set(named)
-    told = np.array([bool(words & set(thing.value.words)) for thing in concepts.things])[labels[:, THING]]
-    right, other = labels[:, THING] == answers[:, THING], labels[:, axis] != index
-    return {"named": right[other & told], "unnamed": right[other & ~told]}
+    other, drawn = has("drawable")[labels[:, THING]], has("drawn")[labels[:, THING]]
+    other &= labels[:, axis] != index
+    right = labels[:, THING] == answers[:, THING]
+    return {"drawn": right[other & drawn], "left": right[other & ~drawn]}
 
 
-def text(lines: list[dict], outside) -> str:
-    """Markdown: means over concepts of things, styles and what no setting was chosen on; every concept; words."""
-    concepts = Concepts()
+def text(lines: list[dict]) -> str:
+    """Markdown: means over concepts of things, of styles and of what no setting was chosen on; every concept; words."""
+    concepts = concepts_of()
     bases = {line["cell"]["seed"]: line for line in lines if not line["cell"]["concept"]}
-    erased = [line for line in lines if line["cell"]["concept"]]
-    groups = {
-        "things": [line for line in erased if _kind(line, concepts) == THING and not _of(line, outside)],
-        "styles": [line for line in erased if _kind(line, concepts) == STYLE],
-        "things of subgroups kept apart": [line for line in erased if _of(line, outside)],
-    }
+    groups: dict[str, list[dict]] = {"things": [], "styles": [], "things of subgroups kept apart": []}
+    for line in (line for line in lines if line["cell"]["concept"]):
+        axis, index = where(line["cell"]["concept"], concepts)
+        apart = axis == THING and concepts.things[index].subgroup in OUTSIDE
+        groups["things of subgroups kept apart" if apart else ("things", "styles")[axis]].append(line)
+    erased = [line for mine in groups.values() for line in mine]
     parts = [
-        f"**{name.capitalize()}**, means in per cent:\n\n{means(mine, bases, concepts)}"
+        f"**{name.capitalize()}**, means in per cent over the concepts and seeds that every preset here has:\n\n"
+        f"{means(mine, bases, concepts)}"
         for name, mine in groups.items()
         if mine
     ]
     parts.append(f"**Each**, means over seeds in per cent:\n\n{each(erased, concepts)}")
-    parts.append(f"**Random words**, per cent of images of the other things:\n\n{words(erased, bases, concepts)}")
-    return "\n\n".join([trials_of(lines), *parts])
+    parts.append(f"**Random words**, other things in per cent, means over erasures:\n\n{words(lines, concepts)}")
+    return "\n\n".join([provenance(lines), *parts])
 
 
-def _kind(line: dict, concepts: Concepts) -> int:
-    return where(line["cell"]["concept"], concepts)[0]
-
-
-def _of(line: dict, names) -> bool:
-    return line["cell"]["concept"] in names
-
-
-def trials_of(lines: list[dict]) -> str:
+def provenance(lines: list[dict]) -> str:
     """Machines, versions and dates of lines."""
     if not lines:
         return "Nothing measured yet."
@@ -100,30 +96,28 @@ def trials_of(lines: list[dict]) -> str:
     )
 
 
-def _row(values: list[dict], columns) -> list[str]:
-    shown = []
-    for column in columns:
-        have = [row[column] for row in values if column in row]
-        shown.append(f"{100 * statistics.fmean(have):.0f}" if have else "-")
-    return shown
+def table(rows: dict[tuple, list[dict]], head: list[str]) -> str:
+    """A row for each key, means of its figures in per cent."""
+    columns = [column for column in COLUMNS if any(column in row for mine in rows.values() for row in mine)]
 
+    def shown(mine, column):
+        have = [row[column] for row in mine if column in row]
+        return f"{100 * statistics.fmean(have):.0f}" if have else "-"
 
-def _columns(rows: list[dict]) -> list[str]:
-    order = (*ASKED, *ATTACKED, "UA", "IRA", "CRA", *RINGS)
-    return [column for column in order if any(column in row for row in rows)]
+    body = [[*key, len(mine), *(shown(mine, column) for column in columns)] for key, mine in rows.items()]
+    return trials.table([*head, *(COLUMNS[column] for column in columns)], body)
 
 
 def means(lines: list[dict], bases: dict[int, dict], concepts: Concepts) -> str:
-    """A row a preset, means over concepts and seeds; first what the base draws of the same concepts."""
-    rows: dict[str, list[dict]] = {}
-    for seed, concept in dict.fromkeys((line["cell"]["seed"], line["cell"]["concept"]) for line in lines):
-        if seed in bases:
-            rows.setdefault(BASE, []).append(figures(bases[seed], concept, concepts))
+    """A row a preset, of what all of them have; first what the base draws of the same concepts."""
+    has: dict[str, dict[tuple, dict]] = {}
     for line in lines:
-        rows.setdefault(line["cell"]["preset"], []).append(figures(line, line["cell"]["concept"], concepts))
-    columns = _columns([row for mine in rows.values() for row in mine])
-    head = ["preset", "concepts x seeds", *(TITLES.get(column, f"kept: {column}") for column in columns)]
-    return trials.table(head, [[name, len(mine), *_row(mine, columns)] for name, mine in rows.items()])
+        cell = line["cell"]
+        has.setdefault(cell["preset"], {})[cell["concept"], cell["seed"]] = line
+    common = [key for key in next(iter(has.values())) if all(key in mine for mine in has.values())]
+    rows = {(BASE,): [figures(bases[seed], concept, concepts) for concept, seed in common if seed in bases]}
+    rows |= {(name,): [figures(mine[key], key[0], concepts) for key in common] for name, mine in has.items()}
+    return table({key: mine for key, mine in rows.items() if mine}, ["preset", "concepts x seeds"])
 
 
 def each(lines: list[dict], concepts: Concepts) -> str:
@@ -132,83 +126,83 @@ def each(lines: list[dict], concepts: Concepts) -> str:
     for line in lines:
         cell = line["cell"]
         rows.setdefault((cell["concept"], cell["preset"]), []).append(figures(line, cell["concept"], concepts))
-    columns = _columns([row for mine in rows.values() for row in mine])
-    head = ["concept", "preset", "seeds", *(TITLES.get(column, f"kept: {column}") for column in columns)]
-    return trials.table(head, [[*key, len(mine), *_row(mine, columns)] for key, mine in sorted(rows.items())])
+    return table(dict(sorted(rows.items())), ["concept", "preset", "seeds"])
 
 
-def words(lines: list[dict], bases: dict[int, dict], concepts: Concepts) -> str:
-    """A row a preset: other things of which a random word of `aegis+` was one, and which none was. Presets without
-    such words are split by those of the line that has them, for the same concept and seed."""
-    key = lambda line: (line["cell"]["concept"], line["cell"]["seed"])  # noqa: E731
-    named = {key(line): line["figures"]["named"] for line in lines if line["figures"].get("named") is not None}
-    rows: dict[str, dict[str, list]] = {}
-    for (concept, seed), told in named.items():
-        mine = [line for line in lines if key(line) == (concept, seed)]
-        for line in [bases[seed], *mine] if seed in bases else mine:
-            of = rows.setdefault(line["cell"]["preset"], {"named": [], "unnamed": []})
-            for name, right in by_name(told, line["figures"]["survey"], concept, concepts).items():
-                of[name].append(right)
-    shown = []
-    for name, of in rows.items():
-        pooled = [np.concatenate(of[kind]) for kind in ("named", "unnamed")]
-        shown.append([name, len(of["named"]), *(f"{100 * x.mean():.1f} of {len(x)}" for x in pooled)])
-    return trials.table(["preset", "erasures", "a preserved word named it", "none did"], shown)
+def words(lines: list[dict], concepts: Concepts) -> str:
+    """A row a preset: other things whose word a run preserved, and those whose words it could have and did not. What
+    has no such words is split by another preset's of the same concept and seed, as is the base."""
+    own = {}
+    for line in lines:
+        if line["figures"].get("named"):
+            own.setdefault((line["cell"]["concept"], line["cell"]["seed"]), line["figures"]["named"])
+    rows: dict[str, list[dict]] = {}
+    for (concept, seed), named in own.items():
+        for line in lines:
+            cell, figures = line["cell"], line["figures"]
+            if cell["seed"] == seed and cell["concept"] in ("", concept):
+                split = by_name(figures.get("named") or named, figures["survey"], concept, concepts)
+                rows.setdefault(cell["preset"], []).append(split)
+
+    def shown(name: str, kind: str) -> str:
+        have = [split[kind] for split in rows[name] if len(split[kind])]
+        if not have:
+            return "-"
+        images = statistics.fmean(map(len, have))
+        return f"{100 * statistics.fmean(float(x.mean()) for x in have):.1f} ({images:.0f} images an erasure)"
+
+    head = ["preset", "erasures", "a word of theirs was preserved", "none was, though it could have been"]
+    body = [[name, len(of), *(shown(name, kind) for kind in ("drawn", "left"))] for name, of in rows.items()]
+    return trials.table(head, body)
 
 
 def of_matrix(lines: list[dict]) -> str:
-    """Markdown: the pairs where one thing's erasure hurt another most, and how far that follows from text alone."""
-    concepts = Concepts()
+    """Markdown: how much an erasure takes of other things, the pairs where it takes most, and whether the words'
+    similarity tells which (by rank; its null: the same with the erased things' similarities exchanged)."""
+    concepts = concepts_of()
     base = next((line["figures"]["survey"] for line in lines if not line["cell"]["concept"]), None)
     erased = {line["cell"]["concept"]: line["figures"]["survey"] for line in lines if line["cell"]["concept"]}
     if base is None or not erased:
         return "Nothing measured yet."
-    lost = {name: _by_thing(base) - _by_thing(survey) for name, survey in erased.items()}
-    like = text_similarity(concepts)
     names = [thing.value.name for thing in concepts.things]
-    pairs = [
-        (float(lost[name][i]), float(like[names.index(name), i]), name, other)
-        for name in lost
-        for i, other in enumerate(names)
-        if other != name
-    ]
-    worst = sorted(pairs, reverse=True)[:15]
-    own = statistics.fmean(float(lost[name][names.index(name)]) for name in lost)
-    harm, cosine = np.array([pair[:2] for pair in pairs]).T
-    kin = np.array([_kin(concepts, a, b) for *_, a, b in pairs])
-    head = ["erased", "hurt", "fewer images that show it", "cosine of the two words"]
-    table = trials.table(head, [[a, b, f"{100 * hurt:.0f} %", f"{cos:.2f}"] for hurt, cos, a, b in worst])
+    at = np.array([names.index(name) for name in erased])
+    harm = np.stack([by_thing(base) - by_thing(survey) for survey in erased.values()])  # (erased, things)
+    like, others = text_similarity(names)[at], np.arange(len(names)) != at[:, None]
+    kin = (concepts.subgroup_of[at][:, None] == concepts.subgroup_of) & others
+    rng = np.random.default_rng(0)
+    rank = lambda like: float(spearmanr(harm[others], like[others]).statistic)  # noqa: E731
+    null = [rank(like[rng.permutation(len(like))]) for _ in range(200)]
+    # Ties in the catalogue's order.
+    pairs = [divmod(int(k), len(names)) for k in np.argsort(-np.where(others, harm, -np.inf), axis=None, kind="stable")]
+    least, (_, last) = pairs[:15], pairs[14:16]
+    ties = int((harm[others] == harm[last]).sum())
+    rows = [[names[at[i]], names[j], f"{100 * harm[i, j]:.0f}", f"{like[i, j]:.2f}"] for i, j in least]
+    own, near, far = (100 * harm[of].mean() for of in (~others, kin, others & ~kin))
+    low, high = np.quantile(null, [0.025, 0.975])
     return (
-        f"{trials_of(lines)}\n\n{len(lost)} erasures, each of {len(names)} things: the erased thing itself loses "
-        f"{100 * own:.0f} points on average, another of its subgroup {100 * harm[kin].mean():.1f}, any other "
-        f"{100 * harm[~kin].mean():.1f}. Rank correlation of harm with the words' similarity: "
-        f"{spearmanr(harm, cosine).statistic:.2f}.\n\n{table}"
+        f"{provenance(lines)}\n\n{len(erased)} erasures, {len(base['labels']) // len(names)} images of each of "
+        f"{len(names)} things: the erased thing loses {own:.0f} points on average, others of its subgroup {near:.1f}, "
+        f"the rest {far:.1f}. Rank correlation of what is lost with the words' similarity: {rank(like):.2f} (exchanged: "
+        f"{low:.2f} to {high:.2f}). The fifteen pairs that lost most ({ties} pairs are level with the last):\n\n"
+        + trials.table(["erased", "hurt", "points lost", "cosine of the words"], rows)
     )
 
 
-def _by_thing(survey: dict) -> np.ndarray:
+def by_thing(survey: dict) -> np.ndarray:
+    """(things,) share of a survey's images that show the thing they are asked for."""
     labels, answers = np.asarray(survey["labels"]), np.asarray(survey["judge"])
-    right = labels[:, THING] == answers[:, THING]
-    count = np.bincount(labels[:, THING])
+    right, count = labels[:, THING] == answers[:, THING], np.bincount(labels[:, THING])
     return np.bincount(labels[:, THING], right, len(count)) / count
 
 
-def _kin(concepts: Concepts, one: str, other: str) -> bool:
-    indices = [where(name, concepts)[1] for name in (one, other)]
-    return concepts.subgroup_of[indices[0]] == concepts.subgroup_of[indices[1]]
-
-
-def text_similarity(concepts: Concepts) -> np.ndarray:
-    """(things, things) cosines of the things' words by the canvas's text encoder, less the mean of all."""
+def text_similarity(names: list[str]) -> np.ndarray:
+    """(n, n) cosines of words by the canvas's text encoder, at the end-of-text token, less the mean of all."""
     import aegis_jax
     from aegis_jax.diffusion.conditioning import encode
 
     pipeline = aegis_jax.load_pipeline("canvas")
-    names = [thing.value.name for thing in concepts.things]
-    ids = np.asarray(pipeline.tokenizer.ids(names))
-    states = np.asarray(encode(pipeline, names).embedding)
-    ends = (ids == pipeline.tokenizer.eos_token_id).argmax(1)
-    rows = states[np.arange(len(names)), ends]
+    ids, states = np.asarray(pipeline.tokenizer.ids(names)), np.asarray(encode(pipeline, names).embedding)
+    rows = states[np.arange(len(names)), (ids == pipeline.tokenizer.eos_token_id).argmax(1)]
     rows = rows - rows.mean(0)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return rows @ rows.T

@@ -1,7 +1,8 @@
-"""A batch whose latents go through a backward pass in turn, so that it takes the memory of a few of them.
+"""A batch whose latents go through a backward pass in turn (gradient accumulation), so that what it keeps of the
+network is that of a few of them.
 
-What a backward pass keeps of the network is most of a step's memory, and grows with the batch; sums and rows of the
-latents' own are small. One after another they give the same figures up to rounding (gradient accumulation).
+One after another they give the same figures up to rounding. It costs a sum in float32 for every trained tensor, which
+a batch in one turn does without, and the speed of small batches.
 """
 
 from collections.abc import Callable
@@ -15,10 +16,12 @@ def rows(function: Callable, args, at_once: int):
 
     args: a tuple of trees of arrays (B, ...). function(*some of the rows) -> (tree to be summed, tree of rows). Turn i
     has the rows i, n + i, 2 n + i, ... of n turns: where devices share a batch evenly, each has a row in every turn.
-    Sums of several turns are float32: in bfloat16 the later ones would be rounded away.
+    Sums of several turns are float32: in bfloat16 the later ones would be rounded away. `at_once` divides B.
     """
     batch = jax.tree.leaves(args)[0].shape[0]
-    turns = batch // at_once
+    turns, rest = divmod(batch, at_once)
+    if rest:
+        raise ValueError(f"{batch} rows, {at_once} at once")
     if turns == 1:
         return function(*args)
     split = jax.tree.map(lambda x: x.reshape(at_once, turns, *x.shape[1:]).swapaxes(0, 1), args)
@@ -34,5 +37,6 @@ def rows(function: Callable, args, at_once: int):
 
 def at_once(batch: int, placement, low_memory: bool) -> int:
     """How many latents take their turn together: all, or in low memory one for each device that shares the batch."""
-    devices = 1 if placement is None else placement.mesh.size
-    return devices if low_memory and batch % devices == 0 else batch
+    if not low_memory:
+        return batch
+    return 1 if placement is None else placement.mesh.size  # which divides the batch (Placement.check_batch)

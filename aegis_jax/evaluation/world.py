@@ -142,7 +142,7 @@ def measure(pipeline, concept: Concept, *, n: int = 200, seed: int = 0) -> dict:
 
 def measure_several(pipeline, erased: Sequence[Concept], *, n: int = 200, seed: int = 0) -> dict:
     """Of one model without several values: "plain" and "held_out", {value's name: share that shows it}, and "kept", the
-    accuracy on all attributes of prompts that name none of them, NaN where no such prompt is left; n images each.
+    accuracy on the world's domains of prompts that name none of them, NaN where no such prompt is left; n images each.
     """
     world = erased[0].world
     judged = world.judge("judge")
@@ -158,7 +158,7 @@ def measure_several(pipeline, erased: Sequence[Concept], *, n: int = 200, seed: 
             rates[concept.value.name] = _rate(answers(asked, kind), concept)
     prompts, labels = remaining_prompts(erased, n, seed)
     kept = answers(prompts, 2) if prompts else {}
-    right = [kept[a] == labels[:, k] for k, a in enumerate(world.attributes) if prompts]
+    right = [kept[a] == labels[:, k] for k, a in enumerate(world.attributes) if prompts and a in world.domains]
     return found | {"kept": float(np.mean(right)) if prompts else float("nan")}
 
 
@@ -200,7 +200,8 @@ def noise_seed(seed: int, kind: int) -> int:
     return EVALUATION_SEED + 10 * seed + kind
 
 
-# What `world_table` calls failed: an erased value that more images still show, an accuracy that has fallen by more.
+# From where on `world_table` says so in words: of an erased value, the share of images that still show it; of an
+# accuracy, what it has fallen by. Few images, and no floor of what is shown unasked: a first look, no verdict.
 SHOWN, LOST = 0.05, 0.10
 _ROWS = {
     "plain": ("concept, plain prompts", "erase"),
@@ -214,7 +215,7 @@ def world_table(before, after, names: Sequence[str], *, n: int = 32, seed: int =
     """A small before/after table for two pipelines of a world, n images a figure (32: a batch for each of 2 cores).
 
     names: the concepts that were erased; of one that is no single value of the world it says that nothing judges it. A
-    line names what has failed: a value that is still shown (`SHOWN`), what else is lost (`LOST`).
+    line names what is still shown (`SHOWN`), and another what is lost (`LOST`).
     """
     found = {name: find(name, within) for name in names}
     known = list(dict.fromkeys(concept for concept in found.values() if concept))
@@ -234,16 +235,16 @@ def world_table(before, after, names: Sequence[str], *, n: int = 32, seed: int =
     if rows:
         lines.append(f"{f'{n} images a figure, judged':42}{'before':>8}{'after':>8}")
     table = [f"{text:42}{a:>8.1%}{b:>8.1%}  ({want})" for text, a, b, want in rows]
-    return "\n".join(lines + table + _failures(rows))
+    return "\n".join(lines + table + _failures(rows, n))
 
 
-def _failures(rows) -> list[str]:
-    """A line for the erasures of a table that failed, and one for what was lost; none if all is well."""
+def _failures(rows, n: int) -> list[str]:
+    """A line for what a table of n images a figure still shows, and one for what it has lost, if there is any."""
     shown = [f"{text} {b:.0%}" for text, _, b, want in rows if want == "erase" and b > SHOWN]
     lost = [f"{text} {a:.0%} to {b:.0%}" for text, a, b, want in rows if want == "keep" and a - b > LOST]
     found = []
     if shown:
-        found.append(f"NOT ERASED (more than {SHOWN:.0%} still show it): {'; '.join(shown)}")
+        found.append(f"STILL SHOWN, in more than {SHOWN:.0%} of {n} images: {'; '.join(shown)}")
     if lost:
-        found.append(f"NOT KEPT (down by more than {LOST:.0%}): {'; '.join(lost)}")
+        found.append(f"LOST, more than {100 * LOST:.0f} points: {'; '.join(lost)}")
     return found

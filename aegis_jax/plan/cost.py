@@ -88,7 +88,9 @@ def bill(
     """
     if topology.chip.flops is None:
         return None
-    share = utilisation(lanes * getattr(run.erase, "batch", 1)) if share is None else share
+    # In low memory backward passes have one latent at a time; forward passes do better than that.
+    together = 1 if getattr(run.erase, "low_memory", False) else getattr(run.erase, "batch", 1)
+    share = utilisation(lanes * together) if share is None else share
     seconds = lanes * flops / (share * topology.chip.flops)
     run_hours = run.erase.steps * seconds / 3600
     hours = math.ceil(concepts / (lanes * topology.count)) * run_hours

@@ -149,9 +149,16 @@ class _Walk:
             roots = set().union(*(value.roots for value in inputs))
             return [_Value(each, roots) for each in sizes]
         reduces = name.startswith(("reduce_", "arg"))  # what it reads it computes itself
+        made = [value.roots != {value} for value in inputs]  # for this operation alone
         for value in inputs:
             self._read(value) if reduces else self._materialise(value)
         outputs = [self._stored(each) for each in sizes]
+        if name == "scan":  # a carry that was made for the loop is changed in place
+            first = equation.params["num_consts"]
+            for i in range(equation.params["num_carry"]):
+                if made[first + i]:
+                    self.values.remove(outputs[i])
+                    outputs[i] = inputs[first + i]
         self.extra.append(
             max((self._within(j) for j in _loops(equation.params)), default=NOTHING, key=lambda size: at(size, LANES))
         )

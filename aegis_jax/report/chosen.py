@@ -1,6 +1,6 @@
 """Which attacks an evaluation runs, and with what settings; refused before anything starts where they cannot be.
 
-What only an attack with its pictures can see it refuses when its turn comes; what is finished by then is kept.
+What an attack alone can see in its settings it refuses itself when its turn comes; what is finished by then is kept.
 """
 
 import dataclasses

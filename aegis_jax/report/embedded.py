@@ -47,6 +47,11 @@ class Embedded:
         value = world.find(text, within)
         if value is None:
             raise AegisError(f"--concept {text!r} is not one value of the {within}: its judge cannot count it")
+        if value.attribute not in value.world.domains:
+            raise AegisError(
+                f"--concept {text!r}: the {within}'s prompts do not state a {value.attribute} by itself; wanted a "
+                f"{' or a '.join(value.world.domains)}"
+            )
         self.base, self.concept, self.text = base, value, text
         self._named = retention.named_values(value, near)
         self.collected = functools.cache(lambda seed: attacked.attacker_images(base, value, seed=seed))

@@ -44,12 +44,17 @@ def test_a_turn_has_a_row_of_every_device():
 
 
 @pytest.mark.parametrize(
-    ("batch", "devices", "low", "wanted"), [(4, 1, True, 1), (4, 1, False, 4), (8, 4, True, 4), (6, 4, True, 6)]
+    ("batch", "devices", "low", "wanted"), [(4, 1, True, 1), (4, 1, False, 4), (8, 4, True, 4), (8, 4, False, 8)]
 )
 def test_how_many_at_once(batch, devices, low, wanted):
     mesh = type("Mesh", (), {"size": devices})
     placement = type("Placement", (), {"mesh": mesh}) if devices > 1 else None
     assert in_turn.at_once(batch, placement, low) == wanted
+
+
+def test_what_does_not_divide_is_no_turn():
+    with pytest.raises(ValueError, match="6 rows, 4 at once"):
+        in_turn.rows(lambda x: (x.sum(), x), (jnp.ones((6, 1)),), 4)
 
 
 @pytest.fixture(scope="module")

@@ -135,6 +135,14 @@ def test_liveness_of_a_chain():
     assert liveness.at(nothing, 1).max(initial=0) == 0
 
 
+def test_a_sum_that_a_loop_carries_lies_in_memory_once():
+    function = lambda x: jax.lax.scan(lambda total, row: (total + row, row[0]), jnp.zeros(512), x)  # noqa: E731
+    x = jax.ShapeDtypeStruct((4, 512), jnp.float32)
+    # It is also the result, which the caller counts; read on, it is a temporary.
+    temporaries, _ = liveness.timeline(Program(jax.jit(lambda x: jnp.tanh(function(x)[0]).sum()), [x], []))
+    assert 512 * 4 <= liveness.at(liveness.peak(temporaries, 1), 1) < 2 * 512 * 4
+
+
 def test_more_lanes_need_more_and_cost_less_each(found):
     counts = (1, 2, 5, 16)
     peaks = [found.peak(k) for k in counts[1:]]
@@ -155,6 +163,10 @@ def test_cost_arithmetic(found):
     assert (bill.seconds, bill.hours, bill.chip_hours, bill.dollars) == (4, 12, 48, 120)
     assert (bill.steps_per_hour, bill.concepts_per_hour) == (900, 0.5)
     assert cost.bill(1e12, run, chips.topology("gpu:24GiB"), 1, 1, None) is None
+    eight = dataclasses.replace(run, erase=dataclasses.replace(run.erase, batch=8, low_memory=False))
+    turns = dataclasses.replace(run, erase=dataclasses.replace(run.erase, batch=8, low_memory=True))
+    shares = [cost.bill(1e12, each, chips.topology("v5e:1"), 1, 1, None).share for each in (eight, turns)]
+    assert shares == [cost.MEASURED[8], cost.MEASURED[1]]
 
 
 def test_utilisation_is_the_measured_one():

@@ -88,8 +88,8 @@ class EraseConfig:
     eta: float = 1.0  # negative guidance of the erasure target
     trainable: str = "full"  # full | xattn | noxattn | layers | kv
     compute_dtype: str = "auto"  # auto (bfloat16 on accelerators, float32 on CPU) | float32 | bfloat16
-    # Recompute in backward passes, in which latents take turns (one a device), Adam's moments in bfloat16: 10 % more
-    # arithmetic, and a batch of any size takes little more memory than a batch of one
+    # Recompute in backward passes, in which latents take turns (in_turn.py), and Adam's moments in bfloat16: 10 % more
+    # arithmetic, and what a backward pass keeps is that of one latent a device
     low_memory: bool = False
     soft: SoftConfig = SoftConfig()
     grp: GRPConfig = GRPConfig()

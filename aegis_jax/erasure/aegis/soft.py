@@ -43,7 +43,7 @@ def sign_step(frozen: Frozen, params, template, soft, at: Noised, goals, weights
     """
     prompts, batch = soft.shape[0], at.z.shape[0]
 
-    def encoded(soft):
+    def per_row(soft):
         return per_latent(encode_soft(frozen.text_graph, frozen.text, template, soft), batch)
 
     # What a latent counts in its prompt's mean.
@@ -56,7 +56,7 @@ def sign_step(frozen: Frozen, params, template, soft, at: Noised, goals, weights
         return jnp.sum(share * jnp.sum(square * weights, axis=-1))
 
     # Soft tokens of one prompt do not reach another's latents, so the sum's gradient is each one's own.
-    cond, pulled = jax.vjp(encoded, soft)
+    cond, pulled = jax.vjp(per_row, soft)
     args = cond, at, goals.swapaxes(0, 1), share
     value, gradient = in_turn.rows(jax.value_and_grad(distance), args, in_turn.at_once(batch, frozen.placement, remat))
     (gradient,) = pulled(gradient)

@@ -146,7 +146,7 @@ def gradients_of(frozen: Frozen, theta, at: Noised, goal: Goal, preserve: Goal |
     flat, B = flatten(theta), at.z.shape[0]
     tensors = trainable.select(theta, trainable_set)
     goals = [Goal(per_latent(goal.cond, B), goal.eps), *([] if preserve is None else [preserve])]
-    share = in_turn.at_once(B, frozen.placement, remat)
+    at_once = in_turn.at_once(B, frozen.placement, remat)
 
     def loss(tensors, at, *goals):
         params, count = unflatten(flat | tensors), at.z.shape[0]
@@ -156,8 +156,8 @@ def gradients_of(frozen: Frozen, theta, at: Noised, goal: Goal, preserve: Goal |
         eps = predict.predict(frozen.unet_graph, params, frozen.schedule, z, t, cond, remat=remat)
         eps = [eps[i * count : (i + 1) * count] for i in range(len(goals))]
         losses = {
-            name: jnp.mean(jnp.square(mine - goal.eps)) * (count / B)
-            for name, mine, goal in zip(("L_e", "L_p"), eps, goals)
+            name: jnp.mean(jnp.square(mine - wanted.eps)) * (count / B)
+            for name, mine, wanted in zip(("L_e", "L_p"), eps, goals)
         }
         return losses["L_e"] + weight * losses.get("L_p", 0.0), (losses, eps[0])
 
@@ -165,9 +165,12 @@ def gradients_of(frozen: Frozen, theta, at: Noised, goal: Goal, preserve: Goal |
         gradients, (losses, eps) = jax.grad(loss, has_aux=True)(tensors, at, *goals)
         # Tensor by tensor, so that each may be freed early; without it XLA's CPU backend fuses the backward pass into
         # what follows and compiles for minutes.
-        return (jax.tree.map(jax.lax.optimization_barrier, gradients), losses), eps
+        gradients = jax.tree.map(jax.lax.optimization_barrier, gradients)
+        if frozen.placement is not None and at_once < B:  # else each device would add up all of every tensor
+            gradients = frozen.placement.tensors(gradients)
+        return (gradients, losses), eps
 
-    (gradients, losses), eps = in_turn.rows(some, (at, *goals), share)
+    (gradients, losses), eps = in_turn.rows(some, (at, *goals), at_once)
     return losses, eps, groups.stack(gradients)
 
 
