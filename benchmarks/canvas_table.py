@@ -183,7 +183,8 @@ def of_matrix(lines: list[dict]) -> str:
         f"{provenance(lines)}\n\n{len(erased)} erasures, {len(base['labels']) // len(names)} images of each of "
         f"{len(names)} things: the erased thing loses {own:.0f} points on average, others of its subgroup {near:.1f}, "
         f"the rest {far:.1f}. Rank correlation of what is lost with the words' similarity: {rank(like):.2f} "
-        f"(exchanged: {low:.2f} to {high:.2f}). The fifteen pairs that lost most ({ties} pairs are level with the last):\n\n"
+        f"(exchanged: {low:.2f} to {high:.2f}). The fifteen pairs that "
+        f"lost most ({ties} pairs are level with the last):\n\n"
         + trials.table(["erased", "hurt", "points lost", "cosine of the words"], rows)
     )
 
