@@ -55,6 +55,7 @@ class CCEConfig:
     seed: int = 0
 
     choices: ClassVar[dict] = {"texts": tuple(TEXTS)}
+    positive: ClassVar[tuple] = ("tokens", "steps", "batch", "learning_rate", "restarts")
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["z_0", "templates", "slots"], meta_fields=[])
@@ -125,7 +126,7 @@ def _steps(net, data: Data, keys, soft, moments, first, *, batch: int, chunk: in
 
 def cce(pipeline, concept: str, given: Given, config: CCEConfig, progress=None) -> AttackResult:
     """Learns a token in every restart. Raises `AegisError` for settings that cannot be."""
-    check(NAME, config, ("tokens", "steps", "batch", "learning_rate", "restarts"))
+    check(NAME, config, given.steps)
     word = pipeline.tokenizer.tokens(config.initial)
     if len(word) != 1:
         raise AegisError(f"attack {NAME}: initial={config.initial!r} is not one token of this tokenizer; take another")

@@ -67,16 +67,22 @@ def needed(given: Given, method: str) -> None:
         raise AegisError(f"attack {method} needs the model before erasure; pass it as original (--original)")
 
 
-def check(method: str, config, positive: tuple[str, ...] = ()) -> None:
-    """Refuses settings that cannot be: those named are to be above 0, those in the config's `choices` among these."""
+def check(method: str, config, steps: int) -> None:
+    """Raises `AegisError` for settings of an attack that cannot be, whatever it is given. steps: DDIM's, of its images.
+
+    What a config says of itself: `choices` {setting: its values}, `positive` (those that are to be above 0), and
+    `check(method, steps)` for all else.
+    """
     for name, values in getattr(config, "choices", {}).items():
         if getattr(config, name) not in values:
             raise AegisError(f"attack {method}: {name}={getattr(config, name)!r}, wanted one of: {', '.join(values)}")
-    for name in positive:
+    for name in getattr(config, "positive", ()):
         if not getattr(config, name) > 0:
             raise AegisError(f"attack {method}: {name}={getattr(config, name)!r}, wanted more than 0")
     if not 0 <= getattr(config, "seed", 0) < 2**32:
         raise AegisError(f"attack {method}: seed={config.seed!r}, wanted 0 to 2**32 - 1")
+    if hasattr(config, "check"):
+        config.check(method, steps)
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ docs/attacks.md says what differs from the published code.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from aegis_jax.attacks import search, spaces
 from aegis_jax.attacks.given import Given, check, needed
@@ -37,6 +38,8 @@ class HardPromptConfig:
     restarts: int = 1
     seed: int = 0
 
+    positive: ClassVar[tuple] = ("tokens", "timesteps", "iterations", "learning_rate", "restarts")
+
 
 @dataclasses.dataclass(frozen=True)
 class P4DKConfig:
@@ -50,6 +53,12 @@ class P4DKConfig:
     restarts: int = 1
     seed: int = 0
 
+    positive: ClassVar[tuple] = ("steps", "check_every", "learning_rate", "judged", "restarts")
+
+    def check(self, method: str, steps: int) -> None:
+        if self.steps % self.check_every:
+            raise AegisError(f"attack {method}: steps={self.steps} is no multiple of check_every={self.check_every}")
+
 
 @dataclasses.dataclass(frozen=True)
 class P4DNConfig(P4DKConfig):
@@ -57,10 +66,12 @@ class P4DNConfig(P4DKConfig):
 
     tokens: int = 16
 
+    positive: ClassVar[tuple] = (*P4DKConfig.positive, "tokens")
+
 
 def hard_prompt(pipeline, concept: str, given: Given, config: HardPromptConfig, progress=None) -> AttackResult:
     """MU-Attack's form, on every prompt of `given`, which must have the original."""
-    check(HARD_PROMPT, config, ("tokens", "timesteps", "iterations", "learning_rate", "restarts"))
+    check(HARD_PROMPT, config, given.steps)
     needed(given, HARD_PROMPT)
     space = spaces.Nearest(config.learning_rate, config.weight_decay, decoupled=False)
     plan = phased(HARD_PROMPT, pipeline, given, config, space, to_prediction=True)
@@ -69,7 +80,6 @@ def hard_prompt(pipeline, concept: str, given: Given, config: HardPromptConfig, 
 
 def p4d_n(pipeline, concept: str, given: Given, config: P4DNConfig, progress=None) -> AttackResult:
     """P4D-N, on every prompt of `given`, which must have the original."""
-    check(N, config, ("tokens",))
     return _official(N, pipeline, given, config, [config.tokens] * len(given.prompts), "replace", progress)
 
 
@@ -80,10 +90,8 @@ def p4d_k(pipeline, concept: str, given: Given, config: P4DKConfig, progress=Non
 
 
 def _official(method: str, pipeline, given: Given, config, tokens, place: str, progress) -> AttackResult:
-    check(method, config, ("steps", "check_every", "learning_rate", "judged", "restarts"))
+    check(method, config, given.steps)
     needed(given, method)
-    if config.steps % config.check_every:
-        raise AegisError(f"attack {method}: steps={config.steps} is no multiple of check_every={config.check_every}")
     plan = search.Plan(
         space=spaces.Nearest(config.learning_rate, config.weight_decay, decoupled=True),
         tokens=tokens,

@@ -44,6 +44,9 @@ class NoiseConfig:
     levels: str = "0.2,0.4,0.6,0.8"
     seed: int = 0
 
+    def check(self, method: str, steps: int) -> None:
+        _steps(method, self.levels, steps)
+
 
 @dataclasses.dataclass(frozen=True)
 class CompletionConfig:
@@ -52,6 +55,10 @@ class CompletionConfig:
     levels: str = "0.1,0.2,0.4"
     seed: int = 0
 
+    def check(self, method: str, steps: int) -> None:
+        if _steps(method, self.levels, steps)[-1] >= steps:
+            raise AegisError(f"attack {method}: levels={self.levels!r} leave the erased model no step of {steps}")
+
 
 @dataclasses.dataclass(frozen=True)
 class InpaintingConfig:
@@ -59,6 +66,10 @@ class InpaintingConfig:
 
     masks: str = "left,right,top,bottom"
     seed: int = 0
+
+    def check(self, method: str, steps: int) -> None:
+        if not set(self.masks.split(",")) <= set(HALVES):
+            raise AegisError(f"attack {method}: masks={self.masks!r}, wanted some of {', '.join(HALVES)}, with commas")
 
 
 class _Probe:
@@ -118,7 +129,7 @@ def _steps(method: str, text: str, steps: int) -> list[int]:
 
 def noise_probe(pipeline, concept: str, given: Given, config: NoiseConfig, progress=None) -> AttackResult:
     """Noises each prompt's picture, and draws on. A level is named by its timestep."""
-    check(NOISE, config, ())
+    check(NOISE, config, given.steps)
     left = _steps(NOISE, config.levels, given.steps)
     probe = _Probe(pipeline, given, config.seed, 3 * len(left), progress)
     drawer = probe.drawer
@@ -139,13 +150,9 @@ def noise_probe(pipeline, concept: str, given: Given, config: NoiseConfig, progr
 
 def completion_probe(pipeline, concept: str, given: Given, config: CompletionConfig, progress=None) -> AttackResult:
     """Lets the original, which `given` must have, begin each prompt's picture. A level is named by its steps."""
-    check(COMPLETION, config, ())
+    check(COMPLETION, config, given.steps)
     needed(given, COMPLETION)
     begun = _steps(COMPLETION, config.levels, given.steps)
-    if begun[-1] >= given.steps:
-        raise AegisError(
-            f"attack {COMPLETION}: levels={config.levels!r} leave the erased model no step of {given.steps}"
-        )
     probe = _Probe(pipeline, given, config.seed, 3 * len(begun), progress)
     base = Drawer(given.original, given, probe.n)
     said = encode(given.original, given.made_from)
@@ -175,12 +182,8 @@ def _expected(base: Drawer, cond, z, step: int) -> np.ndarray:
 
 def inpainting_probe(pipeline, concept: str, given: Given, config: InpaintingConfig, progress=None) -> AttackResult:
     """Keeps half of each prompt's picture. A level is named by the half."""
-    check(INPAINTING, config, ())
+    check(INPAINTING, config, given.steps)
     halves = list(dict.fromkeys(config.masks.split(",")))
-    if not set(halves) <= set(HALVES):
-        raise AegisError(
-            f"attack {INPAINTING}: masks={config.masks!r}, wanted some of {', '.join(HALVES)}, with commas"
-        )
     probe = _Probe(pipeline, given, config.seed, 3 * len(halves), progress)
     z_0 = probe.drawer.encoded(given.images)
     other = None if given.without is None else probe.drawer.encoded(others(given)[0])

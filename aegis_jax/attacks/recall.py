@@ -53,6 +53,14 @@ class RecallConfig:
     seed: int = 0
 
     choices: ClassVar[dict] = {"direction": ("ascend", "descend")}
+    positive: ClassVar[tuple] = ("timesteps", "iterations", "learning_rate", "interval", "strength")
+
+    def check(self, method: str, steps: int) -> None:
+        if not (0 <= self.balance <= 1 and self.strength * steps >= 1 and self.strength <= 1):
+            raise AegisError(
+                f"attack {method}: balance={self.balance} and strength={self.strength}, wanted 0 to 1, and a strength "
+                f"that leaves one of {steps} steps"
+            )
 
 
 def loss_and_gradient(denoiser: Denoiser, both: Conditioning, z_ref, adv, t, noise, *, remat: bool = False):
@@ -172,12 +180,7 @@ def recall(pipeline, concept: str, given: Given, config: RecallConfig, progress=
 
     Raises `AegisError` for settings that cannot be.
     """
-    check(NAME, config, ("timesteps", "iterations", "learning_rate", "interval", "strength"))
-    if not (0 <= config.balance <= 1 and config.strength * given.steps >= 1 and config.strength <= 1):
-        raise AegisError(
-            f"attack {NAME}: balance={config.balance} and strength={config.strength}, wanted 0 to 1, and a strength "
-            f"that leaves one of {given.steps} steps"
-        )
+    check(NAME, config, given.steps)
     began, n = time.perf_counter(), len(given.prompts)
     drawer, cond = Drawer(pipeline, given, n), encode(pipeline, given.prompts)
     noise = drawer.noise(given.seeds)

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import time
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,11 @@ class RevivalConfig:
     learning_rate: float = 1e-5
     weight_decay: float = 1e-2
     seed: int = 0
+
+    positive: ClassVar[tuple] = ("batch", "learning_rate")
+
+    def check(self, method: str, steps: int) -> None:
+        numbers(method, "looks", self.looks, kind=int)
 
 
 def draw(key, pictures: int, batch: int, timesteps: int, shape: tuple):
@@ -111,7 +117,7 @@ def revival(pipeline, concept: str, given: Given, config: RevivalConfig, progres
 
     Raises `AegisError` for settings that cannot be, and without pictures.
     """
-    check(NAME, config, ("batch", "learning_rate"))
+    check(NAME, config, given.steps)
     looks = numbers(NAME, "looks", config.looks, kind=int)
     if given.without is None:
         raise AegisError(f"attack {NAME} needs pictures without the concept to fine-tune on; pass them (--without)")

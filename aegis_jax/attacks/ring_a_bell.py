@@ -14,6 +14,7 @@ Shapes: R prompts, P individuals, S slots for them and their children, K tokens,
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,8 @@ class EmbeddingConfig:
 
     eta: float = 3.0  # 3 for nudity there, 5 to 5.5 for violence
 
+    positive: ClassVar[tuple] = ("eta",)
+
 
 @dataclass(frozen=True)
 class RingABellConfig(EmbeddingConfig):
@@ -56,6 +59,12 @@ class RingABellConfig(EmbeddingConfig):
     mutation: float = 0.25
     restarts: int = 1
     seed: int = 0
+
+    positive: ClassVar[tuple] = ("eta", "tokens", "population", "generations", "restarts")
+
+    def check(self, method: str, steps: int) -> None:
+        if self.population < 4:
+            raise AegisError(f"attack {method}: population={self.population}, wanted at least 4")
 
 
 def targets(pipeline, concept: str, prompts: list[str], eta: float) -> jax.Array:
@@ -111,12 +120,10 @@ def _generations(graph, params, frame, allowed, target, key, people, filled, fir
 
 def ring_a_bell(pipeline, concept: str, given: Given, config: RingABellConfig, progress=None) -> AttackResult:
     """Searches words for every prompt of `given`, with the original's text encoder where it is known."""
-    check(NAME, config, ("eta", "tokens", "population", "generations", "restarts"))
-    if config.population < 4 or config.tokens + 2 > pipeline.tokenizer.model_max_length:
-        raise AegisError(
-            f"attack {NAME}: population={config.population} and tokens={config.tokens}, wanted at least 4 and at most "
-            f"{pipeline.tokenizer.model_max_length - 2}"
-        )
+    check(NAME, config, given.steps)
+    if config.tokens + 2 > pipeline.tokenizer.model_max_length:
+        most = pipeline.tokenizer.model_max_length - 2
+        raise AegisError(f"attack {NAME}: tokens={config.tokens}, wanted at most {most}")
     began, asked = time.perf_counter(), pipeline if given.original is None else given.original
     text, tokenizer, restarts = asked.text_encoder, pipeline.tokenizer, config.restarts
     goals = targets(asked, concept, given.prompts, config.eta)
@@ -160,7 +167,7 @@ def ring_a_bell(pipeline, concept: str, given: Given, config: RingABellConfig, p
 
 def embedding(pipeline, concept: str, given: Given, config: EmbeddingConfig, progress=None) -> AttackResult:
     """Feeds every prompt's shifted encoding, by the text encoder of the model under attack."""
-    check(EMBEDDING, config, ("eta",))
+    check(EMBEDDING, config, given.steps)
     began = time.perf_counter()
     outcomes, viewer = _unaided(pipeline, given, 1)
     shifted, plain = targets(pipeline, concept, given.prompts, config.eta), encode(pipeline, given.prompts)

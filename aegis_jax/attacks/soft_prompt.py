@@ -57,6 +57,7 @@ class SoftPromptConfig:
     seed: int = 0
 
     choices: ClassVar[dict] = {"goal": GOALS}
+    positive: ClassVar[tuple] = ("tokens", "restarts", "steps", "batch", "learning_rate")
 
 
 def soft_prompt(pipeline, concept: str, images, config: SoftPromptConfig, progress=None, *, original=None):
@@ -103,7 +104,7 @@ def soft_prompts(
 
 
 def _check(config: SoftPromptConfig, original) -> None:
-    check("soft_prompt", config, ("tokens", "restarts", "steps", "batch", "learning_rate"))
+    check("soft_prompt", config, steps=1)  # it draws no picture
     if config.goal == "prediction" and original is None:
         raise AegisError("attack soft_prompt: goal='prediction' needs the model before erasure; pass it as original")
 

@@ -11,6 +11,7 @@ import math
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,8 @@ class TINAConfig:
     iterations: int = 25  # K, of AdamW at each step of DDIM
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2  # PyTorch's default
+
+    positive: ClassVar[tuple] = ("iterations", "learning_rate")
 
 
 def inverted(denoiser, z_s, z_t, t, s, empty, *, remat: bool = False):
@@ -100,7 +103,7 @@ def invert(pipeline, z_0, timesteps, config: TINAConfig, progress=None):
 
 def tina(pipeline, concept: str, given: Given, config: TINAConfig, progress=None) -> AttackResult:
     """Inverts every picture of `given` and, where there is a judge, shows it what comes back."""
-    check(NAME, config, ("iterations", "learning_rate"))
+    check(NAME, config, given.steps)
     began = time.perf_counter()
     timesteps = ddim_timesteps(pipeline.scheduler, given.steps)
     latents, losses = invert(pipeline, encode_images(pipeline, given.images), timesteps, config, progress)

@@ -33,11 +33,12 @@ class UnlearnDiffAtkConfig:
     seed: int = 0
 
     choices: ClassVar[dict] = {"update": spaces.UPDATES}
+    positive: ClassVar[tuple] = ("tokens", "timesteps", "iterations", "learning_rate", "restarts")
 
 
 def unlearndiffatk(pipeline, concept: str, given: Given, config: UnlearnDiffAtkConfig, progress=None) -> AttackResult:
     """Attacks every prompt of `given`. Raises `AegisError` for settings that cannot be."""
-    check(NAME, config, ("tokens", "timesteps", "iterations", "learning_rate", "restarts"))
+    check(NAME, config, given.steps)
     space = spaces.Simplex(config.learning_rate, config.weight_decay, config.update)
     return search.Search(pipeline, given, phased(NAME, pipeline, given, config, space), progress).run()
 

@@ -45,6 +45,17 @@ class WordSearchConfig:
     seed: int = 0
 
     choices: ClassVar[dict] = {"search": SEARCHES}
+    positive: ClassVar[tuple] = ("tokens", "budget", "per_query", "population", "picked", "restarts")
+
+    @property
+    def generations(self) -> int:
+        """What the budget has for the search, the finalists' pictures set aside."""
+        return (self.budget - FINALISTS * self.picked) // (self.population * self.per_query)
+
+    def check(self, method: str, steps: int) -> None:
+        if self.generations < 1:
+            least = self.population * self.per_query + FINALISTS * self.picked
+            raise AegisError(f"attack {method}: budget={self.budget} is below one generation and its picks, {least}")
 
 
 class _Phrases:
@@ -94,14 +105,11 @@ def word_search(pipeline, concept: str, given: Given, config: WordSearchConfig, 
 
     Raises `AegisError` for settings that cannot be, a budget below one generation, and without `given.probability`.
     """
-    check(NAME, config, ("tokens", "budget", "per_query", "population", "picked", "restarts"))
+    check(NAME, config, given.steps)
     if given.probability is None:
         raise AegisError(f"attack {NAME} needs a judge that says how likely a picture shows the concept (--judge)")
     template(pipeline.tokenizer, concept, config.place, config.tokens, config.neutral)  # refuses what does not fit
-    one, last = config.population * config.per_query, FINALISTS * config.picked
-    generations = (config.budget - last) // one
-    if generations < 1:
-        raise AegisError(f"attack {NAME}: budget={config.budget} is below one generation and its picks, {one + last}")
+    one, last, generations = config.population * config.per_query, FINALISTS * config.picked, config.generations
     began, restarts = time.perf_counter(), range(config.restarts)
     look = _Looks(pipeline, concept, given, config, Counter(progress, config.restarts * (generations * one + last)))
     words = pipeline.tokenizer.word_ids

@@ -1,6 +1,6 @@
 """Which attacks an evaluation runs, and with what settings; refused before anything starts where they cannot be.
 
-What an attack alone can see in its settings it refuses itself when its turn comes; what is finished by then is kept.
+What only an attack with model and pictures can see it refuses when its turn comes; what is finished by then is kept.
 """
 
 import dataclasses
@@ -23,6 +23,12 @@ class FamilyConfig:
     members: tuple[str, ...] = tuple(FAMILY)
     restarts: int = 2
     steps: int = 100
+
+    positive: typing.ClassVar[tuple] = ("restarts", "steps")
+
+    def check(self, method: str, steps: int) -> None:
+        if not family(self.members):
+            raise AegisError(f"attack {method}: members={self.members!r}, wanted some of {', '.join(FAMILY)}")
 
 
 def names(text: str) -> list[str]:
@@ -54,19 +60,7 @@ def _configured(name: str, given: dict[str, str], usual: dict):
             values[key_] = tuple(names(text)) if key_ == "members" else types[key_](text)
         except ValueError:
             raise AegisError(f"{where}: wanted {types[key_].__name__}") from None
-    config = FamilyConfig(**values) if name == SOFT_PROMPT else configure(name, usual | values)
-    if name != SOFT_PROMPT:
-        check(name, config)
-    for field in set(types) - {"weight_decay", "mutation", "crossover", "eta", "balance"}:
-        value = getattr(config, field)
-        if isinstance(value, int | float) and not value > 0:
-            raise AegisError(f"--attack.{name}.{field}={value}: wanted more than 0")
-    every = getattr(config, "check_every", 1)
-    if getattr(config, "steps", 0) % every:
-        raise AegisError(f"--attack.{name}: steps={config.steps} is no multiple of check_every={every}")
-    if name == SOFT_PROMPT and not family(config.members):
-        raise AegisError(f"--attack.{name}.members: wanted some of {', '.join(FAMILY)}")
-    return config
+    return FamilyConfig(**values) if name == SOFT_PROMPT else configure(name, usual | values)
 
 
 def possible(subject, attacks: dict, *, everything: bool) -> dict:
@@ -82,9 +76,11 @@ def possible(subject, attacks: dict, *, everything: bool) -> dict:
 
 
 def check_fit(pipeline, subject, attacks: dict, cases: int, seeds, neutral) -> None:
-    """Refuses learnt tokens that do not fit some prompt, and words that are no token, before their turn comes."""
+    """Refuses settings that cannot be, learnt tokens that do not fit some prompt, and words that are no token, before
+    their turn comes."""
     tokenizer = pipeline.tokenizer
     for name, config in attacks.items():
+        check(name, config, subject.steps)
         if name == SOFT_PROMPT:
             for member in family(config.members).values():
                 template(tokenizer, subject.text, member.place, member.tokens, member.neutral)

@@ -129,7 +129,7 @@ def test_what_is_shown_is_what_latents_and_step_draw(tiny, pipeline, images):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"direction": "up"}, "direction='up', wanted ascend or descend"),
+        ({"direction": "up"}, "direction='up', wanted one of: ascend, descend"),
         ({"balance": 1.5}, "balance=1.5 and strength=0.8, wanted 0 to 1"),
         ({"strength": 0.1}, "strength=0.1, wanted 0 to 1, and a strength that leaves one of 5 steps"),
         ({"iterations": 0}, "iterations=0"),

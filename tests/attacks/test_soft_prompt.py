@@ -207,7 +207,7 @@ def test_a_single_picture_is_enough():
         ({"seed": -1}, "seed=-1"),
         ({"tokens": 76}, "exceed the 77 positions"),
         ({"place": "around"}, "place='around' is unknown"),
-        ({"goal": "clip"}, "goal='clip' is unknown"),
+        ({"goal": "clip"}, "goal='clip', wanted one of: denoising, prediction"),
         ({"goal": "prediction"}, "needs the model before erasure"),
         ({"images": np.zeros((2, 16, 16, 3))}, "wanted uint8"),
         ({"images": []}, "wanted uint8"),
