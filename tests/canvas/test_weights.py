@@ -34,6 +34,7 @@ def test_the_weights_are_small_and_complete():
     assert "CC-BY-4.0" in (WEIGHTS / "NOTICE").read_text() and find("canvas").attributes["thing"][0].name
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_the_canvas_s_own_judge_and_clip(tmp_path, monkeypatch):
     out = tmp_path / "page"
     asked = ["--base", "canvas", "--concept", "fox", "--attacks", "none", "--images", "2", "--seeds", "1"]
