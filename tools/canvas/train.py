@@ -8,10 +8,12 @@ docs/canvas.md.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 
 from aegis_jax.canvas.concepts import THINGS, Concepts, catalogue
+from aegis_jax.canvas.embedded import concepts_of
 from aegis_jax.errors import AegisError
 from aegis_jax.run import cache
 from tools.canvas import subject
@@ -44,13 +46,19 @@ def main(argv=None) -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for pictures, stages, canvas/")
     parser.add_argument("--things", type=int, default=THINGS, help=f"how many, up to {len(catalogue())} ({THINGS})")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=pathlib.Path, help="an exported canvas, whose UNet gets another round")
+    parser.add_argument("--steps", type=int, default=PLAN.unet_rounds[-1], help="of that round (%(default)s)")
     arguments = parser.parse_args(argv)
     cache.enable()
     try:
-        concepts = Concepts(arguments.things)
+        concepts = concepts_of(arguments.start) if arguments.start else Concepts(arguments.things)
         _claim(arguments.out, concepts.count)
         drawn = subject.drawings(arguments.out / "pictures", concepts, world.say)
-        world.train(arguments.out, seed=arguments.seed, plan=PLAN, subject=subject.canvas(drawn, concepts))
+        drawer, plan = subject.canvas(drawn, concepts), PLAN
+        if arguments.start:
+            rounds = world.start(arguments.out, arguments.start, drawer)
+            plan = dataclasses.replace(PLAN, unet_rounds=(*rounds, arguments.steps))
+        world.train(arguments.out, seed=arguments.seed, plan=plan, subject=drawer)
     except AegisError as error:
         parser.error(str(error))
 

@@ -7,15 +7,16 @@ import platform
 import tempfile
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from aegis_jax.errors import AegisError
 from aegis_jax.io.export import save_pipeline
-from aegis_jax.io.pipeline import Pipeline
+from aegis_jax.io.pipeline import Pipeline, load_pipeline
 from aegis_jax.io.tokenizer import Tokenizer
 from aegis_jax.models import clip as clip_model
 from aegis_jax.models import unet as unet_model
 from aegis_jax.models import vae as vae_model
-from aegis_jax.models.model import abstract, flatten
+from aegis_jax.models.model import abstract, flatten, unflatten
 from aegis_jax.world import clip, tokenizer
 from aegis_jax.world.towers import Committee, Headed
 from tools.world import stages
@@ -58,6 +59,19 @@ def export(
         (folder / name).write_text(text)
     (folder / f"{subject.name}.json").write_text(json.dumps(about, indent=2) + "\n")
     return folder
+
+
+def parts_of(folder: pathlib.Path, subject: Subject) -> tuple[dict, dict]:
+    """(parts, record) as `export` was given them, in fp16's precision: what to go on from. Raises `AegisError` for a
+    folder that it has not written."""
+    about = folder / f"{subject.name}.json"
+    if not about.is_file():
+        raise AegisError(f"{folder} is no exported {subject.name}: it has no {about.name}")
+    pipeline = load_pipeline(folder)
+    read = lambda name: unflatten(load_file(folder / name / "model.safetensors"))  # noqa: E731
+    parts = {"clip": pipeline.text_encoder.params | read("clip"), "vae": pipeline.vae.params}
+    parts |= {"unet": pipeline.unet.params} | {name: read(name) for name in subject.architectures.JUDGES}
+    return parts, json.loads(about.read_text())["stages"]
 
 
 def assemble(params: dict, subject: Subject = WORLD) -> clip.Clip:

@@ -74,6 +74,22 @@ def train(out, *, seed: int = 0, plan: stages.Plan | None = None, log=say, subje
     return folder
 
 
+def start(out: pathlib.Path, folder: pathlib.Path, subject: Subject) -> tuple[int, ...]:
+    """Puts the stages of an exported world into `out`, the UNet's as its rounds; returns the steps of these."""
+    out.mkdir(parents=True, exist_ok=True)
+    parts, stages_ = export.parts_of(folder, subject)
+    rounds = stages_["unet"]["rounds"]
+    unet = parts.pop("unet")
+    for name, params in {**parts, **{f"unet.round{k + 1}": unet for k in range(len(rounds))}}.items():
+        if not (out / f"{name}.safetensors").exists():
+            _write(out / f"{name}.safetensors", params)
+    record = Record(out)
+    for name, measured in stages_.items():
+        if name not in record.values:
+            record.update(name, **measured)
+    return tuple(rounds)
+
+
 def _write(path: pathlib.Path, params: dict) -> None:
     save_file({k: np.asarray(v, np.float32) for k, v in flatten(params).items()}, path)
 
