@@ -1,5 +1,6 @@
 """The embedded worlds by name, and which of them a model was made from."""
 
+import json
 import typing
 
 from aegis_jax.io.hub import EMBEDDED
@@ -27,8 +28,7 @@ def of(pipeline: "Pipeline") -> "tuple[EmbeddedWorld, Pipeline] | None":
     from aegis_jax.io.pipeline import load_pipeline
 
     for name, folder in EMBEDDED.items():
-        if (folder / "model_index.json").is_file():
-            original = load_pipeline(name)
-            if original.unet.config == pipeline.unet.config:
-                return find(name), original
+        config = folder / "unet" / "config.json"
+        if config.is_file() and json.loads(config.read_text()) == pipeline.unet.config:
+            return find(name), load_pipeline(name)
     return None

@@ -2,7 +2,7 @@
 
 Command   aegis erase --model canvas --concept fox
 Hardware  2 CPU cores
-Expected  not measured yet: the canvas's weights are not in this version (docs/canvas.md)
+Expected  docs/canvas.md
 
 The settings are those of configs/world.py: what was chosen on the world is tried here unchanged first.
 """

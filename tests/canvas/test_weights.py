@@ -17,12 +17,12 @@ pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="the canvas's weigh
 
 # What 1,008 prompts of either kind show stands in docs/canvas.md; a standard error or two less of as many as here.
 @pytest.mark.parametrize(
-    ("n", "thing", "style"), [pytest.param(576, 0.88, 0.95, marks=pytest.mark.slow), (96, 0.82, 0.90)]
+    ("n", "thing", "style"), [pytest.param(576, 0.95, 0.88, marks=pytest.mark.slow), (96, 0.92, 0.82)]
 )
 def test_generations_are_judged_right(n, thing, style):
     result = quality.measure(load_pipeline("canvas"), find("canvas"), n=n, seed=77)
-    for kind, least in (("seen", thing), ("held_out", 0.75)):
-        assert result[kind]["judge"]["thing"] >= least and result[kind]["judge"]["style"] >= style, result[kind]
+    for kind in ("seen", "held_out"):
+        assert result[kind]["judge"]["thing"] >= thing and result[kind]["judge"]["style"] >= style, result[kind]
         assert result[kind]["agreement"]["thing"] >= 0.88, result[kind]
 
 
