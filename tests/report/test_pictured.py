@@ -166,7 +166,7 @@ def test_attacks_on_pictures_without_the_concept_depend_on_the_prompts_of_these(
 @pytest.mark.parametrize(
     ("leave", "more", "parts"),
     [
-        (["--judge"], [], ["not the embedded world", "give --judge"]),
+        (["--judge"], [], ["not an embedded world", "give --judge"]),
         (["--prompts"], [], ["give --prompts"]),
         ([], ["--judge", "yolo:"], ["'yolo' is unknown", "nudenet"]),
         ([], ["--judge", "world", "--label", "star"], ["16x16", "32x32"]),
