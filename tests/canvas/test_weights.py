@@ -15,15 +15,15 @@ from aegis_jax.worlds import find
 pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="the canvas's weights are not here")
 
 
-# What 1,008 prompts of either kind show stands in docs/canvas.md; a standard error or two less of as many as here.
+# What 1,008 prompts of either kind show stands in docs/canvas.md; two to three standard errors less of as many as here.
 @pytest.mark.parametrize(
-    ("n", "thing", "style"), [pytest.param(576, 0.95, 0.88, marks=pytest.mark.slow), (96, 0.92, 0.82)]
+    ("n", "thing", "style"), [pytest.param(576, 0.95, 0.88, marks=pytest.mark.slow), (24, 0.85, 0.7)]
 )
 def test_generations_are_judged_right(n, thing, style):
     result = quality.measure(load_pipeline("canvas"), find("canvas"), n=n, seed=77)
     for kind in ("seen", "held_out"):
         assert result[kind]["judge"]["thing"] >= thing and result[kind]["judge"]["style"] >= style, result[kind]
-        assert result[kind]["agreement"]["thing"] >= 0.88, result[kind]
+        assert result[kind]["agreement"]["thing"] >= thing, result[kind]
 
 
 def test_the_weights_are_small_and_complete():

@@ -95,6 +95,7 @@ def test_a_sign_step_is_the_same_in_turn(given):
     assert (moved[0] != 0).all() and (moved[0] != moved[1]).mean() < 5e-3  # but where the gradient is rounding
 
 
+@pytest.mark.slow
 def test_a_batch_in_turn_takes_the_memory_of_one(given):
     frozen, theta, at, goal, preserve, _ = given
     of = functools.partial(step.gradients_of, trainable_set="xattn")
