@@ -42,7 +42,7 @@ def test_an_evaluation_has_the_canvas_s_own_judge_and_clip(tmp_path, monkeypatch
     report = json.loads((out / "report.json").read_text())
     figures = report["rows"][0]["figures"]
     assert figures["plain"]["n"] == 2 and "frechet_judge_base" in figures and "frechet_judge_real" not in figures
-    assert report["judge"]["digest"] == judges.load("canvas").digest
+    assert report["judge"] == judges.load("canvas").record("fox")
     assert similarity.embedder("canvas").digest != similarity.embedder("world").digest
 
 
