@@ -168,6 +168,13 @@ def test_a_count_out_of_range_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_start_that_is_no_canvas_is_one_line_before_anything_is_fetched(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        canvas.main(["--out", str(tmp_path / "run"), "--start", str(tmp_path / "nowhere")])
+    assert stopped.value.code == 2 and "is no exported canvas: it has no canvas.json" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_is_of_one_number_of_things(tmp_path, capsys, monkeypatch):
     called = []
     monkeypatch.setattr(subject, "drawings", lambda folder, concepts, log: called.append(concepts.count) or {})

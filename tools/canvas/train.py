@@ -17,7 +17,7 @@ from aegis_jax.canvas.embedded import concepts_of
 from aegis_jax.errors import AegisError
 from aegis_jax.run import cache
 from tools.canvas import subject
-from tools.world import stages
+from tools.world import export, stages
 from tools.world import train as world
 
 PLAN = stages.Plan(
@@ -51,6 +51,8 @@ def main(argv=None) -> None:
     arguments = parser.parse_args(argv)
     cache.enable()
     try:
+        if arguments.start:
+            export.record_of(arguments.start, "canvas")  # before anything is fetched
         concepts = concepts_of(arguments.start) if arguments.start else Concepts(arguments.things)
         _claim(arguments.out, concepts.count)
         drawn = subject.drawings(arguments.out / "pictures", concepts, world.say)

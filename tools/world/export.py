@@ -62,16 +62,21 @@ def export(
 
 
 def parts_of(folder: pathlib.Path, subject: Subject) -> tuple[dict, dict]:
-    """(parts, record) as `export` was given them, in fp16's precision: what to go on from. Raises `AegisError` for a
-    folder that it has not written."""
-    about = folder / f"{subject.name}.json"
-    if not about.is_file():
-        raise AegisError(f"{folder} is no exported {subject.name}: it has no {about.name}")
+    """(parts, record) as `export` was given them, in fp16's precision: what to go on from. Raises as `record_of`."""
+    record = record_of(folder, subject.name)
     pipeline = load_pipeline(folder)
     read = lambda name: unflatten(load_file(folder / name / "model.safetensors"))  # noqa: E731
     parts = {"clip": pipeline.text_encoder.params | read("clip"), "vae": pipeline.vae.params}
     parts |= {"unet": pipeline.unet.params} | {name: read(name) for name in subject.architectures.JUDGES}
-    return parts, json.loads(about.read_text())["stages"]
+    return parts, record
+
+
+def record_of(folder: pathlib.Path, name: str) -> dict:
+    """The record that `export` was given. Raises `AegisError` for a folder that is no world of that name it wrote."""
+    about = folder / f"{name}.json"
+    if not about.is_file():
+        raise AegisError(f"{folder} is no exported {name}: it has no {about.name}")
+    return json.loads(about.read_text())["stages"]
 
 
 def assemble(params: dict, subject: Subject = WORLD) -> clip.Clip:
