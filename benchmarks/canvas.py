@@ -150,10 +150,10 @@ def preserved(original, config, concepts: list[str]) -> tuple[set[int], set[int]
     import jax.numpy as jnp
 
     from aegis_jax.erasure.aegis import words
+    from aegis_jax.erasure.aegis.setup import freeze
     from aegis_jax.erasure.aegis.step import keys_of
 
-    text = original.text_encoder
-    vocabulary = words.vocabulary(original.tokenizer, text.graph, text.params, concepts, config.seed)
+    vocabulary = freeze(original, concepts, config).vocabulary
     # With a concept in context a prompt has less room; which concept is of no account where all are as long.
     inside = jnp.zeros(1, jnp.int32) if config.words.context != "none" else None
 

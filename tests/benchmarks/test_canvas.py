@@ -123,7 +123,8 @@ def test_wrong_names_are_one_line(asked, told, capsys, tmp_path):
     assert stopped.value.code == 2 and told in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_preserved_words_are_those_that_the_steps_have_drawn(tiny, monkeypatch):
+@pytest.mark.parametrize("name", ["aegis+", "aegis+near"])
+def test_preserved_words_are_those_that_the_steps_have_drawn(tiny, monkeypatch, name):
     import aegis_jax
     from aegis_jax.erasure.aegis import words
     from aegis_jax.erasure.aegis.setup import setup
@@ -131,7 +132,7 @@ def test_preserved_words_are_those_that_the_steps_have_drawn(tiny, monkeypatch):
     from aegis_jax.erasure.presets import preset
 
     pipeline = responsive(aegis_jax.load_pipeline(tiny()))
-    chosen = preset("aegis+").settings
+    chosen = preset(name).settings
     latents = dataclasses.replace(chosen.latents, steps=2)
     scale = {"steps": 3, "batch": 2, "trainable": "xattn", "seed": 5, "latents": latents}
     config = dataclasses.replace(chosen, compute_dtype="float32", **scale)

@@ -52,6 +52,15 @@ class WordsConfig:
     # away there the harder the more of it is left
     context: str = "none"
 
+    near: ClassVar[float] = 0.0  # share of the prompts with words that are one of the concept's nearest (near.py)
+
+
+@dataclasses.dataclass(frozen=True)
+class NearWordsConfig(WordsConfig):
+    """Every other prompt that has words is one of the words nearest to the concept."""
+
+    near: ClassVar[float] = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class LatentsConfig:

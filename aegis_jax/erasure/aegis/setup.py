@@ -10,7 +10,7 @@ import numpy as np
 from aegis_jax.diffusion.conditioning import encode
 from aegis_jax.diffusion.template import padded
 from aegis_jax.erasure import adam, latents, trainable
-from aegis_jax.erasure.aegis import rectify, soft, words
+from aegis_jax.erasure.aegis import near, rectify, soft, words
 from aegis_jax.erasure.aegis.config import EraseConfig, check, check_concepts
 from aegis_jax.erasure.aegis.state import Frozen, State
 from aegis_jax.erasure.networks import SETUP, embed_ids, networks
@@ -47,6 +47,9 @@ def freeze_each(pipeline, runs: list[list[str]], config: EraseConfig, placement=
     }
     if config.draws_words:
         owns["vocabulary"] = words.vocabularies(tokenizer, net.text_graph, net.text, runs, config.seed)
+        if config.words.near:
+            near_to = owns["vocabulary"], owns["concept_emb"]
+            owns["vocabulary"] = near.with_near(net, *near_to, config.words.near, config.seed)
     place = (lambda tree: tree) if placement is None else placement.place
     first, *others = [dict(zip(owns, each)) for each in zip(*owns.values())]
     frozen = Frozen(**vars(net), **first)

@@ -38,8 +38,8 @@ _AT_ONCE = 1024  # words encoded in one call
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["words", "size", "concepts", "lengths"],
-    meta_fields=["bos", "eos", "pad", "length"],
+    data_fields=["words", "size", "concepts", "lengths", "near", "near_size"],
+    meta_fields=["bos", "eos", "pad", "length", "near_share"],
 )
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
@@ -50,6 +50,8 @@ class Vocabulary:
       words: token ids of whole words, (W,) int32, of which the first `size`, an int32 scalar, count.
       concepts: the concepts' token ids, (K, L - 2) int32, of which the first `lengths` (K,) count.
       bos, eos, pad, length: special ids of the tokenizer, and the tokens of a prompt.
+      near: words near to the concepts (near.py), (N,) int32, of which the first `near_size` count; of the prompts that
+        have words `near_share` are one such word. None: there are none.
     """
 
     words: jax.Array
@@ -60,6 +62,9 @@ class Vocabulary:
     eos: int
     pad: int
     length: int
+    near: jax.Array | None = None
+    near_size: jax.Array | None = None
+    near_share: float = 0.0
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["cond", "joined", "eps", "added"], meta_fields=[])
@@ -103,7 +108,7 @@ def vocabularies(tokenizer, text_graph, text_params, runs: list[list[str]], seed
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(text_params)):
         # `jax.eval_shape` asks for shapes, and these are the same whichever words are left out.
         return [_vocabulary(tokenizer, ids, [tokenizer.tokens(c) for c in run], len(ids)) for run in runs]
-    states = partial(_states, tokenizer, text_graph, text_params)
+    states = partial(encodings, tokenizer, text_graph, text_params)
     word_states = states([[i] for i in ids], 3)
     centre = word_states.mean(0)
     tokens = [[tokenizer.tokens(concept) for concept in concepts] for concepts in runs]
@@ -139,7 +144,7 @@ def _vocabulary(tokenizer, kept: np.ndarray, named: list[list[int]], most: int) 
     )
 
 
-def _states(tokenizer, text_graph, text_params, rows: list[list[int]], length: int) -> np.ndarray:
+def encodings(tokenizer, text_graph, text_params, rows: list[list[int]], length: int) -> np.ndarray:
     """The encodings (n, D) of token rows, each at its end-of-text token; what follows that cannot change them.
 
     length: of what is encoded, in tokens; BOS and EOS are two of them.
@@ -182,6 +187,11 @@ def random_ids(vocabulary: Vocabulary, key, concepts=None, *, batch: int):
     # Not jax.random.choice: with JAX_ENABLE_X64 that draws other words, by integers of 64 bits.
     which = jax.random.randint(key_words, (batch, vocabulary.length), 0, vocabulary.size, jnp.int32)
     drawn = vocabulary.words[which]  # at 1..count
+    if vocabulary.near is not None:
+        key_near, key_word = jax.random.split(jax.random.fold_in(key, 4))
+        one = jax.random.randint(key_word, (batch, 1), 0, vocabulary.near_size, jnp.int32)
+        near = (count > 0) & jax.random.bernoulli(key_near, jnp.float32(vocabulary.near_share), (batch, 1))
+        drawn, count = jnp.where(near, vocabulary.near[one], drawn), jnp.where(near, 1, count)
     ids = _closed(vocabulary, drawn, count)
     if concepts is not None:
         before = jax.random.randint(

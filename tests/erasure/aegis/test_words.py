@@ -181,7 +181,7 @@ def test_many_words_are_encoded_in_parts(monkeypatch, pipeline):
     """As CLIP's tens of thousands are: each row at its own end, also in the last part, which is not full."""
     text, tokenizer = pipeline.text_encoder, pipeline.tokenizer
     rows = [tokenizer.tokens(phrase) for phrase in ("dog", "a red star", "star dog", "cat", "red")]
-    states = functools.partial(words._states, tokenizer, text.graph, text.params)
+    states = functools.partial(words.encodings, tokenizer, text.graph, text.params)
     whole = states(rows, tokenizer.model_max_length)
     monkeypatch.setattr(words, "_AT_ONCE", 2)
     np.testing.assert_allclose(states(rows, 8), whole, atol=1e-5)

@@ -1,0 +1,128 @@
+"""Words near to the concept: which they are, against PyTorch in float64 and the canvas's own things; how often they
+are drawn."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+import aegis_jax  # noqa: E402
+from aegis_jax.canvas import WEIGHTS  # noqa: E402
+from aegis_jax.diffusion.conditioning import encode  # noqa: E402
+from aegis_jax.erasure.aegis import near, words  # noqa: E402
+from aegis_jax.erasure.aegis.setup import freeze, freeze_each, setup  # noqa: E402
+from aegis_jax.erasure.aegis.step import erase_step  # noqa: E402
+from aegis_jax.erasure.networks import SETUP, networks  # noqa: E402
+from aegis_jax.erasure.presets import preset  # noqa: E402
+from tests.parity import torch_aegis  # noqa: E402
+
+CONFIG = dataclasses.replace(preset("aegis+near").settings, trainable="xattn", compute_dtype="float32")
+
+
+def whole(pipeline, concepts=("star",)):
+    text = pipeline.text_encoder
+    return words.vocabulary(pipeline.tokenizer, text.graph, text.params, list(concepts), 0)
+
+
+def chosen(known) -> list[int]:
+    return np.asarray(known.near[: int(known.near_size)]).tolist()
+
+
+@pytest.mark.parametrize("v_prediction", [False, True])
+def test_they_are_those_that_add_what_the_concept_adds(monkeypatch, fewest, v_prediction):
+    """Shares and cosines by PyTorch, of the nearer of two concepts; with a threshold that some words are beyond."""
+    folder, names, seed = fewest(v_prediction=v_prediction), ["star", "a red dog"], 3
+    pipeline, original = aegis_jax.load_pipeline(folder), torch_aegis.load(folder)
+    net = networks(pipeline, "xattn", "float32", 50)
+    z = jax.random.normal(jax.random.fold_in(jax.random.key(seed), SETUP - 1), (1, *net.latent_shape), jnp.float32)
+    z_t, t = torch.tensor(np.asarray(z)).double(), torch.tensor([int(0.8 * 1000)])
+
+    def noise(ids):
+        embedding = torch_aegis.prompt_embedding(original, None, ids)
+        with torch.no_grad():
+            return torch_aegis.predict_noise(original, z_t, t, embedding).numpy().ravel()
+
+    known = whole(pipeline, names)
+    candidates = np.asarray(known.words[: int(known.size)])
+    empty = noise([])
+    concepts = [noise(torch_aegis.word_ids(original.tokenizer, name)) - empty for name in names]
+    added = np.stack([noise([int(word)]) - empty for word in candidates])
+    share = np.stack([added @ c / (c @ c) for c in concepts]).max(0)
+    cosine = np.stack([added @ c / np.linalg.norm(c) / np.linalg.norm(added, axis=1) for c in concepts]).max(0)
+    threshold = float(np.sort(cosine)[-5:-3].mean())  # between two words: four are beyond
+    monkeypatch.setattr(near, "SYNONYM", threshold)
+    monkeypatch.setattr(near, "NEAR", 6)
+    monkeypatch.setattr(near, "_AT_ONCE", 4)  # the last call is not full
+    wanted = [int(candidates[i]) for i in np.argsort(-share) if cosine[i] <= threshold and share[i] > 0][:6]
+    assert len(wanted) == 6 and (cosine > threshold).sum() == 4
+    [found] = near.with_near(net, [known], [encode(pipeline, names)], 0.5, seed)
+    assert chosen(found) == wanted
+
+
+@pytest.mark.skipif(not WEIGHTS.exists(), reason="the canvas's weights are not here")
+def test_beside_the_fox_are_animals():
+    """Of a few words of the canvas: a cat and what mammals are called, not what its text encoder puts there (wine, a
+    helicopter), and none of the fox's own, though the vocabulary had them."""
+    pipeline = aegis_jax.load_pipeline("canvas")
+    token = lambda word: pipeline.tokenizer.tokens(word)[0]  # noqa: E731
+    some = ["cat", "mammal", "beast", "wine", "helicopter", "anchor", "vixen", "foxes", "key"]
+    known = dataclasses.replace(
+        whole(pipeline, ["fox"]), words=jnp.array([token(word) for word in some], jnp.int32), size=jnp.int32(len(some))
+    )
+    net = networks(pipeline, "xattn", "float32", 50)
+    [found] = near.with_near(net, [known], [encode(pipeline, ["fox"])], 0.5, 0)
+    ordered = chosen(found)
+    assert {token("vixen"), token("foxes")}.isdisjoint(ordered)
+    assert set(ordered[:3]) == {token("cat"), token("mammal"), token("beast")}
+
+
+def test_half_of_the_prompts_with_words_are_one_near_word(pipeline):
+    """The rest, the empty ones among them, are as without; in context the concept stands beside that word."""
+    token = lambda word: pipeline.tokenizer.tokens(word)[0]  # noqa: E731
+    known = whole(pipeline)
+    special = [known.bos, known.eos, known.pad]
+    few = jnp.resize(jnp.array([token("dog"), token("cat")], jnp.int32), 5)
+    beside = dataclasses.replace(known, near=few, near_size=jnp.int32(2), near_share=0.5)
+    key, batch = jax.random.key(7), 600
+    with_near, without = (
+        np.asarray(words.random_ids(each, key, jnp.array([0]), batch=batch)) for each in (beside, known)
+    )
+    changed = (with_near[:batch] != without[:batch]).any(1)
+    rows = [[i for i in row if i not in special] for row in with_near[:batch]]
+    assert all(len(row) == 1 and row[0] in few for row, new in zip(rows, changed) if new)
+    assert 0.42 < changed.sum() / sum(map(bool, rows)) < 0.58  # some were that word anyway
+    assert {row[0] for row, new in zip(rows, changed) if new} == set(np.asarray(few).tolist())
+    star = token("star")
+    for alone, joined in zip(rows, with_near[batch:]):
+        assert sorted([*alone, star]) == sorted(i for i in joined if i not in special)
+    np.testing.assert_array_equal((with_near[:batch] == without[:batch]).all(1), ~changed)
+
+
+def test_runs_side_by_side_have_what_each_has_alone(pipeline):
+    """Shapes are the tokenizer's, also where nothing is computed yet (aegis plan)."""
+    several = [each.vocabulary for each in freeze_each(pipeline, [["star"], ["dog"]], CONFIG)]
+    alone = [freeze(pipeline, [name], CONFIG).vocabulary for name in ("star", "dog")]
+    for one, other in zip(several, alone):
+        assert chosen(one) == chosen(other) and len(chosen(one)) > 1
+    assert chosen(several[0]) != chosen(several[1])
+
+    def frozen(unet, text):
+        parts = {"unet": unet, "text_encoder": text}
+        parts = {name: dataclasses.replace(getattr(pipeline, name), params=params) for name, params in parts.items()}
+        return freeze(dataclasses.replace(pipeline, **parts), ["star"], CONFIG).vocabulary
+
+    abstract = jax.eval_shape(frozen, pipeline.unet.params, pipeline.text_encoder.params)
+    assert jax.tree.map(jnp.shape, abstract) == jax.tree.map(jnp.shape, alone[0])
+
+
+def test_a_step_preserves_them(pipeline):
+    config = dataclasses.replace(CONFIG, steps=2, batch=2, latents=dataclasses.replace(CONFIG.latents, steps=2))
+    state, frozen = setup(pipeline, "star", config)
+    for _ in range(config.steps):
+        state, metrics = erase_step(state, frozen, config)
+    assert metrics["L_p"] > 0 and np.isfinite(metrics["L_e"])
