@@ -9,7 +9,7 @@ brings another value nor leaves it behind.
 import dataclasses
 import difflib
 
-from aegis_jax.erasure import advunlearn, aegis, stereo
+from aegis_jax.erasure import advunlearn, aegis, age, stereo
 from aegis_jax.erasure.aegis.config import LatentsOf2025, NearWordsConfig
 from aegis_jax.erasure.closed.room import METHODS as CLOSED
 from aegis_jax.erasure.method import Method
@@ -106,6 +106,7 @@ _CLOSED = {
 _TRAINED = {
     "advunlearn": ("AdvUnlearn: the text encoder, trained against attacks", advunlearn.method, {}, {"trainable"}),
     "advunlearn-unet": ("AdvUnlearn of the UNet", advunlearn.method, {"trainable": "full"}, {}),
+    "age": ("AGE: the concept becomes words that an adversary chooses", age.method, {}, {}),
     "stereo": ("STEREO: a search for prompts that bring the concept back, then one erasure", stereo.method, {}, {}),
 }
 

@@ -1,4 +1,4 @@
-"""AdvUnlearn and STEREO run like every method: command, folder, card, checkpoints, export. Their mathematics:
+"""AdvUnlearn, STEREO and AGE run like every method: command, folder, card, checkpoints, export. Their mathematics:
 tests/parity."""
 
 import jax
@@ -27,6 +27,7 @@ STEREO = COMMON | {
     "method": "stereo", "steps": 10, "trainable": "kv", "inversion.steps": 2, "inversion.pictures": 4,
     "inversion.initial": "dog", "learning_rate": 1e-2,
 }  # fmt: skip
+AGE = COMMON | {"method": "age", "steps": 5, "trainable": "kv", "target.words": "dog,cat,church", "learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,9 @@ def small(tmp_path_factory):
 def runs(small, tmp_path_factory):
     """{method: the folder of a finished run}."""
     root = tmp_path_factory.mktemp("runs")
-    for keys in (ADVUNLEARN, STEREO):
+    for keys in (ADVUNLEARN, STEREO, AGE):
         erase(small, root / keys["method"], keys=keys)
-    return {keys["method"]: root / keys["method"] for keys in (ADVUNLEARN, STEREO)}
+    return {keys["method"]: root / keys["method"] for keys in (ADVUNLEARN, STEREO, AGE)}
 
 
 def component(path, name):
@@ -55,9 +56,13 @@ def changed(before, after, name) -> set[str]:
     return {path for path, leaf in before.items() if not np.array_equal(leaf, after[path])}
 
 
-@pytest.mark.parametrize(("keys", "step"), [(ADVUNLEARN, 2), (STEREO, 4), (STEREO, 7)], ids=["advunlearn", "2", "3"])
+CUT = [(ADVUNLEARN, 2), (STEREO, 4), (STEREO, 7), (AGE, 3)]
+
+
+@pytest.mark.parametrize(("keys", "step"), CUT, ids=["advunlearn", "2", "3", "age"])
 def test_interrupted_and_resumed_is_as_uninterrupted(small, runs, tmp_path, monkeypatch, keys, step):
-    """Within attacks; within the second round of the search, in whose pool a trajectory waits; within an inversion."""
+    """Within attacks; within the second round of the search, in whose pool a trajectory waits; within an inversion;
+    with a choice of words that has moved."""
     out, whole = tmp_path / "run", runs[keys["method"]]
     interrupt(small, out, monkeypatch, step, keys=keys)
     assert len(metrics(out)) == step + 1
@@ -115,11 +120,11 @@ def test_stereo_goes_through_its_phases(small, runs):
     assert "In 2 rounds the concept was erased and found again, from 4 pictures" in (pipeline / "README.md").read_text()
 
 
-@pytest.mark.parametrize("method", ["advunlearn", "stereo"])
+@pytest.mark.parametrize("method", ["advunlearn", "stereo", "age"])
 def test_the_tensors_are_named(small, runs, method):
     """As PyTorch names them, those that changed."""
     result = aegis_jax.erase(out=runs[method], resume=True)
-    name = {"advunlearn": "text_encoder", "stereo": "unet"}[method]
+    name = "text_encoder" if method == "advunlearn" else "unet"
     moved = set(map(torch_key, changed(load_pipeline(small), result.pipeline, name)))
     assert {key for key in result.tensors if "k_proj.bias" not in key} == {k for k in moved if "k_proj.bias" not in k}
 
@@ -146,6 +151,9 @@ def test_the_tensors_are_named(small, runs, method):
         ({"method": "stereo", "steps": "4"}, ["steps=4", "at least 5, one for each phase"]),
         ({"method": "stereo", "inversion.initial": "zzz"}, ["inversion.initial='zzz' is not one token"]),
         ({"method": "stereo", "inversion.texts": "animal"}, ["object | style | person"]),
+        ({"method": "age", "target.form": "mixed"}, ["target.form='mixed'", "hard | soft"]),
+        ({"method": "age", "target.words": "dog,a star"}, ["target.words: 'a star' names 'star'", "leave it out"]),
+        ({"method": "age", "trainable": "text_encoder"}, ["trainable='text_encoder'"]),
         ({"method": "stereo", "latents.levels": "grid"}, ["unknown config key 'latents.levels'"]),
     ],
 )
