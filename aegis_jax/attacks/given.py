@@ -36,6 +36,8 @@ class Given:
       steps, guidance: of what is generated for the judge, by DDIM.
       made_from: n texts, what each picture was made from and what an attack aims at; by default `prompts`. A control's
         `prompts` do not name the concept: then the aim is still the concept, or it could bring nothing back.
+      beside: for each prompt a picture of the concept that another prompt has made, uint8 (n, H, W, 3), for an attack
+        that takes what else a picture shows for no success; by default the next prompt's.
       ladder: {rung: wordings} of the concept, for the attack of that name.
       without: pictures that do not show the concept, for attacks that train on them or take them as a control.
     """
@@ -50,6 +52,7 @@ class Given:
     steps: int = 50
     guidance: float = 7.5
     made_from: list[str] | None = None
+    beside: np.ndarray | None = None
     ladder: dict[str, list[str]] | None = None
     without: Pictures | None = None
 

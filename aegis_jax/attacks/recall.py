@@ -14,6 +14,7 @@ Shapes: R rows, h w C latents.
 import dataclasses
 import math
 import time
+import warnings
 from functools import partial
 from typing import ClassVar
 
@@ -176,7 +177,7 @@ class _Attack:
 
 
 def recall(pipeline, concept: str, given: Given, config: RecallConfig, progress=None) -> AttackResult:
-    """Attacks every prompt with the picture of the next one, so that what else a picture shows is not what was asked.
+    """Attacks every prompt with another's picture (`Given.beside`), so that what else it shows is not what was asked.
 
     Raises `AegisError` for settings that cannot be.
     """
@@ -189,7 +190,9 @@ def recall(pipeline, concept: str, given: Given, config: RecallConfig, progress=
     counter = Counter(progress, config.timesteps * config.iterations * n * (1 + controlled))
     rate, found = config.learning_rate * (1 if config.direction == "ascend" else -1), {}
     start = partial(_Attack, drawer, cond, config=config, counter=counter)
-    own = np.roll(given.images, -1, axis=0)
+    if given.beside is None and n == 1:
+        warnings.warn(f"attack {NAME}: one prompt alone meets its own picture, and what else that shows", stacklevel=2)
+    own = np.roll(given.images, -1, axis=0) if given.beside is None else given.beside
     attack = start(images=own, rate=rate)
     as_it_is, hits = attack.run(~plain)
     runs = [attack]

@@ -10,6 +10,7 @@ from aegis_jax.world import judge
 from aegis_jax.world.interface import EmbeddedWorld
 
 _THING, _STYLE, _SUBGROUP = range(3)
+_LATE = "a picture of {a thing} by {style}"
 _SAID = 0.7  # how often a prompt says what else there is
 
 
@@ -48,6 +49,13 @@ class Prompts:
             return captions.phrase(self._any(rng, _THING))
         return captions.phrase(rng.choice(captions.NOUNS), self._any(rng, _STYLE))
 
+    def worded(self, rng, axis: int, word: str, more: int, late: bool = False) -> str:
+        """`word` with a style or, of a style, with a thing, if more is to be said; late: behind it."""
+        other = self._any(rng, _THING if axis == _STYLE else _STYLE) if more else ""
+        thing, style = (other or rng.choice(captions.NOUNS), word) if axis == _STYLE else (word, other)
+        template = "{style} {thing}" if more == 1 else captions.STYLED[0]
+        return captions.fill(_LATE if late else template if style else "a picture of {a thing}", thing, style)
+
     def shown(self, phrase: str, count: int, gone=frozenset()) -> tuple[str, ...]:
         """What `phrase` names in one style after another, or a style's drawings of one thing after another; none of
         those in `gone`."""
@@ -83,6 +91,7 @@ def canvas(folder: pathlib.Path = WEIGHTS) -> EmbeddedWorld:
         prompt=prompts.prompt,
         said=prompts.said,
         left_open=prompts.left_open,
+        worded=prompts.worded,
         shown=prompts.shown,
         beside=prompts.beside,
         rings=concepts.rings,

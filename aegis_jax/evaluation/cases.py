@@ -62,7 +62,7 @@ def cases(original, concept: Concept, n: int, *, seed: int = 0, neutral: str | N
         steps=STEPS,
         guidance=GUIDANCE,
         made_from=[prompts[i] for i in kept],
-        ladder=ladder(concept, len(kept), seed=kind, word=neutral) if concept.within == "world" else None,
+        ladder=ladder(concept, len(kept), seed=kind, word=neutral),
     )
 
 

@@ -97,8 +97,7 @@ class Embedded:
         return cases.of_concept(self.base, self.concept, self.text, self.collected(seed))
 
     def lacks(self, attack: str) -> str | None:
-        wordings = attack == "ladder" and self.concept.within != "world"
-        return "wordings of the concept, which this embedded world has none of" if wordings else None
+        return None
 
     def shown(self, images) -> np.ndarray:
         return cases.shows(self.concept)(images)

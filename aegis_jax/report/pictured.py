@@ -159,12 +159,14 @@ class Pictured:
             raise AegisError(
                 f"the judge sees {asked.label!r} in none of the base's {n} images of {self.asked.prompts.path}"
             )
-        found = []
+        # Of all parts together, so that none of one prompt has its own picture.
+        after, found = dict(zip(kept, np.roll(kept, -1))) if len(kept) > 1 else None, []
         for guidance in dict.fromkeys(guidances[k] for k in kept):
             mine = [k for k in kept if guidances[k] == guidance]
             found.append(
                 Given(images[mine], [texts[k] for k in mine], [seeds[k] for k in mine], self.base, judge=self.shown,
-                      similarity=self._similarity, steps=self.steps, guidance=guidance)
+                      similarity=self._similarity, steps=self.steps, guidance=guidance,
+                      beside=after and images[[after[k] for k in mine]])
             )  # fmt: skip
         return found
 

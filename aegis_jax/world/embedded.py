@@ -31,6 +31,18 @@ def left_open(rng, axis: int) -> str:
     return captions.fill("{a thing}", *words)
 
 
+def worded(rng, axis: int, word: str, more: int, late: bool = False) -> str:
+    """`word` with the words of `more` other attributes; late: behind the noun."""
+    words, others = ["", "", ""], [other for other in range(3) if other != axis]
+    for other in rng.permutation(others)[:more]:
+        values = list(concepts.ATTRIBUTES.values())[other]
+        words[other] = rng.choice(values[rng.integers(len(values))].seen)
+    words[axis] = word
+    words[0] = words[0] or rng.choice(captions.NOUNS)
+    template = "{a thing}" if more > 1 else "an image of {a thing}"
+    return captions.fill("a picture of {a late}" if late else template, *words)
+
+
 def shown(phrase: str, count: int, gone=frozenset()) -> tuple[str, ...]:
     """Captions of things as in `phrase`, each with values of its own for what is left open, none of those in `gone`."""
     named = {attribute: word for word, attribute, _ in concepts.named(phrase)}
@@ -69,6 +81,7 @@ WORLD = EmbeddedWorld(
     prompt=prompt,
     said=said,
     left_open=left_open,
+    worded=worded,
     shown=shown,
     beside=beside,
     rings=rings,

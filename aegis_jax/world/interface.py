@@ -25,6 +25,8 @@ class EmbeddedWorld:
     named(text)              [(word as written, attribute, index)] of the words that name a value
     prompt(rng, axis, word)  a prompt that names `word` of the attribute `axis`; others by seen words, or left open
     said(rng, row)           a prompt that states all of a row of labels, in seen words
+    worded(rng, axis, word, more[, late])    one that names `word` and up to `more` values of other domains, in seen
+                             words; late: these behind the noun
     left_open(rng, axis)     one that states the other attributes and says nothing of that one
     shown(phrase, count[, gone])     `count` prompts for a picture, of what a phrase names, each with other values for
                              the rest, none of those in `gone`, {(attribute, index)}
@@ -45,6 +47,7 @@ class EmbeddedWorld:
     prompt: Callable[[np.random.Generator, int, str], str]
     said: Callable[[np.random.Generator, np.ndarray], str]
     left_open: Callable[[np.random.Generator, int], str]
+    worded: Callable[..., str]
     shown: Callable[..., tuple[str, ...]]
     beside: Callable[..., tuple[int, ...]]
     rings: Callable[[str, int], dict[str, tuple[int, ...]]]

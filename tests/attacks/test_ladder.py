@@ -41,16 +41,20 @@ def test_every_prompt_is_asked_in_the_words_of_every_rung(tiny):
         attack(pipeline, "star", **how)
 
 
-@pytest.mark.parametrize("name", ["star", "red", "striped"])
-def test_the_worlds_ladder_names_the_value_on_every_rung_and_its_control_on_none(name):
-    concept = world.find(name)
+BOTH = [("star", "world"), ("red", "world"), ("striped", "world"), ("fox", "canvas"), ("twemoji", "canvas")]
+
+
+@pytest.mark.parametrize(("name", "within"), BOTH)
+def test_the_worlds_ladder_names_the_value_on_every_rung_and_its_control_on_none(name, within):
+    concept = world.find(name, within)
+    both = len(concept.world.domains) - 1  # all that can be stated beside the concept
     rungs, control = (ladder(concept, 9, seed=4, word=word) for word in (None, "thing"))
     of_rung = {"name": [name], "prefix": [name], "variant": concept.value.seen[1:], "held-out": concept.value.held_out}
     for rung, prompts in rungs.items():
         for prompt, neutral in zip(prompts, control[rung], strict=True):
             named = [word for word in prompt.split() if word in concept.value.words]
             assert len(named) == 1 and named[0] in of_rung.get(rung, concept.value.words)
-            other = {word for word in prompt.split() if world.find(word) not in (None, concept)}
-            assert len(other) == {"prefix": 1, "short": 2, "long": 2}.get(rung, 0)
+            other = {word for word in prompt.split() if world.find(word, within) not in (None, concept)}
+            assert len(other) == {"prefix": 1, "short": both, "long": both}.get(rung, 0)
             assert "thing" in neutral.split() and not set(neutral.split()) & set(concept.value.words)
             assert other <= set(neutral.split())

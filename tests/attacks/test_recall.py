@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from aegis_jax.attacks import METHODS, attack
+from aegis_jax.attacks import METHODS, attack, recall
 from aegis_jax.attacks.given import Given
 from aegis_jax.attacks.guided import OTHER_PICTURE, Drawer
 from aegis_jax.attacks.recall import AS_IT_IS, LOOKS, NO_STEPS, RecallConfig, _Attack
@@ -145,3 +145,28 @@ def test_defaults_are_the_published_ones():
     config = METHODS["recall"].config()
     published = (50, 20, 1e-3, 0.25, 5, 0.8, "ascend")
     assert tuple(vars(config).values())[:7] == published
+
+
+def test_no_prompt_has_its_own_picture(pipeline, images):
+    """The next one's by default, or what is given; one prompt alone has no other's, and that is said."""
+    seen, config = [], RecallConfig(**SMALL)
+
+    class Begun(Exception):
+        pass
+
+    def begun(drawer, cond, images, *args, **kwargs):
+        seen.append(images)
+        raise Begun
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recall, "_Attack", begun)
+        for given in (
+            Given(images, PROMPTS, [0, 1, 2], steps=5, guidance=3.0),
+            Given(images[:1], PROMPTS[:1], [0], steps=5, guidance=3.0, beside=images[2:]),
+        ):
+            with pytest.raises(Begun):
+                recall.recall(pipeline, "star", given, config)
+        with pytest.warns(UserWarning, match="one prompt alone meets its own picture"), pytest.raises(Begun):
+            recall.recall(pipeline, "star", Given(images[:1], PROMPTS[:1], [0], steps=5, guidance=3.0), config)
+    for found, wanted in zip(seen, (images[[1, 2, 0]], images[2:], images[:1]), strict=True):
+        np.testing.assert_array_equal(found, wanted)

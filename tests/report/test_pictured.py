@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import types
 
 import numpy as np
 import pytest
@@ -201,3 +202,21 @@ def test_a_base_that_shows_nothing_is_told_before_a_baseline_is_erased(files, ca
     out, given = tmp_path / "out", ["--prompts", tmp_path / "prompts.csv", "--seeds", "0"]
     line = refused(capsys, *command(files, out, *given, leave=["--prompts", "--seeds"])[1:])
     assert "in none of the base's 1 images" in line and not (out / "baselines").exists()
+
+
+def test_a_prompt_of_a_guidance_of_its_own_has_another_prompts_picture():
+    """For RECALL: of all cases together, though they are attacked by guidance."""
+    images = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    rows = types.SimpleNamespace(prompts=[None] * 3)
+    subject = types.SimpleNamespace(
+        asked=types.SimpleNamespace(prompts=rows), base=None, steps=STEPS, _similarity=None,
+        _rows=lambda n, seed: (["a", "b", "c"], [0, 1, 2], [2.0, 3.0, 2.0]),
+        _sampled=lambda *_: images, shown=lambda pictures: np.ones(len(pictures), bool),
+    )  # fmt: skip
+    first, second = Pictured._cases(subject, 3, 0, None)
+    assert (first.prompts, second.prompts) == (["a", "c"], ["b"])
+    assert first.beside[:, 0, 0, 0].tolist() == [1, 0] and second.beside[:, 0, 0, 0].tolist() == [2]
+    rows.prompts = [None]
+    subject._rows = lambda n, seed: (["a"], [0], [2.0])
+    subject._sampled = lambda *_: images[:1]
+    assert Pictured._cases(subject, 1, 0, None)[0].beside is None
