@@ -106,7 +106,7 @@ _CLOSED = {
 _TRAINED = {
     "advunlearn": ("AdvUnlearn: the text encoder, trained against attacks", advunlearn.method, {}, {"trainable"}),
     "advunlearn-unet": ("AdvUnlearn of the UNet", advunlearn.method, {"trainable": "full"}, {}),
-    "age": ("AGE: the concept becomes words that an adversary chooses", age.method, {}, {}),
+    "age": ("AGE: the concept becomes words that an adversary chooses", age.method, {}, {"trainable"}),
     "stereo": ("STEREO: a search for prompts that bring the concept back, then one erasure", stereo.method, {}, {}),
 }
 

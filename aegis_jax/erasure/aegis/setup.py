@@ -48,8 +48,11 @@ def freeze_each(pipeline, runs: list[list[str]], config: EraseConfig, placement=
     if config.draws_words:
         owns["vocabulary"] = words.vocabularies(tokenizer, net.text_graph, net.text, runs, config.seed)
         if config.words.near:
-            near_to = owns["vocabulary"], owns["concept_emb"]
-            owns["vocabulary"] = near.with_near(net, *near_to, config.words.near, config.seed)
+            precise = dataclasses.replace(
+                net, unet=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), pipeline.unet.params)
+            )
+            how = {"share": config.words.near, "seed": config.seed, "batch": config.batch}
+            owns["vocabulary"] = near.with_near(precise, owns["vocabulary"], owns["concept_emb"], **how)
     place = (lambda tree: tree) if placement is None else placement.place
     first, *others = [dict(zip(owns, each)) for each in zip(*owns.values())]
     frozen = Frozen(**vars(net), **first)

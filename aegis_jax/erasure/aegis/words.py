@@ -51,7 +51,7 @@ class Vocabulary:
       concepts: the concepts' token ids, (K, L - 2) int32, of which the first `lengths` (K,) count.
       bos, eos, pad, length: special ids of the tokenizer, and the tokens of a prompt.
       near: words near to the concepts (near.py), (N,) int32, of which the first `near_size` count; of the prompts that
-        have words `near_share` are one such word. None: there are none.
+        have words `near_share` are one such word, if there is any. None: none is looked for.
     """
 
     words: jax.Array
@@ -189,8 +189,9 @@ def random_ids(vocabulary: Vocabulary, key, concepts=None, *, batch: int):
     drawn = vocabulary.words[which]  # at 1..count
     if vocabulary.near is not None:
         key_near, key_word = jax.random.split(jax.random.fold_in(key, 4))
-        one = jax.random.randint(key_word, (batch, 1), 0, vocabulary.near_size, jnp.int32)
-        near = (count > 0) & jax.random.bernoulli(key_near, jnp.float32(vocabulary.near_share), (batch, 1))
+        one = jax.random.randint(key_word, (batch, 1), 0, jnp.maximum(vocabulary.near_size, 1), jnp.int32)
+        near = (count > 0) & (vocabulary.near_size > 0)
+        near &= jax.random.bernoulli(key_near, jnp.float32(vocabulary.near_share), (batch, 1))
         drawn, count = jnp.where(near, vocabulary.near[one], drawn), jnp.where(near, 1, count)
     ids = _closed(vocabulary, drawn, count)
     if concepts is not None:

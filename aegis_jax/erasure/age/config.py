@@ -14,12 +14,12 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 class TargetConfig:
     """What the concept is to become: a mixture of words, of which an adversary chooses the worst kept."""
 
-    words: tuple[str, ...] = ()  # texts to choose from; (): whole words of the tokenizer, near to the concept
-    nearest: int = 1000  # so many of those
-    centres: int = 100  # clusters of these, of each of which one word stands to choose; fewer words: all of them
+    words: tuple[str, ...] = ()  # texts to choose from; (): whole words of the tokenizer
+    nearest: int = 1000  # of these, so many of the concept's nearest
+    centres: int = 100  # of those, one from each of so many clusters; fewer: all of them
     learning_rate: float = 1e-2  # of Adam on the words' logits pi
     temperature: float = 0.1  # of the Gumbel softmax; published: 2 for nudity and artists
-    form: str = "hard"  # hard: one word, straight-through | soft: the `top` likeliest, mixed
+    form: str = "hard"  # hard: one text, straight-through | soft: the `top` likeliest, mixed
     top: int = 5
     weight: float = 1.0  # of L_p, that theta draws the target as theta0 does
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.diffusion.conditioning import Conditioning, encode
+from aegis_jax.diffusion.conditioning import PROMPTS_PER_CALL, Conditioning, encode, join
 from aegis_jax.diffusion.template import padded
 from aegis_jax.erasure import adam, latents, trainable
-from aegis_jax.erasure.aegis import words
+from aegis_jax.erasure.age.candidates import chosen
 from aegis_jax.erasure.age.config import AgeConfig, check
 from aegis_jax.erasure.networks import Networks, embed_ids, encode_rows, networks, refuse_mesh, with_text_in_float32
 from aegis_jax.erasure.programs import pytree
@@ -41,19 +41,20 @@ class State:
     latents: dict
 
 
-@pytree(data="net concept_emb candidates")
+@pytree(data="net concept_emb candidates counts")
 @dataclasses.dataclass(frozen=True)
 class Frozen:
     """What a run reads and never changes.
 
     Attributes:
       net: theta0's networks. concept_emb: c_e, K rows.
-      candidates: theta0's encodings of the words to choose from, (K, C, L, D).
+      candidates: theta0's encodings of the words to choose from, (K, C, L, D), of which the first `counts` (K,) count.
     """
 
     net: Networks
     concept_emb: Conditioning
     candidates: jax.Array
+    counts: jax.Array
 
 
 def check_fit(pipeline, concepts: list[str], config: AgeConfig) -> None:
@@ -63,7 +64,7 @@ def check_fit(pipeline, concepts: list[str], config: AgeConfig) -> None:
         raise AegisError(f"steps={config.steps} for {len(concepts)} concepts, one in each step; take more steps")
     for concept in concepts:
         concept_tokens(tokenizer, concept)
-    if len(given) == 1:
+    if len(set(given)) == 1:
         raise AegisError("target.words: one, and there is nothing to choose; name several")
     for text in given:
         if not tokenizer.tokens(text) or len(tokenizer.tokens(text)) > tokenizer.model_max_length - 2:
@@ -81,49 +82,23 @@ def setup(pipeline, concepts, config: AgeConfig, placement=None) -> tuple[State,
         raise AegisError("no concept given; name at least one, such as 'star'")
     check_fit(pipeline, concepts, config)
     net = networks(pipeline, config.trainable, config.compute_dtype, config.latents.steps)
-    frozen = Frozen(
-        net, encode(with_text_in_float32(pipeline), concepts), _candidates(net, pipeline.tokenizer, concepts, config)
-    )
+    concept_emb = encode(with_text_in_float32(pipeline), concepts)
+    frozen = Frozen(net, concept_emb, *_candidates(net, pipeline.tokenizer, concepts, config))
     return _first_state(frozen, config), frozen
 
 
-def _candidates(net: Networks, tokenizer, concepts: list[str], config: AgeConfig) -> jax.Array:
-    given = config.target.words
-    if given:
-        chosen = [[tokenizer.tokens(text) for text in given]] * len(concepts)
-    else:
-        args = tokenizer, net.text_graph, net.text
-        known = words.vocabularies(*args, [[concept] for concept in concepts], config.seed)
-        ids = [np.asarray(each.words[: int(each.size)]) for each in known]
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(net.text)):  # `jax.eval_shape` asks for shapes
-            chosen = [[[i] for i in np.resize(mine, min(len(mine), config.target.centres))] for mine in ids]
-        else:
-            chosen = [_chosen(args, concept, mine, config) for concept, mine in zip(concepts, ids)]
-    # As many of each concept: the nearest come first.
-    fewest = min(map(len, chosen))
-    rows = [padded(tokenizer, list(tokens)).ids for mine in chosen for tokens in mine[:fewest]]
-    embedded = [
-        encode_rows(net.text_graph, net.text, embed_ids(net.text_graph, net.text, np.stack(rows[i : i + fewest])))
-        for i in range(0, len(rows), fewest)
-    ]
-    return jnp.stack([cond.embedding for cond in embedded])
-
-
-def _chosen(args, concept: str, ids: np.ndarray, config: AgeConfig) -> list[list[int]]:
-    """Tokens of the words that the concept may become, nearest first: of its nearest by Euclidean distance of the text
-    encodings at the end-of-text token, those nearest to the centres of clusters."""
-    from scipy.cluster.vq import kmeans2
-
-    target, tokenizer = config.target, args[0]
-    length = tokenizer.model_max_length
-    states = words.encodings(*args, [[i] for i in ids], 3)
-    own = words.encodings(*args, [tokenizer.tokens(concept)], length)
-    order = np.argsort(np.linalg.norm(states - own, axis=1), kind="stable")[: target.nearest]
-    if len(order) > target.centres:
-        centres, _ = kmeans2(states[order].astype(np.float64), target.centres, minit="++", seed=config.seed)
-        distances = np.linalg.norm(states[order][:, None] - centres, axis=-1)
-        order = order[np.unique(distances.argmin(0))]
-    return [[int(i)] for i in ids[order]]
+def _candidates(net: Networks, tokenizer, concepts: list[str], config: AgeConfig) -> tuple[jax.Array, jax.Array]:
+    """(encodings (K, C, L, D), how many of each concept's count (K,)): filled up to one shape with the first."""
+    each = chosen(net, tokenizer, concepts, config.target, config.seed)
+    most, parts = max(map(len, each)), []
+    for mine in each:
+        ids = np.stack([padded(tokenizer, list(tokens)).ids for tokens in mine])
+        ids = ids[np.where(np.arange(most) < len(mine), np.arange(most), 0)]
+        rows = [
+            embed_ids(net.text_graph, net.text, ids[i : i + PROMPTS_PER_CALL]) for i in range(0, most, PROMPTS_PER_CALL)
+        ]
+        parts.append(join(*(encode_rows(net.text_graph, net.text, some) for some in rows)).embedding)
+    return jnp.stack(parts), jnp.asarray([len(mine) for mine in each], jnp.int32)
 
 
 def _first_state(frozen: Frozen, config: AgeConfig) -> State:

@@ -22,14 +22,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from aegis_jax.diffusion import predict
 from aegis_jax.diffusion.conditioning import Conditioning, join, per_latent
+from aegis_jax.diffusion.schedule import to_original
 from aegis_jax.erasure import adam, latents, networks
 from aegis_jax.erasure.age.config import AgeConfig, TargetConfig
 from aegis_jax.erasure.age.setup import Frozen, State
 from aegis_jax.erasure.latents import Noised
-from aegis_jax.erasure.networks import Networks, noise
+from aegis_jax.erasure.networks import Networks
 from aegis_jax.erasure.programs import given, program
 
+_square = lambda x: jnp.mean(jnp.square(x))  # noqa: E731
 _mean = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32)))
 _row = jax.jit(lambda tree, step, count: jax.tree.map(lambda x: x[step % count][None], tree), static_argnums=2)
 _put = jax.jit(lambda tree, step, new: jax.tree.map(lambda rows, row: rows.at[step % len(rows)].set(row[0]), tree, new))
@@ -65,32 +68,43 @@ def mixed(candidates, weights) -> Conditioning:
 
 
 @program(static_argnames="target")
-def _target(candidates, pi, key, *, target: TargetConfig):
-    """(c_t, the noise that it was drawn with)."""
-    gumbel = jax.random.gumbel(key, pi.shape, jnp.float32)
+def _target(candidates, counts, pi, key, *, target: TargetConfig):
+    """(c_t, the noise that it was drawn with). counts: of the words, (1,); the rest are never drawn."""
+    drawn = jax.random.gumbel(key, pi.shape, jnp.float32)
+    gumbel = jnp.where(jnp.arange(pi.shape[1], dtype=jnp.int32) < counts[:, None], drawn, -jnp.inf)
     return mixed(candidates, mixture(pi, gumbel, target)), gumbel
 
 
-def _of_pictures(net: Networks, at: Noised, difference):
-    """Mean square of a difference of predictions (B, h, w, C) as one of pictures x0: by (1 - a_t) / a_t more."""
-    a = net.schedule.alphas_cumprod[at.t]
-    return jnp.mean(((1 - a) / a)[:, None, None, None] * jnp.square(difference))
-
-
-def _both(net: Networks, at: Noised, kept: Noised, c_e: Conditioning, c_t: Conditioning, remat: bool):
-    """(eps at z under c_e, at z' under c_t), (B, h, w, C) each, in one call."""
-    count = len(at.z)
-    many = Noised(jnp.concatenate([at.z, kept.z]), jnp.concatenate([at.t, kept.t]))
-    eps = noise(net, many, join(per_latent(c_e, count), per_latent(c_t, count)), remat=remat)
-    return eps[:count], eps[count:]
+def picture(net: Networks, at: Noised, cond: Conditioning, *, remat: bool = False):
+    """x0 of `net` (B, h, w, C) at latents B, latent i under row i mod G of cond. From the network's own output, which
+    holds where a_t is 0."""
+    output = predict.output(net.unet_graph, net.unet, at.z, at.t, cond, remat=remat)
+    return to_original(net.schedule, output, at.z, at.t)
 
 
 @program
+def predicted(net: Networks, at: Noised, cond: Conditioning):
+    """`picture` as a program of its own."""
+    return picture(net, at, cond)
+
+
+@jax.jit
+def _asked(at: Noised, kept: Noised, c_e: Conditioning, c_t: Conditioning):
+    """What `goals` asks theta0, in one call."""
+    count = len(at.z)
+    many = Noised(jnp.concatenate([at.z, at.z, kept.z]), jnp.concatenate([at.t, at.t, kept.t]))
+    return many, join(*(per_latent(cond, count) for cond in (c_e, c_t, c_t)))
+
+
+@partial(jax.jit, static_argnums=1)
+def _told(pictures, count: int, eta):
+    concept, target, kept = jnp.split(pictures, [count, 2 * count])
+    return target - eta * (concept - target), kept
+
+
 def goals(net0: Networks, at: Noised, kept: Noised, c_e: Conditioning, c_t: Conditioning, eta):
-    """What theta shall predict: (at z under c_e, at z' under c_t), (B, h, w, C), of theta0."""
-    eps_e, eps_kept = _both(net0, at, kept, c_e, c_t, False)
-    eps_t = noise(net0, at, c_t)
-    return eps_t - eta * (eps_e - eps_t), eps_kept
+    """What theta shall draw: (x0 at z under c_e, at z' under c_t), (B, h, w, C), of theta0."""
+    return _told(predicted(net0, *_asked(at, kept, c_e, c_t)), len(at.z), eta)
 
 
 def gradients_of(
@@ -101,9 +115,13 @@ def gradients_of(
     wanted: of `goals`.
     """
 
+    count = len(at.z)
+    many = Noised(jnp.concatenate([at.z, kept.z]), jnp.concatenate([at.t, kept.t]))
+    conds = join(per_latent(c_e, count), per_latent(c_t, count))
+
     def loss(now: Networks):
-        eps_e, eps_t = _both(now, at, kept, c_e, c_t, remat)
-        losses = {"L_e": _of_pictures(net, at, eps_e - wanted[0]), "L_p": _of_pictures(net, kept, eps_t - wanted[1])}
+        drawn = picture(now, many, conds, remat=remat)
+        losses = {"L_e": _square(drawn[:count] - wanted[0]), "L_p": _square(drawn[count:] - wanted[1])}
         return losses["L_e"] + weight * losses["L_p"], losses
 
     return networks.gradients(net, trainable_set, loss)
@@ -118,13 +136,15 @@ def _update(net, drift, opt_state, at, kept, c_e, c_t, wanted, weight, rate, *, 
 
 def adversary(net0: Networks, net: Networks, at, kept, c_e, candidates, pi, gumbel, weight, target, remat: bool):
     """(A(pi) of the networks `net`, its gradient (1, C)). at, kept: `Noised`, z and z'."""
+    now = picture(net, at, c_e)
 
     def loss(pi):
         c_t = mixed(candidates, mixture(pi, gumbel, target))
-        eps_e = jax.lax.stop_gradient(noise(net, at, c_e))
-        far = _of_pictures(net, at, eps_e - noise(net0, at, c_t, remat=remat))
-        hurt = noise(net, kept, c_t, remat=remat) - noise(net0, kept, c_t, remat=remat)
-        return far + weight * _of_pictures(net, kept, hurt)
+        far, hurt = (
+            _square(theirs - picture(net0, where, c_t, remat=remat))
+            for where, theirs in ((at, now), (kept, picture(net, kept, c_t, remat=remat)))
+        )
+        return far + weight * hurt
 
     return jax.value_and_grad(loss)(pi)
 
@@ -147,11 +167,12 @@ def erase_step(state: State, frozen: Frozen, config: AgeConfig) -> tuple[State, 
     net0, target, count = frozen.net, config.target, len(frozen.candidates)
     ours, theirs = _keys(given(config.seed, jnp.uint32), state.step)
     number, visits, never = _turn(state.step, count)
-    c_e, candidates, pi = _row((frozen.concept_emb, frozen.candidates, state.pi), state.step, count)
+    rows = frozen.concept_emb, frozen.candidates, frozen.counts, state.pi
+    c_e, candidates, counts, pi = _row(rows, state.step, count)
     weight, remat = given(target.weight), config.low_memory
 
     net = networks.moved(net0, state.drift, config.trainable)
-    c_t, _ = _target(candidates, pi, ours[0], target=target)
+    c_t, _ = _target(candidates, counts, pi, ours[0], target=target)
     at, kept, pools = _drawn(net, state.latents, c_e, c_t, (number, visits), ours, config)
     wanted = goals(net0, at, kept, c_e, c_t, given(config.eta))
     drift, opt_state, found = _update(
@@ -161,7 +182,7 @@ def erase_step(state: State, frozen: Frozen, config: AgeConfig) -> tuple[State, 
     metrics = found | {"t": _mean(at.t)}
 
     net = networks.moved(net0, drift, config.trainable)
-    c_t, gumbel = _target(candidates, pi, theirs[0], target=target)
+    c_t, gumbel = _target(candidates, counts, pi, theirs[0], target=target)
     at, kept, pools = _drawn(net, pools, c_e, c_t, (number, never), theirs, config)
     moments = _row(state.moments, state.step, count)
     pi, moments, metrics["L_adv"] = _ascend(

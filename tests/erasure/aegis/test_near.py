@@ -35,7 +35,7 @@ def chosen(known) -> list[int]:
 
 @pytest.mark.parametrize("v_prediction", [False, True])
 def test_they_are_those_that_add_what_the_concept_adds(monkeypatch, fewest, v_prediction):
-    """Shares and cosines by PyTorch, of the nearer of two concepts; with a threshold that some words are beyond."""
+    """Shares and cosines by PyTorch, of two concepts that take turns; with a threshold that some words are beyond."""
     folder, names, seed = fewest(v_prediction=v_prediction), ["star", "a red dog"], 3
     pipeline, original = aegis_jax.load_pipeline(folder), torch_aegis.load(folder)
     net = networks(pipeline, "xattn", "float32", 50)
@@ -52,15 +52,17 @@ def test_they_are_those_that_add_what_the_concept_adds(monkeypatch, fewest, v_pr
     empty = noise([])
     concepts = [noise(torch_aegis.word_ids(original.tokenizer, name)) - empty for name in names]
     added = np.stack([noise([int(word)]) - empty for word in candidates])
-    share = np.stack([added @ c / (c @ c) for c in concepts]).max(0)
+    share = np.stack([added @ c / (c @ c) for c in concepts])
     cosine = np.stack([added @ c / np.linalg.norm(c) / np.linalg.norm(added, axis=1) for c in concepts]).max(0)
     threshold = float(np.sort(cosine)[-5:-3].mean())  # between two words: four are beyond
     monkeypatch.setattr(near, "SYNONYM", threshold)
     monkeypatch.setattr(near, "NEAR", 6)
-    monkeypatch.setattr(near, "_AT_ONCE", 4)  # the last call is not full
-    wanted = [int(candidates[i]) for i in np.argsort(-share) if cosine[i] <= threshold and share[i] > 0][:6]
-    assert len(wanted) == 6 and (cosine > threshold).sum() == 4
-    [found] = near.with_near(net, [known], [encode(pipeline, names)], 0.5, seed)
+    ranked = [[i for i in np.argsort(-each) if cosine[i] <= threshold and each[i] > 0] for each in share]
+    in_turn = [int(candidates[row[k]]) for k in range(min(map(len, ranked))) for row in ranked]
+    wanted = list(dict.fromkeys(in_turn))[:6]
+    assert len(wanted) == 6 and (cosine > threshold).sum() == 4 and ranked[0][:6] != ranked[1][:6]
+    # In calls of four, of which the last is not full.
+    [found] = near.with_near(net, [known], [encode(pipeline, names)], share=0.5, seed=seed, batch=4)
     assert chosen(found) == wanted
 
 
@@ -75,10 +77,17 @@ def test_beside_the_fox_are_animals():
         whole(pipeline, ["fox"]), words=jnp.array([token(word) for word in some], jnp.int32), size=jnp.int32(len(some))
     )
     net = networks(pipeline, "xattn", "float32", 50)
-    [found] = near.with_near(net, [known], [encode(pipeline, ["fox"])], 0.5, 0)
+    [found] = near.with_near(net, [known], [encode(pipeline, ["fox"])], share=0.5, seed=0, batch=6)
     ordered = chosen(found)
     assert {token("vixen"), token("foxes")}.isdisjoint(ordered)
     assert set(ordered[:3]) == {token("cat"), token("mammal"), token("beast")}
+    text = pipeline.text_encoder
+    states = words.encodings(pipeline.tokenizer, text.graph, text.params, [[token(word)] for word in ["fox", *some]], 3)
+    centre = words.encodings(pipeline.tokenizer, text.graph, text.params, [[i] for i in pipeline.tokenizer.word_ids], 3)
+    unit = states - centre.mean(0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    by_text = dict(zip(some, unit[1:] @ unit[0]))
+    assert min(by_text["wine"], by_text["helicopter"]) > by_text["cat"]
 
 
 def test_half_of_the_prompts_with_words_are_one_near_word(pipeline):
@@ -120,9 +129,36 @@ def test_runs_side_by_side_have_what_each_has_alone(pipeline):
     assert jax.tree.map(jnp.shape, abstract) == jax.tree.map(jnp.shape, alone[0])
 
 
-def test_a_step_preserves_them(pipeline):
-    config = dataclasses.replace(CONFIG, steps=2, batch=2, latents=dataclasses.replace(CONFIG.latents, steps=2))
+def test_where_none_is_near_prompts_are_as_without(pipeline):
+    known = whole(pipeline)
+    empty = near._with(known, np.zeros(0, np.int32), 0.5)
+    draw = lambda each: np.asarray(words.random_ids(each, jax.random.key(1), jnp.array([0]), batch=50))  # noqa: E731
+    assert int(empty.near_size) == 0 and np.isfinite(draw(empty)).all()
+    np.testing.assert_array_equal(draw(empty), draw(known))
+
+
+def test_predictions_that_are_not_finite_are_refused(pipeline):
+    broken = jax.tree.map(lambda x: x * jnp.nan, pipeline.unet.params)
+    unet = dataclasses.replace(pipeline.unet, params=broken)
+    with pytest.raises(aegis_jax.AegisError, match="single words are not finite"):
+        freeze(dataclasses.replace(pipeline, unet=unet), ["star"], CONFIG)
+
+
+def test_a_step_preserves_them(monkeypatch, pipeline):
+    """The prompts that a step encodes have words near to the concept alone, where all are to be near."""
+    monkeypatch.setattr(near, "NEAR", 2)
+    seen, prompts = [], words.random_prompts
+
+    def spied(graph, params, vocabulary, key, concepts=None, *, batch):
+        seen.append((vocabulary, np.asarray(words.random_ids(vocabulary, key, concepts, batch=batch))[:batch]))
+        return prompts(graph, params, vocabulary, key, concepts, batch=batch)
+
+    monkeypatch.setattr(words, "random_prompts", spied)
+    config = dataclasses.replace(CONFIG, steps=2, batch=8, latents=dataclasses.replace(CONFIG.latents, steps=2))
     state, frozen = setup(pipeline, "star", config)
-    for _ in range(config.steps):
-        state, metrics = erase_step(state, frozen, config)
-    assert metrics["L_p"] > 0 and np.isfinite(metrics["L_e"])
+    frozen = dataclasses.replace(frozen, vocabulary=dataclasses.replace(frozen.vocabulary, near_share=1.0))
+    state, metrics = erase_step(state, frozen, config)
+    [(known, ids)] = seen
+    found = set(ids.ravel().tolist()) - {known.bos, known.eos, known.pad}
+    assert found and found <= set(chosen(known)) and len(chosen(known)) == 2
+    assert np.isfinite(metrics["L_e"])
