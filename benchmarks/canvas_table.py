@@ -189,6 +189,35 @@ def of_matrix(lines: list[dict]) -> str:
     )
 
 
+def of_many(lines: list[dict]) -> str:
+    """Markdown: of so many things erased from one model, what is still shown and what is kept: things of a subgroup
+    that lost one, all other things, and the hands of both; in per cent of images."""
+    concepts = concepts_of()
+    names = [thing.value.name for thing in concepts.things]
+    base = next((line["figures"]["survey"] for line in lines if not line["cell"]["concept"]), None)
+    rows = []
+    for line in (line for line in lines if line["cell"]["concept"]):
+        gone = np.isin(np.arange(len(names)), [names.index(name) for name in line["cell"]["concept"].split(",")])
+        near = ~gone & np.isin(concepts.subgroup_of, concepts.subgroup_of[gone])
+        for name, survey in (("before", base), (line["cell"]["preset"], line["figures"]["survey"])):
+            if survey is not None:
+                rows.append((int(gone.sum()), name, *_parts(survey, gone, near)))
+    head = ["things erased", "by", "still shown", "kept: their subgroups", "kept: the rest", "hands of what is kept"]
+    body = [
+        [*row[:2], *("-" if share is None else f"{100 * share:.0f}" for share in row[2:])]
+        for row in dict.fromkeys(rows)
+    ]
+    return f"{provenance(lines)}\n\n{trials.table(head, body)}" if rows else "Nothing measured yet."
+
+
+def _parts(survey: dict, gone: np.ndarray, near: np.ndarray) -> tuple[float | None, ...]:
+    """Shares of a survey's images: right about things that are gone, near, neither; about the hands of what is kept."""
+    labels, answers = np.asarray(survey["labels"]), np.asarray(survey["judge"])
+    right, thing = labels == answers, labels[:, THING]
+    of = ((right[:, THING], gone), (right[:, THING], near), (right[:, THING], ~gone & ~near), (right[:, STYLE], ~gone))
+    return tuple(float(hits[mine[thing]].mean()) if mine[thing].any() else None for hits, mine in of)
+
+
 def by_thing(survey: dict) -> np.ndarray:
     """(things,) share of a survey's images that show the thing they are asked for."""
     labels, answers = np.asarray(survey["labels"]), np.asarray(survey["judge"])

@@ -94,6 +94,21 @@ def test_a_matrix_says_what_is_lost_and_whether_text_tells_it(monkeypatch):
     assert f"({2 * (len(names) - 1) - 2} pairs are level with the last)" in text
 
 
+def test_many_at_once_are_split_into_what_went_what_is_near_and_the_rest():
+    both = np.isin(np.arange(CONCEPTS.count), (FOX, OWL))
+    lines = [
+        line("", canvas.BASE, survey()),
+        line("fox,owl", "uce", survey(lambda things: both[things] | (things == DOG))),
+    ]
+    near = np.isin(CONCEPTS.subgroup_of, CONCEPTS.subgroup_of[both]) & ~both
+    text = canvas_table.of_many(lines)
+    assert "| 2 | before | 100 | 100 | 100 | 100 |" in text
+    assert f"| 2 | uce | 0 | {100 - 100 / near.sum():.0f} | 100 | 100 |" in text
+    assert canvas_table.of_many([]) == "Nothing measured yet."
+    base, *erased = canvas.many([1, 3])
+    assert base["concept"] == "" and [cell["concept"].count(",") for cell in erased] == [0, 2] * len(canvas.CLOSED)
+
+
 def test_a_cell_is_of_its_settings_its_attack_and_its_size():
     first, *rest = canvas.grid(["fox"], ["esd"], [0])
     assert first["concept"] == "" and "members" not in first and len(rest) == 1
@@ -115,7 +130,7 @@ def test_no_setting_is_chosen_on_what_is_kept_apart():
 @pytest.mark.parametrize(
     ("asked", "told"),
     [(["--concepts", "foks"], "--concepts foks"), (["--concepts", "mammal"], "--concepts mammal"),
-     (["--presets", "esdd"], "--presets esdd")],
+     (["--presets", "esdd"], "--presets esdd"), (["--many", "5", "96"], "wanted 1 to 95 things")],
 )  # fmt: skip
 def test_wrong_names_are_one_line(asked, told, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
