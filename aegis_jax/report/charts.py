@@ -35,7 +35,7 @@ def pareto(points: list[dict], kept_of: str) -> str:
     points: {"name", "kept", "worst"} each with shares as pooled.py pools them. kept_of: the axis' title.
     """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "pareto"}):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.6), layout="constrained")  # narrow, so that its text can be read on a phone
         axes = figure.add_subplot()
         handles = []
         for k, point in enumerate(points):
@@ -50,7 +50,7 @@ def pareto(points: list[dict], kept_of: str) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))  # no 82.5 %, which would be shown as 82 %
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        figure.legend(handles, [_math_off(point["name"]) for point in points], loc="outside lower center", ncols=3)
+        figure.legend(handles, [_math_off(point["name"]) for point in points], loc="outside lower center", ncols=2)
         return _svg(figure, "Robustness against retention")
 
 
