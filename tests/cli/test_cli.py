@@ -1,7 +1,5 @@
 """The `aegis` command: bad input is one line and exit code 2; good input does the work."""
 
-import csv
-import dataclasses
 import io
 import json
 import re
@@ -11,33 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
-import numpy as np
 import pytest
-from PIL import Image
 
 import aegis_jax
 import aegis_jax.run.attack
 import aegis_jax.run.console
 import aegis_jax.run.erase
-from aegis_jax.attacks import METHODS
-from aegis_jax.attacks.result import AttackResult
 from aegis_jax.cli import main
-from aegis_jax.diffusion.conditioning import Conditioning
 from aegis_jax.run import config, console
+from tests.cli.told import picture_of, refused
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-def refused(capsys, *argv):
-    """The one line that a refused command prints."""
-    try:
-        code = main([str(a) for a in argv])
-    except SystemExit as stop:  # argparse's own errors
-        code = stop.code
-    out, err = capsys.readouterr()
-    assert code == 2 and out == ""
-    assert err.startswith("aegis: error: ") and err.count("\n") == 1 and err.endswith("\n")
-    return err
 
 
 @pytest.mark.parametrize(
@@ -261,82 +243,6 @@ def test_settings_that_messages_advise_are_there():
     assert advised >= {"low_memory", "trainable"} and advised - {"key"} <= config.keys().keys()
 
 
-def picture(path):
-    return np.asarray(Image.open(path)).astype(int)
-
-
-def test_sample(capsys, folder, tmp_path):
-    argv = [
-        "sample", "--model", str(folder), "--prompt", "a red star", "--prompt", "", "--images", "2",
-        "--steps", "2", "--seed", "5", "--out", str(tmp_path / "s"),
-    ]  # fmt: skip
-    assert main(argv) == 0
-    names = ["000-a-red-star.png", "001-a-red-star.png", "002-empty.png", "003-empty.png"]
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == [*names, "prompts.csv"]
-    pipeline = aegis_jax.load_pipeline(folder)
-    prompts = ["a red star", "a red star", "", ""]
-    images = aegis_jax.sample(pipeline, prompts, seed=[5, 6, 5, 6], steps=2)
-    for name, image in zip(names, images, strict=True):
-        np.testing.assert_array_equal(picture(tmp_path / "s" / name), image)
-    with open(tmp_path / "s" / "prompts.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["file"], row["prompt"], row["seed"]) for row in rows] == list(zip(names, prompts, "5656", strict=True))
-    # A row alone says how to make its image again.
-    same = {key: {row[key] for row in rows} for key in rows[0]}
-    assert (same["height"], same["width"], same["model"]) == ({"16"}, {"16"}, {str(folder)})
-    assert same["revision"] == same["variant"] == {""}
-    again = [
-        "sample", "--model", rows[1]["model"], "--prompt", rows[1]["prompt"], "--seed", rows[1]["seed"],
-        "--steps", rows[1]["steps"], "--guidance", rows[1]["guidance"], "--out", str(tmp_path / "again"),
-        "--height", rows[1]["height"], "--width", rows[1]["width"], "--negative-prompt", rows[1]["negative_prompt"],
-    ]  # fmt: skip
-    assert main(again) == 0
-    np.testing.assert_allclose(picture(tmp_path / "again" / names[0]), picture(tmp_path / "s" / names[1]), atol=1)
-    capsys.readouterr()
-    assert "exists" in refused(capsys, *argv)
-    assert main([*argv, "--overwrite"]) == 0
-
-
-def test_samples_of_a_file_do_not_depend_on_their_place(capsys, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(aegis_jax.run.console, "IMAGES_AT_ONCE", 2)
-    rows = ["a star,7", "J.M.W. Turner,4288447746", "梵高,7"]
-    sample = ("sample", "--model", str(folder), "--steps", "2", "--height", "12", "--batch", "2")
-    for name, order in (("a", rows), ("b", rows[::-1])):
-        (tmp_path / f"{name}.csv").write_text("\n".join(["prompt,evaluation_seed", *order]), encoding="utf-8")
-        assert main([*sample, "--prompts", str(tmp_path / f"{name}.csv"), "--out", str(tmp_path / name)]) == 0
-    names = ["000-a-star.png", "001-j-m-w-turner.png", "002-梵高.png"]
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [*names, "prompts.csv"]
-    back = ["002-a-star.png", "001-j-m-w-turner.png", "000-梵高.png"]
-    for here, there in zip(names, back, strict=True):
-        one, other = picture(tmp_path / "a" / here), picture(tmp_path / "b" / there)
-        assert one.shape == (12, 16, 3) and np.abs(one - other).max() <= 1
-    assert len({picture(tmp_path / "a" / name).tobytes() for name in names}) == 3
-    # The index says how to draw the same once more, here what is missing in a folder that has other images.
-    again = [*sample, "--prompts", str(tmp_path / "a" / "prompts.csv"), "--out", str(tmp_path / "b"), "--overwrite"]
-    assert main(again) == 0
-    with open(tmp_path / "b" / "prompts.csv", encoding="utf-8", newline="") as file:
-        assert {row["file"] for row in csv.DictReader(file)} == {*names, *back}
-
-
-def test_prompts_that_are_too_long_are_told_of_once(capsys, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(aegis_jax.run.console, "IMAGES_AT_ONCE", 1)
-    long = ["star " * 20, "circle " * 30]
-    argv = ["sample", "--model", str(folder), "--steps", "1", "--out", str(tmp_path), "--prompt", "a"]
-    assert main([*argv, *(part for text in long for part in ("--prompt", text))]) == 0
-    notes = [line for line in capsys.readouterr().err.splitlines() if "cut off" in line]
-    assert len(notes) == 1 and notes[0].startswith("aegis: note: 2 prompts are too long; the first has 20 tokens")
-
-
-def test_sample_writes_over_nothing_that_appeared_meanwhile(capsys, folder, tmp_path, monkeypatch):
-    def late(pipeline, prompts, **more):
-        (tmp_path / "000-a.png").write_text("another's")
-        return np.zeros((len(prompts), 8, 8, 3), np.uint8)
-
-    monkeypatch.setattr(aegis_jax.run.console, "sample_images", late)
-    assert main(["sample", "--model", str(folder), "--prompt", "a", "--out", str(tmp_path)]) == 2
-    assert (tmp_path / "000-a.png").read_text() == "another's"
-
-
 @pytest.mark.parametrize(
     ("concepts", "wanted"),
     [(["J.M.W. Turner"], "j-m-w-turner"), (["梵高"], "梵高"), (["Dr. Seuss", "a/b.c"], "dr-seuss-a-b-c")],
@@ -394,76 +300,3 @@ def test_verify_without_torch_says_how_to_get_it(capsys, folder, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert "pip install 'aegis_jax[torch]'" in refused(capsys, "verify", folder)
-
-
-def test_attack_needs_pictures(capsys, folder, tmp_path):
-    attack = ("attack", "--model", folder, "--concept", "dog", "--out", tmp_path / "out")
-    assert "no --images" in refused(capsys, *attack)
-    (tmp_path / "empty").mkdir()
-    assert "no .png" in refused(capsys, *attack, "--images", tmp_path / "empty")
-    whole = picture_of(tmp_path).joinpath("0.png").read_bytes()
-    for broken in (b"no picture", whole[:20], whole[:16] + b"\xff" * 8 + whole[24:]):
-        (tmp_path / "empty" / "a.png").write_bytes(broken)
-        assert "a.png" in refused(capsys, *attack, "--images", tmp_path / "empty")
-    for option, value in (("--out", tmp_path / "out"), ("--guidance", 3), ("--image-steps", 25)):
-        judged = refused(capsys, "attack", "--model", "world", "--concept", "star", option, value)
-        assert f"{option} goes with --images" in judged
-    assert main(["attack", "--model", "world", "--concept", "star", "--seed", "-1"]) == 2
-    assert "seed=-1" in capsys.readouterr().err.splitlines()[-1]
-    argv = (*attack, "--images", picture_of(tmp_path), "--tokens", "99")
-    assert main([str(a) for a in argv]) == 2
-    assert "99 soft tokens exceed" in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "model, given, wanted",
-    [
-        ("tiny", [], {"guidance": 7.5, "steps": 50}),
-        ("tiny", ["--guidance", "2", "--image-steps", "9"], {"guidance": 2.0, "steps": 9}),
-        ("world", [], {"guidance": 3.0, "steps": 25}),
-    ],
-)
-def test_an_attacks_pictures_are_sampled_as_its_model_is(monkeypatch, folder, tmp_path, model, given, wanted):
-    from aegis_jax.evaluation import attacked
-
-    seen = []
-
-    def found(pipeline, concept, given, config, progress):
-        seen.append((given.images.shape, given.original is not None, config.place))
-        cond = Conditioning(np.zeros((1, 4, 8), np.float32))
-        return AttackResult(["<aegis>"], cond, np.ones((2, 1)), 1.0, 1.0, soft_tokens=np.zeros((1, 1, 8)), pick=0)
-
-    def sample_conditioning(pipeline, cond, start, **settings):
-        seen.append(settings)
-        return np.zeros((len(start), 8, 8, 3), np.uint8)
-
-    monkeypatch.setitem(METHODS, "soft-prompt", dataclasses.replace(METHODS["soft-prompt"], run=found))
-    monkeypatch.setattr(attacked, "sample_conditioning", sample_conditioning)
-    argv = [
-        "attack", "--model", folder if model == "tiny" else model, "--concept", "dog", "--place", "behind",
-        "--images", picture_of(tmp_path), "--out", tmp_path / "out", *given,
-    ]  # fmt: skip
-    assert main([str(a) for a in argv]) == 0
-    side = 16 if model == "tiny" else 32
-    assert seen == [((3, side, side, 3), model == "world", "behind"), wanted]  # the world's original is known
-
-
-def picture_of(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir(exist_ok=True)
-    for k in range(3):
-        Image.new("RGB", (40 + k, 30), (90 * k, 9, 9)).save(folder / f"{k}.png")
-    return folder
-
-
-@pytest.mark.slow
-def test_attack(capsys, folder, tmp_path):
-    argv = [
-        "attack", "--model", folder, "--concept", "dog", "--images", picture_of(tmp_path),
-        "--out", tmp_path / "out", "--steps", "10", "--restarts", "2", "--tokens", "2",
-    ]  # fmt: skip
-    assert main([str(a) for a in argv]) == 0
-    assert "restart 1: denoising loss" in capsys.readouterr().out
-    assert len(list((tmp_path / "out").glob("restart-*-*.png"))) == 8
-    assert "exists" in refused(capsys, *argv)
