@@ -22,10 +22,10 @@ def test_what_all_runs_concepts_are_is_encoded_in_one_call(pipeline, monkeypatch
     runs = [["star", "a red star"], ["dog", "red"], ["cat", "star"]]
     alone = [setup_lib.freeze(pipeline, concepts, config) for concepts in runs]
     encoded, states = [], []
-    encode, _states = setup_lib.encode, words._states
+    encode, encodings = setup_lib.encode, words.encodings
     for module in (setup_lib, networks):
         monkeypatch.setattr(module, "encode", lambda p, texts: encoded.append(texts) or encode(p, texts))
-    monkeypatch.setattr(words, "_states", lambda *args: states.append(args[3]) or _states(*args))
+    monkeypatch.setattr(words, "encodings", lambda *args: states.append(args[3]) or encodings(*args))
     together = setup_lib.freeze_each(pipeline, runs, config)
     assert encoded == ["", ["star", "a red star", "dog", "red", "cat", "star"]] and len(states) == 2
     for ours, theirs in zip(together, alone, strict=True):
