@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from aegis_jax.diffusion.conditioning import Conditioning, join, per_latent
 from aegis_jax.diffusion.vocabulary import random_words
-from aegis_jax.erasure import adam, latents, networks
+from aegis_jax.erasure import adam, latents, networks, turns
 from aegis_jax.erasure.advunlearn.config import AdvUnlearnConfig
 from aegis_jax.erasure.advunlearn.setup import Frozen, State
 from aegis_jax.erasure.latents import Noised
@@ -34,8 +34,6 @@ from aegis_jax.erasure.programs import given, program
 
 _square = lambda x: jnp.mean(jnp.square(x))  # noqa: E731
 _mean = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32)))
-_row = jax.jit(lambda tree, step, count: jax.tree.map(lambda x: x[step % count][None], tree), static_argnums=2)
-_put = jax.jit(lambda rows, step, new: rows.at[step % len(rows)].set(new[0]))
 
 
 @partial(jax.jit, static_argnums=2)
@@ -131,13 +129,6 @@ def _drawn(net: Networks, pools: dict, name: str, cond: Conditioning, turn: tupl
     return at, pools | {name: pool}
 
 
-@jax.jit
-def _turn(step, like):
-    """(the concept of this step (1,), how many steps it has had before (1,), none)."""
-    count = len(like)
-    return (step % count)[None], (step // count)[None], jnp.zeros(1, jnp.int32)
-
-
 def erase_step(state: State, frozen: Frozen, config: AdvUnlearnConfig) -> tuple[State, dict]:
     """One training step: (new state, metrics). The old state's buffers are donated: do not reuse it.
 
@@ -147,8 +138,8 @@ def erase_step(state: State, frozen: Frozen, config: AdvUnlearnConfig) -> tuple[
     net0, net = frozen.net, networks.moved(frozen.net, state.drift, config.trainable)
     key_p, key_loss, key_kept, key_attack = _keys(given(config.seed, jnp.uint32), state.step, config.attack.steps)
     rows = frozen.plain, frozen.template, frozen.concept_emb, state.p
-    tokens, template, concept_emb, p = _row(rows, state.step, len(frozen.plain))
-    number, visits, never = _turn(state.step, frozen.plain)
+    tokens, template, concept_emb, p = turns.row(rows, state.step, len(frozen.plain))
+    number, visits, never = turns.turn(state.step, len(frozen.plain))
     draw = partial(_drawn, net, config=config)
     # The first draw of a step is the one that redraws a pool, so that the attack finds it as the loss does.
     at, pools = draw(state.latents, "erase", concept_emb, (number, visits), key_loss, config.batch)
@@ -166,7 +157,7 @@ def erase_step(state: State, frozen: Frozen, config: AdvUnlearnConfig) -> tuple[
     retained, retained_emb = _chosen((frozen.retained, frozen.retained_emb), taken)
     kept, pools = draw(pools, "retain", retained_emb, (taken, before), key_kept, config.retain.batch)
     wanted = goals(net0, at, kept, concept_emb, retained_emb, given(config.eta))
-    state = dataclasses.replace(state, p=_put(state.p, state.step, p), latents={})
+    state = dataclasses.replace(state, p=turns.put(state.p, state.step, p), latents={})
     state, found = _update(
         net, state, tokens, retained, at, kept, wanted, given(config.retain.weight), given(config.learning_rate),
         trainable_set=config.trainable, remat=config.low_memory,

@@ -1,17 +1,11 @@
 """AEGIS, and all that lies between it and ESD, as one method with settings (`method`). Read step.py first."""
 
-from aegis_jax.erasure import groups, trainable
 from aegis_jax.erasure.aegis.config import EraseConfig, check, latents_of_concepts
 from aegis_jax.erasure.aegis.cost import unet_evaluations
 from aegis_jax.erasure.aegis.setup import check_fit, setup, setup_each
 from aegis_jax.erasure.aegis.step import erase_step
 from aegis_jax.erasure.method import Lanes, Method
-from aegis_jax.models.layout import torch_key
-
-
-def drift(pipeline, state, config: EraseConfig) -> dict:
-    """{"unet": {path: theta - theta0}} of the trained tensors."""
-    return {"unet": trainable.drift_by_path(pipeline.unet.params, state.drift, config.trainable)}
+from aegis_jax.erasure.of_unet import drift, tensors
 
 
 def described(config: EraseConfig, concepts: int) -> str:
@@ -24,11 +18,6 @@ def described(config: EraseConfig, concepts: int) -> str:
         "VAE, tokenizer and scheduler are its own, byte for byte. The concept was given by name alone; no other data "
         "was used."
     )
-
-
-def tensors(pipeline, config: EraseConfig) -> list[str]:
-    """PyTorch keys of the trained tensors, in the order of a step's "per_tensor"."""
-    return [torch_key(path) for path in groups.order(trainable.select(pipeline.unet.params, config.trainable))]
 
 
 def without_lanes(config: EraseConfig) -> str | None:

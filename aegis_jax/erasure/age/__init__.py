@@ -1,18 +1,12 @@
 """AGE (Bui et al., ICLR 2025, arXiv 2501.18950): the concept becomes a mixture of words that an adversary chooses. Read
 step.py first."""
 
-from aegis_jax.erasure import groups, trainable
 from aegis_jax.erasure.age.config import AgeConfig, check
 from aegis_jax.erasure.age.cost import unet_evaluations
 from aegis_jax.erasure.age.setup import check_fit, setup
 from aegis_jax.erasure.age.step import erase_step
 from aegis_jax.erasure.method import Method
-from aegis_jax.models.layout import torch_key
-
-
-def drift(pipeline, state, config: AgeConfig) -> dict:
-    """{"unet": {path: theta - theta0}} of the trained tensors."""
-    return {"unet": trainable.drift_by_path(pipeline.unet.params, state.drift, config.trainable)}
+from aegis_jax.erasure.of_unet import drift, tensors
 
 
 def described(config: AgeConfig, concepts: int) -> str:
@@ -24,11 +18,6 @@ def described(config: AgeConfig, concepts: int) -> str:
         "differs from the original: text encoder, VAE, tokenizer and scheduler are its own, byte for byte. No images "
         "were used."
     )
-
-
-def tensors(pipeline, config: AgeConfig) -> list[str]:
-    """PyTorch keys of the trained tensors."""
-    return [torch_key(path) for path in groups.order(trainable.select(pipeline.unet.params, config.trainable))]
 
 
 remedy = "lower learning_rate, target.weight or eta"

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from aegis_jax.diffusion import predict
 from aegis_jax.diffusion.conditioning import Conditioning, join, per_latent
 from aegis_jax.diffusion.schedule import to_original
-from aegis_jax.erasure import adam, latents, networks
+from aegis_jax.erasure import adam, latents, networks, turns
 from aegis_jax.erasure.age.config import AgeConfig, TargetConfig
 from aegis_jax.erasure.age.setup import Frozen, State
 from aegis_jax.erasure.latents import Noised
@@ -34,8 +34,6 @@ from aegis_jax.erasure.programs import given, program
 
 _square = lambda x: jnp.mean(jnp.square(x))  # noqa: E731
 _mean = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32)))
-_row = jax.jit(lambda tree, step, count: jax.tree.map(lambda x: x[step % count][None], tree), static_argnums=2)
-_put = jax.jit(lambda tree, step, new: jax.tree.map(lambda rows, row: rows.at[step % len(rows)].set(row[0]), tree, new))
 
 
 @jax.jit
@@ -43,12 +41,6 @@ def _keys(seed, step):
     """For theta's step and for pi's: (of the mixture, of z, of z')."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.random.split(key, 6).reshape(2, 3)
-
-
-@partial(jax.jit, static_argnums=1)
-def _turn(step, count: int):
-    """(the concept of this step (1,), how many steps it has had before (1,), none)."""
-    return (step % count)[None], (step // count)[None], jnp.zeros(1, jnp.int32)
 
 
 def mixture(pi, gumbel, target: TargetConfig):
@@ -166,9 +158,9 @@ def erase_step(state: State, frozen: Frozen, config: AgeConfig) -> tuple[State, 
     """
     net0, target, count = frozen.net, config.target, len(frozen.candidates)
     ours, theirs = _keys(given(config.seed, jnp.uint32), state.step)
-    number, visits, never = _turn(state.step, count)
+    number, visits, never = turns.turn(state.step, count)
     rows = frozen.concept_emb, frozen.candidates, frozen.counts, state.pi
-    c_e, candidates, counts, pi = _row(rows, state.step, count)
+    c_e, candidates, counts, pi = turns.row(rows, state.step, count)
     weight, remat = given(target.weight), config.low_memory
 
     net = networks.moved(net0, state.drift, config.trainable)
@@ -184,12 +176,12 @@ def erase_step(state: State, frozen: Frozen, config: AgeConfig) -> tuple[State, 
     net = networks.moved(net0, drift, config.trainable)
     c_t, gumbel = _target(candidates, counts, pi, theirs[0], target=target)
     at, kept, pools = _drawn(net, pools, c_e, c_t, (number, never), theirs, config)
-    moments = _row(state.moments, state.step, count)
+    moments = turns.row(state.moments, state.step, count)
     pi, moments, metrics["L_adv"] = _ascend(
         net0, net, at, kept, c_e, candidates, pi, gumbel, moments, visits, weight, given(target.learning_rate),
         target=target, remat=remat,
     )  # fmt: skip
-    pi, moments = _put((state.pi, state.moments), state.step, (pi, moments))
+    pi, moments = turns.put((state.pi, state.moments), state.step, (pi, moments))
     return State(_next(state.step), drift, opt_state, pi, moments, pools), metrics
 
 

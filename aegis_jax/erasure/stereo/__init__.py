@@ -1,17 +1,11 @@
 """STEREO (Srivatsan et al., CVPR 2025, arXiv 2408.16807): search for prompts that bring the concept back, then erase it
 once against all of them. Read step.py first."""
 
-from aegis_jax.erasure import groups, trainable
 from aegis_jax.erasure.method import Method
+from aegis_jax.erasure.of_unet import drift, tensors
 from aegis_jax.erasure.stereo.config import StereoConfig, check
 from aegis_jax.erasure.stereo.setup import check_fit, setup
 from aegis_jax.erasure.stereo.step import erase_step
-from aegis_jax.models.layout import torch_key
-
-
-def drift(pipeline, state, config: StereoConfig) -> dict:
-    """{"unet": {path: theta - theta0}} of the trained tensors."""
-    return {"unet": trainable.drift_by_path(pipeline.unet.params, state.drift, config.trainable)}
 
 
 def described(config: StereoConfig, concepts: int) -> str:
@@ -24,11 +18,6 @@ def described(config: StereoConfig, concepts: int) -> str:
         f"pictures that the original drew; then erased once, with all that was found, beside anchors ({anchors}). Only "
         "the UNet differs from the original: text encoder, VAE, tokenizer and scheduler are its own, byte for byte."
     )
-
-
-def tensors(pipeline, config: StereoConfig) -> list[str]:
-    """PyTorch keys of the trained tensors."""
-    return [torch_key(path) for path in groups.order(trainable.select(pipeline.unet.params, config.trainable))]
 
 
 remedy = "lower learning_rate, once.negative or inversion.learning_rate"
