@@ -4,13 +4,13 @@
     python -m benchmarks canvas --concepts fox --presets esd aegis+ --seeds 0
     python -m benchmarks canvas --table              measures nothing, writes the tables of what there is
     python -m benchmarks canvas --matrix             40 things erased by a closed form: which hurts which
-    python -m benchmarks canvas --many 1 10 40       so many things out of one model at once, by the closed forms
+    python -m benchmarks canvas --many 1 10 40       so many things out of one model at once, by the presets of JOINT
 
 Every preset runs at the scale of configs/canvas.py, which is that of the world. `aegis+near` was thought of when the
 first fox was measured here, and tried once on the wolf; else nothing is chosen on the canvas, and flowers, sports and
 musical instruments (concepts.OUTSIDE) stand in a table of their own. Beside plain prompts, held-out words and soft
 prompts, an erasure is asked for every thing in every hand once, as UnlearnCanvas does (`survey`; for the matrix and for
-many at once in half of the hands). Lines go to benchmarks/results/canvas.jsonl, a cell each; a run that was stopped
+many at once in half of the hands). Of many the first three are attacked. Lines go to benchmarks/results/canvas.jsonl, a cell each; a run that was stopped
 goes on there. The tables of docs/canvas.md come from here.
 """
 
@@ -37,7 +37,9 @@ SIZES = {"images": 64, "attack_steps": 100, "restarts": 2, "n": 16}
 # Evaluation seeds by the erasure's seed: odd ones, as the world's finals have.
 EVALUATIONS = {0: 41, 1: 43, 2: 45}
 MATRIX = 40  # things
-CLOSED = ("uce", "speed")
+JOINT = ("uce", "speed", "aegis+near")
+STEPS_A_THING = 150  # of AEGIS for many at once, where that is more than for one
+ATTACKED = 3  # of many
 
 
 def grid(concepts, presets, seeds, members=MEMBERS) -> list[dict]:
@@ -59,12 +61,17 @@ def matrix(preset: str = "uce") -> list[dict]:
     return [{**cell, "evaluation_seed": 41, "hands": len(HANDS) // 2, "of": digest(cell, ())} for cell in axes]
 
 
-def many(counts, presets=CLOSED) -> list[dict]:
-    """A cell for the catalogue's first so many things, erased from one model, by each preset; no attack."""
+def many(counts, presets=JOINT, members=MEMBERS) -> list[dict]:
+    """A cell for the catalogue's first so many things, erased from one model, by each preset."""
     names = [thing.value.name for thing in concepts_of().things]
     axes = [{"seed": 0, "preset": BASE, "concept": ""}]
-    axes += cells.grid(seed=(0,), preset=presets, concept=[",".join(names[:count]) for count in counts])
-    return [{**cell, "evaluation_seed": 41, "hands": len(HANDS) // 2, "of": digest(cell, ())} for cell in axes]
+    axes += cells.grid(seed=(0,), concept=[",".join(names[:count]) for count in counts], preset=presets)
+    how = {"evaluation_seed": EVALUATIONS[0], "hands": len(HANDS) // 2}
+    attack = {**SIZES, "members": sorted(members)}
+    return [
+        {**cell, **how, **(attack if cell["concept"] else {}), "of": digest(cell, members if cell["concept"] else ())}
+        for cell in axes
+    ]
 
 
 def settings(cell: dict):
@@ -72,7 +79,10 @@ def settings(cell: dict):
     from aegis_jax.run import config
 
     given = {"concepts": cell["concept"], "method": cell["preset"], "seed": str(cell["seed"])}
-    return config.load("canvas", list(given.items()))
+    run, count = config.load("canvas", list(given.items())), cell["concept"].count(",") + 1
+    if count > 1 and run.erase.steps > 1:  # a closed form has one
+        run = config.merge(run, {"steps": max(run.erase.steps, STEPS_A_THING * count)})
+    return run
 
 
 def digest(cell: dict, members) -> str:
@@ -90,11 +100,8 @@ def digest(cell: dict, members) -> str:
 
 
 def measure(cell: dict) -> dict:
-    """Erases, surveys, asks in held-out words, attacks. Shares are [count, n]."""
+    """Erases, surveys, asks in held-out words, attacks. Shares are [count, n]; of many at once by concept, in "each"."""
     import aegis_jax
-    from aegis_jax.attacks.family import family
-    from aegis_jax.evaluation import world
-    from aegis_jax.evaluation.attacked import attack_family
 
     seed = cell["evaluation_seed"]
     if cell["preset"] == BASE:
@@ -103,7 +110,19 @@ def measure(cell: dict) -> dict:
     figures = {"survey": survey(result.pipeline, seed, cell["hands"]), "named": named(result)}
     if "images" not in cell:
         return figures
-    concept = world.find(cell["concept"], "canvas")
+    if len(result.run.concepts) == 1:
+        return figures | attacked(result, cell["concept"], cell)
+    return figures | {"each": {name: attacked(result, name, cell) for name in result.run.concepts[:ATTACKED]}}
+
+
+def attacked(result, concept: str, cell: dict) -> dict:
+    """What is left of a concept in plain and held-out words, and under each member of the attack's family."""
+    from aegis_jax.attacks.family import family
+    from aegis_jax.evaluation import world
+    from aegis_jax.evaluation.attacked import attack_family
+
+    seed, figures = cell["evaluation_seed"], {}
+    concept = world.find(concept, "canvas")
     asked = {held_out: world.concept_prompts(concept, cell["images"], seed, held_out=held_out) for held_out in (0, 1)}
     for held_out, prompts in asked.items():
         images = _sampled(result.pipeline, prompts, world.noise_seed(seed, held_out))
@@ -111,9 +130,9 @@ def measure(cell: dict) -> dict:
         figures[("plain", "held_out")[held_out]] = [int(hits.sum()), len(hits)]
     members = {name: dataclasses.replace(m, steps=cell["attack_steps"]) for name, m in family(cell["members"]).items()}
     how = {"seed": seed, "restarts": cell["restarts"], "n": cell["n"]}
-    attacked = attack_family(result.original, result.pipeline, concept, members, **how)
-    rates = {name: attacked[name]["rate"] for name in ("strongest", "worst_pick", "pick", "best")}
-    return figures | rates | {"attack": attacked}
+    found = attack_family(result.original, result.pipeline, concept, members, **how)
+    rates = {name: found[name]["rate"] for name in ("strongest", "worst_pick", "pick", "best")}
+    return figures | rates | {"attack": found}
 
 
 def survey(pipeline, seed: int, hands: int) -> dict:
@@ -191,7 +210,7 @@ def check(concepts, presets) -> str | None:
 def main(argv: list[str]) -> None:
     options = trials.parser(__doc__, RESULT)
     options.add_argument("--concepts", nargs="+", default=(*THINGS, *STYLES, *OUTSIDE))
-    options.add_argument("--presets", nargs="+", default=PRESETS)
+    options.add_argument("--presets", nargs="+", help=f"by default {' '.join(PRESETS)}; of many {' '.join(JOINT)}")
     options.add_argument("--seeds", nargs="+", type=int, choices=sorted(EVALUATIONS), default=SEEDS)
     options.add_argument("--members", nargs="+", default=MEMBERS, help="of the attack's family, or all")
     options.add_argument("--matrix", action="store_true", help="which thing's erasure hurts which other")
@@ -200,17 +219,18 @@ def main(argv: list[str]) -> None:
     given = options.parse_args(argv)
     from aegis_jax.attacks.family import FAMILY
 
-    wrong = check(given.concepts, given.presets)
+    presets = given.presets or (JOINT if given.many else PRESETS)
+    wrong = check(given.concepts, presets)
     if given.many and not all(0 < count < concepts_of().count for count in given.many):
         wrong = f"--many {' '.join(map(str, given.many))}: wanted 1 to {concepts_of().count - 1} things"
     if wrong:
         options.error(wrong)
     members = FAMILY if given.members == ["all"] else given.members
-    wanted, shown = grid(given.concepts, given.presets, given.seeds, members), canvas_table.text
+    wanted, shown = grid(given.concepts, presets, given.seeds, members), canvas_table.text
     if given.matrix:
         wanted, shown = matrix(), canvas_table.of_matrix
     elif given.many:
-        wanted, shown = many(given.many), canvas_table.of_many
+        wanted, shown = many(given.many, presets, members), canvas_table.of_many
     if not given.table:
         cells.run(wanted, measure, given.out)
     keys = {cells.key(cell) for cell in wanted}

@@ -19,6 +19,7 @@ COLUMNS = {
     "worst_pick": "worst member's pick", "pick": "attacker's pick", "UA": "UA", "IRA": "IRA",
     "CRA_retained": "CRA, retained", **{ring: f"kept: {ring}" for ring in RINGS},
 }  # fmt: skip
+ATTACKS = ("strongest", "worst_pick", "pick")
 
 
 def where(concept: str, concepts: Concepts) -> tuple[int, int]:
@@ -191,7 +192,7 @@ def of_matrix(lines: list[dict]) -> str:
 
 def of_many(lines: list[dict]) -> str:
     """Markdown: of so many things erased from one model, what is still shown and what is kept: things of a subgroup
-    that lost one, all other things, and the hands of both; in per cent of images."""
+    that lost one, all other things, and the hands of both; in per cent of images. Attacks: means over the attacked."""
     concepts = concepts_of()
     names = [thing.value.name for thing in concepts.things]
     base = next((line["figures"]["survey"] for line in lines if not line["cell"]["concept"]), None)
@@ -201,8 +202,10 @@ def of_many(lines: list[dict]) -> str:
         near = ~gone & np.isin(concepts.subgroup_of, concepts.subgroup_of[gone])
         for name, survey in (("before", base), (line["cell"]["preset"], line["figures"]["survey"])):
             if survey is not None:
-                rows.append((int(gone.sum()), name, *_parts(survey, gone, near)))
+                attacks = line["figures"].get("each", {}).values() if survey is not base else ()
+                rows.append((int(gone.sum()), name, *_parts(survey, gone, near), *_attacks(attacks)))
     head = ["things erased", "by", "still shown", "kept: their subgroups", "kept: the rest", "hands of what is kept"]
+    head += [COLUMNS[name] for name in ATTACKS]
     body = [
         [*row[:2], *("-" if share is None else f"{100 * share:.0f}" for share in row[2:])]
         for row in dict.fromkeys(rows)
@@ -216,6 +219,11 @@ def _parts(survey: dict, gone: np.ndarray, near: np.ndarray) -> tuple[float | No
     right, thing = labels == answers, labels[:, THING]
     of = ((right[:, THING], gone), (right[:, THING], near), (right[:, THING], ~gone & ~near), (right[:, STYLE], ~gone))
     return tuple(float(hits[mine[thing]].mean()) if mine[thing].any() else None for hits, mine in of)
+
+
+def _attacks(each) -> tuple[float | None, ...]:
+    """Means over concepts of `ATTACKS`; None without any."""
+    return tuple(statistics.fmean(of[name] for of in each) if each else None for name in ATTACKS)
 
 
 def by_thing(survey: dict) -> np.ndarray:

@@ -96,17 +96,22 @@ def test_a_matrix_says_what_is_lost_and_whether_text_tells_it(monkeypatch):
 
 def test_many_at_once_are_split_into_what_went_what_is_near_and_the_rest():
     both = np.isin(np.arange(CONCEPTS.count), (FOX, OWL))
+    rates = lambda share: {"strongest": share, "worst_pick": share, "pick": share / 2}  # noqa: E731
+    each = {"fox": rates(0.5), "owl": rates(0.75)}
     lines = [
         line("", canvas.BASE, survey()),
-        line("fox,owl", "uce", survey(lambda things: both[things] | (things == DOG))),
+        line("fox,owl", "uce", survey(lambda things: both[things] | (things == DOG)), each=each),
     ]
     near = np.isin(CONCEPTS.subgroup_of, CONCEPTS.subgroup_of[both]) & ~both
     text = canvas_table.of_many(lines)
-    assert "| 2 | before | 100 | 100 | 100 | 100 |" in text
-    assert f"| 2 | uce | 0 | {100 - 100 / near.sum():.0f} | 100 | 100 |" in text
+    assert "| 2 | before | 100 | 100 | 100 | 100 | - | - | - |" in text
+    assert f"| 2 | uce | 0 | {100 - 100 / near.sum():.0f} | 100 | 100 | 62 | 62 | 31 |" in text
     assert canvas_table.of_many([]) == "Nothing measured yet."
     base, *erased = canvas.many([1, 3])
-    assert base["concept"] == "" and [cell["concept"].count(",") for cell in erased] == [0, 2] * len(canvas.CLOSED)
+    counts = [0] * len(canvas.JOINT) + [2] * len(canvas.JOINT)
+    assert base["concept"] == "" and [cell["concept"].count(",") for cell in erased] == counts
+    steps = [canvas.settings(cell).erase.steps for cell in canvas.many([3, 10], ["aegis+near"])[1:]]
+    assert steps == [500, 1500]  # a thing's 500 are enough for three
 
 
 def test_a_cell_is_of_its_settings_its_attack_and_its_size():
