@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 
 from aegis_jax.erasure import advunlearn, aegis, age, stereo
-from aegis_jax.erasure.aegis.config import LatentsOf2025, NearWordsConfig
+from aegis_jax.erasure.aegis.config import DrawnWordsConfig, LatentsOf2025
 from aegis_jax.erasure.closed.room import METHODS as CLOSED
 from aegis_jax.erasure.method import Method
 from aegis_jax.errors import AegisError
@@ -48,7 +48,7 @@ _ONE_LATENT = {"latents": {"shared": True}}
 _TWO_LATENTS = {"latents": {"shared": False}}
 _WORDS = {"words": {"preserve": 5.0, "context": "push"}}
 _PLUS = {"soft": {"life": "run", "tokens": 4, "prefixes": 4, "gamma": 5e-3}, **_NO_GRP, **_ONE_LATENT, **_WORDS}
-_NEAR = {"words": NearWordsConfig(**_WORDS["words"])}
+_NEAR = {"words": DrawnWordsConfig(**_WORDS["words"])}
 _ESD = {"soft": {"use": "none", "prefixes": 1}, **_NO_GRP, **_ONE_LATENT}
 _ESD_2025 = _ESD | {"latents": LatentsOf2025(shared=True), "steps": 200, "learning_rate": 5e-5}
 _STILL = {"soft": {"beta": 0.0, "gamma": 0.0}}  # random prefixes, no sign steps
@@ -80,7 +80,7 @@ _AEGIS = {
     "esd-u-2025": ("ESD-u as the authors' code of 2025 has it", _merge(_ESD_2025, {"trainable": "layers"})),
     "esd+": ("ESD with what aegis+ adds: preservation, context, push", _merge(_ESD, _WORDS)),
     "aegis+": ("kept prefixes of four tokens, preservation, the concept in context, a push there", _PLUS),
-    "aegis+near": ("aegis+ that preserves most what the UNet draws like the concept", _PLUS | _NEAR),
+    "aegis+near": ("aegis+ that preserves most what the UNet draws, and draws like the concept", _PLUS | _NEAR),
     "aegis+-redrawn": ("aegis+, v and p drawn anew at every step", _merge(_PLUS, {"soft": {"life": "step"}})),
     "aegis+-no-aet": ("aegis+ without the target: c' := c_e", _merge(_PLUS, {"soft": {"use": "prompt"}})),
     "aegis+-no-prompt": ("aegis+ without the prompt: c* := c_e", _merge(_PLUS, {"soft": {"use": "target"}})),

@@ -52,14 +52,18 @@ class WordsConfig:
     # away there the harder the more of it is left
     context: str = "none"
 
-    near: ClassVar[float] = 0.0  # share of the prompts with words that are one of the concept's nearest (near.py)
+    # near.py
+    near: ClassVar[float] = 0.0  # share of the prompts with words that are one of the concept's nearest
+    power: ClassVar[float] = 0.0  # the odds of all other words are what the UNet draws for them to this power
 
 
 @dataclasses.dataclass(frozen=True)
-class NearWordsConfig(WordsConfig):
-    """Every other prompt that has words is one of the words nearest to the concept."""
+class DrawnWordsConfig(WordsConfig):
+    """Every other prompt that has words is one of the words nearest to the concept; others are drawn the more often the
+    more they draw."""
 
     near: ClassVar[float] = 0.5
+    power: ClassVar[float] = 3.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,13 @@
-"""Which words draw what the concept draws, in part (`words.near`). Part of aegis+, not of the paper (docs/method.md).
+"""What words draw, and which draw what the concept draws, in part. Of `aegis+near`, not of the paper (docs/method.md).
 
 At a noisy t a prompt w adds d_w = eps0(z_t, w) - eps0(z_t, c_0) to what theta0 predicts, and a word is near to the
 concept c by <d_w, d_c> / <d_c, d_c>, the share of what the concept adds that the word adds too. An erasure that pushes
 theta away from the concept pushes it away from these words first, so more of them is preserved. Their text encodings do
 not tell: the canvas's text encoder, trained to hold apart what is to be told apart, has wine and helicopters beside the
 fox, where what the UNet draws is a cat, a mammal, a pizza.
+
+Most words of a tokenizer draw next to nothing. Of all others than the near ones each is drawn for a random prompt with
+odds of ||d_w||^3: what can be hurt is what is drawn.
 
 It takes a forward pass for every word, before the first step; `UNet evaluations a step` does not count it.
 
@@ -30,25 +33,28 @@ SYNONYM = 0.9  # a word whose d has a larger cosine to the concept's is taken fo
 NOISY = 0.8  # t, of the schedule's timesteps: the latent is noise, and what the picture shows is decided
 
 
-def with_near(net: Networks, vocabularies: list[Vocabulary], concepts: list[Conditioning], *, share, seed, batch: int):
+def with_drawn(net: Networks, vocabularies: list[Vocabulary], concepts: list[Conditioning], words, *, seed, batch: int):
     """The vocabularies of runs, each with the `NEAR` of its words that are nearest to its concepts (K rows), which take
-    turns: of these `share` of its prompts with words are made.
+    turns, and the odds of all of them.
 
-    net: with a UNet in float32, since d is a small difference, and not yet placed. batch: prompts in one call of it.
+    words: the settings (config.DrawnWordsConfig). net: with a UNet in float32, since d is a small difference, and not
+    yet placed. batch: prompts in one call of it.
     Raises `AegisError` for predictions that are not finite.
     """
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(net.unet)):
         # `jax.eval_shape` asks for shapes.
-        return [_with(known, np.zeros(len(known.words), np.int32), share) for known in vocabularies]
-    words = np.unique(np.concatenate([_words(known) for known in vocabularies]))
-    dots, norms, own = _added(net, vocabularies[0], words, join(*concepts), seed, batch)
+        count = len(vocabularies[0].words)
+        return [_with(known, np.zeros(count, np.int32), np.zeros(count), words) for known in vocabularies]
+    ids = np.unique(np.concatenate([_words(known) for known in vocabularies]))
+    dots, norms, own = _added(net, vocabularies[0], ids, join(*concepts), seed, batch)
     ends = np.cumsum([len(rows.embedding) for rows in concepts])[:-1]
     shares = np.split(dots / np.maximum(own**2, 1e-12), ends, axis=1)
     cosines = np.split(dots / np.maximum(norms[:, None] * own, 1e-12), ends, axis=1)
-    return [
-        _with(known, _nearest(words, np.isin(words, _words(known)), *both), share)
-        for known, *both in zip(vocabularies, shares, cosines)
-    ]
+    found = []
+    for known, *both in zip(vocabularies, shares, cosines):
+        mine = _words(known)
+        found.append(_with(known, _nearest(ids, np.isin(ids, mine), *both), norms[np.searchsorted(ids, mine)], words))
+    return found
 
 
 def _words(known: Vocabulary) -> np.ndarray:
@@ -64,10 +70,20 @@ def _nearest(words: np.ndarray, mine: np.ndarray, share: np.ndarray, cosine: np.
     return words[list(dict.fromkeys(i for i in dealt if i is not None))[:NEAR]]
 
 
-def _with(known: Vocabulary, nearest: np.ndarray, share: float) -> Vocabulary:
+def _with(known: Vocabulary, nearest: np.ndarray, norms: np.ndarray, words) -> Vocabulary:
+    """norms: of what the vocabulary's words draw, (size,)."""
     filled = np.resize(nearest if len(nearest) else known.bos, min(NEAR, len(known.words))).astype(np.int32)
     count = jnp.int32(min(len(nearest), len(filled)))
-    return dataclasses.replace(known, near=jnp.asarray(filled), near_size=count, near_share=share)
+    odds = np.full(len(known.words), 1.0, np.float32)  # behind the words that count: never drawn
+    odds[: len(norms)] = _cumulated(norms.astype(np.float64) ** words.power)
+    return dataclasses.replace(
+        known, near=jnp.asarray(filled), near_size=count, near_share=words.near, odds=jnp.asarray(odds)
+    )
+
+
+def _cumulated(weights: np.ndarray) -> np.ndarray:
+    total = np.cumsum(weights)
+    return total / total[-1] if total[-1] > 0 else np.arange(1, len(weights) + 1) / len(weights)
 
 
 def _added(net: Networks, known: Vocabulary, words: np.ndarray, concepts: Conditioning, seed: int, batch: int):

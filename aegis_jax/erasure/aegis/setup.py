@@ -51,8 +51,8 @@ def freeze_each(pipeline, runs: list[list[str]], config: EraseConfig, placement=
             precise = dataclasses.replace(
                 net, unet=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), pipeline.unet.params)
             )
-            how = {"share": config.words.near, "seed": config.seed, "batch": config.batch}
-            owns["vocabulary"] = near.with_near(precise, owns["vocabulary"], owns["concept_emb"], **how)
+            how = {"seed": config.seed, "batch": config.batch}
+            owns["vocabulary"] = near.with_drawn(precise, owns["vocabulary"], owns["concept_emb"], config.words, **how)
     place = (lambda tree: tree) if placement is None else placement.place
     first, *others = [dict(zip(owns, each)) for each in zip(*owns.values())]
     frozen = Frozen(**vars(net), **first)

@@ -38,7 +38,7 @@ _AT_ONCE = 1024  # words encoded in one call
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["words", "size", "concepts", "lengths", "near", "near_size"],
+    data_fields=["words", "size", "concepts", "lengths", "near", "near_size", "odds"],
     meta_fields=["bos", "eos", "pad", "length", "near_share"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Vocabulary:
       bos, eos, pad, length: special ids of the tokenizer, and the tokens of a prompt.
       near: words near to the concepts (near.py), (N,) int32, of which the first `near_size` count; of the prompts that
         have words `near_share` are one such word, if there is any. None: none is looked for.
+      odds: the chance that a word, or one before it, is drawn for a place in a prompt, (W,) float32, ascending to 1.
+        None: all have the same.
     """
 
     words: jax.Array
@@ -65,6 +67,7 @@ class Vocabulary:
     near: jax.Array | None = None
     near_size: jax.Array | None = None
     near_share: float = 0.0
+    odds: jax.Array | None = None
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["cond", "joined", "eps", "added"], meta_fields=[])
@@ -172,8 +175,8 @@ def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concept
 
 
 def random_ids(vocabulary: Vocabulary, key, concepts=None, *, batch: int):
-    """Token ids (B, L) of prompts of 1 to 6 words (fewer if no more fit), each drawn evenly from the vocabulary; a
-    prompt has no word at all with probability `EMPTY`.
+    """Token ids (B, L) of prompts of 1 to 6 words (fewer if no more fit), each drawn from the vocabulary, evenly or by
+    its odds; a prompt has no word at all with probability `EMPTY`.
 
     concepts: indices into K, (G,); then 2 B rows, of which the second half are the prompts of the first with a concept
     put before, between or behind the words: that of latent i, at i mod G.
@@ -184,8 +187,12 @@ def random_ids(vocabulary: Vocabulary, key, concepts=None, *, batch: int):
     room = vocabulary.length - 2 - (0 if concepts is None else jnp.max(vocabulary.lengths))
     count = jax.random.randint(key_length, (batch, 1), 1, jnp.minimum(LONGEST, room) + 1, jnp.int32)
     count = jnp.where(jax.random.bernoulli(key_empty, jnp.float32(EMPTY), (batch, 1)), 0, count)
-    # Not jax.random.choice: with JAX_ENABLE_X64 that draws other words, by integers of 64 bits.
-    which = jax.random.randint(key_words, (batch, vocabulary.length), 0, vocabulary.size, jnp.int32)
+    if vocabulary.odds is None:
+        # Not jax.random.choice: with JAX_ENABLE_X64 that draws other words, by integers of 64 bits.
+        which = jax.random.randint(key_words, (batch, vocabulary.length), 0, vocabulary.size, jnp.int32)
+    else:
+        uniform = jax.random.uniform(key_words, (batch, vocabulary.length), jnp.float32)
+        which = jnp.searchsorted(vocabulary.odds, uniform, side="right").clip(0, vocabulary.size - 1)
     drawn = vocabulary.words[which]  # at 1..count
     if vocabulary.near is not None:
         key_near, key_word = jax.random.split(jax.random.fold_in(key, 4))

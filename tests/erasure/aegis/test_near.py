@@ -62,8 +62,12 @@ def test_they_are_those_that_add_what_the_concept_adds(monkeypatch, fewest, v_pr
     wanted = list(dict.fromkeys(in_turn))[:6]
     assert len(wanted) == 6 and (cosine > threshold).sum() == 4 and ranked[0][:6] != ranked[1][:6]
     # In calls of four, of which the last is not full.
-    [found] = near.with_near(net, [known], [encode(pipeline, names)], share=0.5, seed=seed, batch=4)
+    [found] = near.with_drawn(net, [known], [encode(pipeline, names)], CONFIG.words, seed=seed, batch=4)
     assert chosen(found) == wanted
+    # Others: by the third power of what the UNet draws for them.
+    odds = np.linalg.norm(added, axis=1) ** 3
+    np.testing.assert_allclose(np.diff(found.odds, prepend=0)[: len(odds)], odds / odds.sum(), rtol=1e-3, atol=1e-6)
+    assert (np.asarray(found.odds)[len(odds) - 1 :] == 1).all()
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="the canvas's weights are not here")
@@ -77,7 +81,7 @@ def test_beside_the_fox_are_animals():
         whole(pipeline, ["fox"]), words=jnp.array([token(word) for word in some], jnp.int32), size=jnp.int32(len(some))
     )
     net = networks(pipeline, "xattn", "float32", 50)
-    [found] = near.with_near(net, [known], [encode(pipeline, ["fox"])], share=0.5, seed=0, batch=6)
+    [found] = near.with_drawn(net, [known], [encode(pipeline, ["fox"])], CONFIG.words, seed=0, batch=6)
     ordered = chosen(found)
     assert {token("vixen"), token("foxes")}.isdisjoint(ordered)
     assert set(ordered[:3]) == {token("cat"), token("mammal"), token("beast")}
@@ -112,6 +116,21 @@ def test_half_of_the_prompts_with_words_are_one_near_word(pipeline):
     np.testing.assert_array_equal((with_near[:batch] == without[:batch]).all(1), ~changed)
 
 
+def test_words_are_drawn_by_their_odds(pipeline):
+    """In prompts of several words too; one without odds never, and none behind those that count."""
+    known = whole(pipeline)
+    some = np.asarray(known.words[:4])
+    known = dataclasses.replace(known, words=jnp.resize(known.words[:4], 7), size=jnp.int32(4))
+    weighed = dataclasses.replace(known, odds=jnp.array([0.1, 0.1, 0.7, 1, 1, 1, 1], jnp.float32))
+    ids = np.asarray(words.random_ids(weighed, jax.random.key(2), batch=600))
+    counts = np.array([(ids == word).sum() for word in some])
+    assert counts[1] == 0 and counts.sum() > 1000
+    np.testing.assert_allclose(counts / counts.sum(), [0.1, 0, 0.6, 0.3], atol=0.04)
+    # How many words a prompt has does not depend on it.
+    plain = np.asarray(words.random_ids(known, jax.random.key(2), batch=600))
+    np.testing.assert_array_equal((ids == known.eos).argmax(1), (plain == known.eos).argmax(1))
+
+
 def test_runs_side_by_side_have_what_each_has_alone(pipeline):
     """Shapes are the tokenizer's, also where nothing is computed yet (aegis plan)."""
     several = [each.vocabulary for each in freeze_each(pipeline, [["star"], ["dog"]], CONFIG)]
@@ -131,7 +150,9 @@ def test_runs_side_by_side_have_what_each_has_alone(pipeline):
 
 def test_where_none_is_near_prompts_are_as_without(pipeline):
     known = whole(pipeline)
-    empty = near._with(known, np.zeros(0, np.int32), 0.5)
+    empty = near._with(known, np.zeros(0, np.int32), np.zeros(int(known.size)), CONFIG.words)
+    assert np.allclose(np.diff(empty.odds)[: int(known.size) - 1], 1 / int(known.size))  # a UNet that draws nothing
+    empty = dataclasses.replace(empty, odds=None)
     draw = lambda each: np.asarray(words.random_ids(each, jax.random.key(1), jnp.array([0]), batch=50))  # noqa: E731
     assert int(empty.near_size) == 0 and np.isfinite(draw(empty)).all()
     np.testing.assert_array_equal(draw(empty), draw(known))
