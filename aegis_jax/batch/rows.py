@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import io
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from aegis_jax.erasure.presets import PRESETS
 from aegis_jax.errors import AegisError
 from aegis_jax.run import config as run_config
 from aegis_jax.run.config import RunConfig
+from aegis_jax.run.erase import on_this_device
 
 LISTED = 20  # bad rows that are named in one message
 _OWN = ("name", "words")
@@ -133,14 +135,15 @@ def check_keys(keys) -> None:
 
 def _settings(run: RunConfig, row: Asked) -> tuple[dict, RunConfig]:
     check_keys(key for key, _ in (*row.texts, *row.values))
-    own = run_config.merge(run, dict(row.values), row.texts)
+    # The row's method may have a device-dependent setting that the run's has not.
+    own = on_this_device(run_config.merge(run, dict(row.values), row.texts))
     values = {k: v for k, v in run_config.values(own).items() if k.partition(".")[0] not in _NOT_THE_METHODS}
     return values, own
 
 
 def _of_csv(text: str) -> tuple[list[Asked], list, list]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=None)
-    rows, names, problems = [], [], []
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=None, strict=True)  # a quote must be closed
+    rows, names, problems, line = [], [], [], 0
     try:
         names = [(name or "").strip() for name in reader.fieldnames or ()]
         if "name" not in names:
@@ -152,7 +155,7 @@ def _of_csv(text: str) -> tuple[list[Asked], list, list]:
                 [],
                 [(1, f"column {twice[0]!r} is there twice" if twice and twice[0] else "a column without a name")],
             )
-        reader.fieldnames = names
+        reader.fieldnames, line = names, 1
         for row in reader:
             line = reader.line_num
             if None in row:
@@ -160,13 +163,15 @@ def _of_csv(text: str) -> tuple[list[Asked], list, list]:
                 continue
             cells = {name: (cell or "").strip() for name, cell in row.items()}
             words = [word.strip() for word in cells.get("words", "").split(";") if word.strip()]
-            if not cells["name"]:
-                problems.append((line, "the name is empty"))
+            wrong = _wrong_texts([cells["name"], *words])
+            if wrong:
+                problems.append((line, wrong))
                 continue
             texts = tuple((name, cell) for name, cell in cells.items() if name not in _OWN and cell)
             rows.append(Asked(line, (cells["name"], *words), texts))
     except csv.Error as error:
-        problems.append((reader.line_num, str(error)))
+        unclosed = str(error) == "unexpected end of data"
+        problems.append((line + 1, "a quote that is opened in this row is never closed" if unclosed else str(error)))
     return rows, [name for name in names if name not in _OWN], problems
 
 
@@ -176,19 +181,44 @@ def _of_jsonl(text: str) -> tuple[list[Asked], list, list]:
         if not said.strip():
             continue
         try:
-            row = json.loads(said)
+            row = json.loads(said, object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
             problems.append((line, f"no JSON ({error})"))
             continue
         name, words = (row.pop("name", None), row.pop("words", [])) if isinstance(row, dict) else (None, [])
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str):
             problems.append((line, 'no name: wanted an object like {"name": "Van Gogh"}'))
         elif not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
             problems.append((line, f"words is {words!r:.80}, wanted a list of texts"))
         else:
             concepts = (name.strip(), *(word.strip() for word in words))
-            rows.append(Asked(line, concepts, values=tuple(run_config.flat(row).items())))
+            if wrong := _wrong_texts(concepts):
+                problems.append((line, wrong))
+            else:
+                rows.append(Asked(line, concepts, values=tuple(run_config.flat(row).items())))
     return rows, [], problems
+
+
+def _wrong_texts(concepts) -> str | None:
+    """What is wrong with a row's concepts, or None."""
+    if not concepts[0]:
+        return "the name is empty"
+    for concept in concepts:
+        # A line's end in a cell is most often a quote that was never closed, and the rows behind it.
+        if any(unicodedata.category(letter) == "Cc" for letter in concept):
+            return f"{concept!r:.80} has a line's end or another control character in it"
+    twice = next((concept for concept in concepts if concepts.count(concept) > 1), None)
+    return None if twice is None else f"{twice!r} is there twice"
+
+
+def _each_once(pairs: list[tuple]) -> dict:
+    """A JSON object, or ValueError for a key that it has twice, {"grp": {"mu": 1}, "grp.mu": 2} among them."""
+    found = dict(pairs)
+    names = [name for name, value in pairs for name in (run_config.flat({name: value}) or {name: 0})]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{twice[0]!r} is there twice")
+    return found
 
 
 def _refuse(path: Path, problems: list[tuple[int, str]]) -> None:

@@ -80,6 +80,8 @@ _OTHER_NAMES = {  # GKE's node label, and the first half of Compute Engine's acc
     "a100": "a100-80",
 }
 
+_MOST = 1e15  # bytes
+
 
 def topology(text: str) -> Topology:
     """The topology of a name: "v5e:1", "v5e:2x4", "h100:8", "v5p" (the least of it), "gpu:24GiB" (one such GPU).
@@ -89,8 +91,10 @@ def topology(text: str) -> Topology:
     own = re.fullmatch(r"gpu:([0-9]+(?:\.[0-9]+)?)(GiB|GB)", text)
     if own:
         memory = float(own[1]) * (GIB if own[2] == "GiB" else 1e9)
-        if memory > 0:
+        if 0 < memory <= _MOST:
             return Topology(_gpu(text, memory / 1e9, None, (1,)), 1)
+        most = f"{_MOST / 1e12:g} TB"
+        raise AegisError(f"topology {text:.40}: wanted the memory of a GPU, more than 0 and at most {most}")
     name, _, size = text.partition(":")
     chip = CHIPS.get(_OTHER_NAMES.get(name, name))
     if chip is None:

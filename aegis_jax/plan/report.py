@@ -12,6 +12,8 @@ from aegis_jax.plan import compiled, cost, plan, shapes, stable_diffusion
 from aegis_jax.plan.chips import GIB, topology
 from aegis_jax.run import config as run_config
 
+MOST_CONCEPTS = 10**9  # that are priced
+
 
 def report(
     model: str | None, concepts: list[str] | None, *, config=None, overrides=(), topology_name: str, lanes: int = 1,
@@ -25,9 +27,9 @@ def report(
 
     Raises `AegisError` for bad input.
     """
-    for name, value, least in (("lanes", lanes, 1), ("concepts", count, 1)):
-        if value < least:
-            raise AegisError(f"--{name} {value}: wanted {least} or more")
+    for name, value, most in (("lanes", lanes, plan.MOST_LANES), ("concepts", count, MOST_CONCEPTS)):
+        if not 1 <= value <= most:
+            raise AegisError(f"--{name} {value}: wanted 1 to {most}")
     if price is not None and not 0 <= price < float("inf"):
         raise AegisError(f"--price {price}: wanted dollars per chip-hour, 0 or more")
     if share is not None and not 0 < share <= 1:

@@ -85,6 +85,8 @@ class RunConfig:
             if value < least:
                 raise AegisError(f"config key {key!r}: got {value}, wanted {least} or more")
         self.method.check(self.erase)
+        if self.erase.steps >= 2**31:
+            raise AegisError("config key 'steps': wanted less than 2**31, since they are counted in 32 bits")
         devices = self.mesh.data * self.mesh.fsdp
         if getattr(self.erase, "batch", devices) % devices:
             raise AegisError(

@@ -138,7 +138,7 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
         run = dataclasses.replace(saved or RunConfig(), erase=config)
     else:
         run = run_config.load(config)
-    run = _on_this_device(run_config.merge(run, given, overrides))
+    run = on_this_device(run_config.merge(run, given, overrides))
     if not (run.model or isinstance(pipeline, Pipeline)):
         raise AegisError("no model given: name a diffusers folder, a hub id, world or canvas")
     if not run.concepts:
@@ -148,7 +148,7 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
     return run
 
 
-def _on_this_device(run: RunConfig) -> RunConfig:
+def on_this_device(run: RunConfig) -> RunConfig:
     """What "auto" means here, in its stead: a run keeps what it was started with, wherever it goes on."""
     if not hasattr(run.erase, "compute_dtype"):
         return run

@@ -238,7 +238,10 @@ def test_without_libtpu_the_estimate_says_so(folder, planned_before, monkeypatch
     "more, said",
     [
         (["--topology", "v9"], "known are v5e, v6e, v5p"),
-        (["--topology", "v5e:4", "--lanes", "0"], "--lanes 0: wanted 1 or more"),
+        (["--topology", "v5e:4", "--lanes", "0"], "--lanes 0: wanted 1 to 512"),
+        (["--topology", "v5e:4", "--lanes", "9" * 30], "wanted 1 to 512"),
+        (["--topology", "v5e:4", "--concepts", "1" + "0" * 400], "wanted 1 to 1000000000"),
+        (["--topology", f"gpu:{'9' * 400}GiB"], "wanted the memory of a GPU, more than 0 and at most 1000 TB"),
         (["--topology", "v5e:4", "--price", "-1"], "--price -1.0: wanted"),
         (["--topology", "v5e:4", "--utilisation", "1.5"], "--utilisation 1.5: wanted"),
         (["--topology", "v5e:4", "--lanes", "2", "--model", "sd14"], "only xattn and kv share"),
