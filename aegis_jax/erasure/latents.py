@@ -54,9 +54,8 @@ class Pool:
 
 def empty_pool(frozen, concepts: int, latents: int, steps: int) -> Pool:
     """A pool without trajectories yet; of a concept that has `latents` latents in the whole run no more than that."""
+    # Whatever the devices are: the same draws from them, and a checkpoint that any number of devices can restore.
     trajectories = max(1, min(TRAJECTORIES, latents))
-    if frozen.placement is not None:
-        trajectories = frozen.placement.rounded(trajectories)
     z = jnp.zeros((concepts, steps, trajectories, *frozen.latent_shape), jnp.float32)
     return Pool(z, jnp.zeros(concepts, bool))
 
@@ -124,16 +123,21 @@ def _trajectories(frozen, theta, cond: Conditioning, key, shape: tuple[int, int]
     """Every latent of guided trajectories, (steps, M, h, w, C), entry i for the grid position i; shape: (steps, M)."""
     steps, count = shape
     stride, grid = _grid(frozen, steps)
-    pair = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), join(frozen.empty_emb, cond))
+    # Devices that do not divide the trajectories draw some of them twice.
+    drawn = count if frozen.placement is None else frozen.placement.rounded(count)
+    pair = jax.tree.map(lambda x: jnp.repeat(x, drawn, axis=0), join(frozen.empty_emb, cond))
+    z = jax.random.normal(key, (count, *frozen.latent_shape), jnp.float32)
+    z = _placed(frozen, jnp.resize(z, (drawn, *z.shape[1:])))
 
     def step(z, t):
         output = predict.output(frozen.unet_graph, theta, jnp.concatenate([z, z]), t, pair)
         output = guide(*jnp.split(output, 2), GUIDANCE)
         return output_step(frozen.schedule, output, z, t, t - stride), z
 
-    z, before = jax.lax.scan(step, _noise(frozen, key, count), grid[1:] if offset else grid)
+    z, before = jax.lax.scan(step, z, grid[1:] if offset else grid)
     # With offset the first grid step is left out: after i + 1 of the others for position i, after all of them last.
-    return jnp.concatenate([before[1:], z[None], z[None]]) if offset else before
+    found = jnp.concatenate([before[1:], z[None], z[None]]) if offset else before
+    return found[:, :count]
 
 
 @program(static_argnames=("batch", "refresh_every", "offset", "levels"), donate_argnames="pool")

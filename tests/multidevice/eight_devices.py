@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import aegis_jax
-from aegis_jax.erasure import trainable
+from aegis_jax.erasure import latents, trainable
 from aegis_jax.erasure.aegis import rectify
 from aegis_jax.erasure.aegis.config import EraseConfig, GRPConfig, LatentsConfig, SoftConfig, WordsConfig
 from aegis_jax.erasure.aegis.setup import setup
@@ -228,6 +228,19 @@ def test_five_steps_on_any_mesh_are_those_of_one_device(pipeline, monkeypatch, d
     pairs = zip(*(jax.tree.leaves(result.pipeline.unet.params) for result in (one, many)), strict=True)
     assert max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs) < 1e-5
     assert one.metrics[-1]["drift_norm"] > 1e-4
+
+
+def test_a_pool_is_the_same_whatever_the_devices_are(pipeline, placement):
+    """Five trajectories on eight devices, which draw three twice: the latents, their t, and what a checkpoint holds."""
+    drawn, key = [], jax.random.key(3)
+    for where in (None, placement):
+        _, frozen = setup(pipeline, "red star", CONFIG, where)
+        pool = latents.empty_pool(frozen, 1, 5, 4)
+        how = {"batch": 8, "refresh_every": 2}
+        turn = jnp.zeros(1, jnp.int32)
+        drawn.append(latents.pooled(frozen, frozen.unet, pool, frozen.concept_emb, turn, turn, key, **how))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), *jax.device_get(drawn))
+    assert drawn[0][2].z.shape[2] == 5 and np.std(drawn[0][0].z) > 0.5
 
 
 @pytest.mark.slow
