@@ -6,12 +6,12 @@
     python -m benchmarks canvas --matrix             40 things erased by a closed form: which hurts which
     python -m benchmarks canvas --many 1 10 40       so many things out of one model at once, by the presets of JOINT
 
-Every preset runs at the scale of configs/canvas.py, which is that of the world. `aegis+near` was thought of when the
-first fox was measured here, and tried once on the wolf; else nothing is chosen on the canvas, and flowers, sports and
-musical instruments (concepts.OUTSIDE) stand in a table of their own. Beside plain prompts, held-out words and soft
-prompts, an erasure is asked for every thing in every hand once, as UnlearnCanvas does (`survey`; for the matrix and for
-many at once in half of the hands). Of many the first three are attacked. Lines go to benchmarks/results/canvas.jsonl, a cell each; a run that was stopped
-goes on there. The tables of docs/canvas.md come from here.
+Every preset runs at the scale of configs/canvas.py, which is that of the world. `aegis+near` was made on the fox, and
+tried once on the wolf; else nothing is chosen on the canvas, and flowers, sports and musical instruments
+(concepts.OUTSIDE) stand in a table of their own. Beside plain prompts, held-out words and soft prompts, an erasure is
+asked for every thing in every hand once, as UnlearnCanvas does (`survey`; for the matrix and for many at once in half
+of the hands). Of many the first three are attacked. Lines go to benchmarks/results/canvas.jsonl, a cell each; a run
+that was stopped goes on there. The tables of docs/canvas.md come from here.
 """
 
 import dataclasses
@@ -100,7 +100,8 @@ def digest(cell: dict, members) -> str:
 
 
 def measure(cell: dict) -> dict:
-    """Erases, surveys, asks in held-out words, attacks. Shares are [count, n]; of many at once by concept, in "each"."""
+    """Erases, surveys, asks in held-out words, attacks. Shares are [count, n]; of many at once "each" concept has its
+    own."""
     import aegis_jax
 
     seed = cell["evaluation_seed"]

@@ -126,7 +126,7 @@ def _trajectories(frozen, theta, cond: Conditioning, key, shape: tuple[int, int]
     # Devices that do not divide the trajectories draw some of them twice.
     drawn = count if frozen.placement is None else frozen.placement.rounded(count)
     pair = jax.tree.map(lambda x: jnp.repeat(x, drawn, axis=0), join(frozen.empty_emb, cond))
-    z = jax.random.normal(key, (count, *frozen.latent_shape), jnp.float32)
+    z = _noise(frozen, key, count)
     z = _placed(frozen, jnp.resize(z, (drawn, *z.shape[1:])))
 
     def step(z, t):
