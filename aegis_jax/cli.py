@@ -224,7 +224,7 @@ def _concepts(args) -> list[str] | None:
     from aegis_jax.batch import rows
     from aegis_jax.io.hub import expand
 
-    return list(dict.fromkeys([*(args.concept or ()), *rows.together(expand(args.concepts))]))
+    return [*(args.concept or ()), *rows.together(expand(args.concepts))]
 
 
 def _plan(args):

@@ -34,7 +34,9 @@ def optional(kind: Kind) -> Kind:
     return Kind(lambda v: v is None or kind.accepts(v), f"{kind.wanted}, or null")
 
 
-SIZE = Kind(lambda v: _is_whole(v, 1), "a whole number of at least 1")
+# Far above any model's: of larger ones there is no array, or no program that ends.
+SIZE = Kind(lambda v: _is_whole(v, 1) and v <= 2**24, "a whole number from 1 to 2**24")
+KERNEL = Kind(lambda v: _is_whole(v, 1) and v < 100, "a whole number from 1 to 99")
 LAYERS_OR_NONE = Kind(lambda v: _is_whole(v, 0) and v <= 1000, "a whole number from 0 to 1000")
 LAYERS = Kind(lambda v: _is_whole(v, 1) and v <= 1000, "a whole number from 1 to 1000")
 COUNT = Kind(lambda v: _is_whole(v, 0), "a whole number of at least 0")

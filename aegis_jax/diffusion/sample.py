@@ -28,6 +28,7 @@ from aegis_jax.models.unet_config import native_size
 LATENT_PIXELS_PER_CALL = 8192
 LATENT_PIXELS_PER_CPU_CALL = 1024
 MOST_IMAGES_PER_CALL = 64
+MOST_PIXELS = 2**16  # of a side; XLA cannot even describe arrays that are much larger
 
 
 @partial(jax.jit, static_argnums=0)
@@ -205,6 +206,8 @@ def latent_shape(pipeline, height: int | None = None, width: int | None = None) 
     if native is None and None in (height, width):
         raise AegisError("unet/config.json: sample_size is missing; pass height and width, or latents, to say the size")
     h, w = (own if pixels is None else pixels // factor for pixels, own in zip((height, width), native or (0, 0)))
+    if max(h, w) * factor > MOST_PIXELS:
+        raise AegisError(f"width x height are {w * factor} x {h * factor} pixels, wanted at most {MOST_PIXELS} a side")
     return h, w, channels
 
 

@@ -155,16 +155,32 @@ def _fill(arrays: dict[str, np.ndarray], keys: dict[str, str], file, header: saf
     def read_part(job):
         path, rows = job
         target = to_torch(path, arrays[path])[rows]
-        if header.entries[keys[path]].numpy_dtype == target.dtype and target.flags.c_contiguous:
-            safetensors.read_tensor(file, header, keys[path], target.reshape(-1).view(np.uint8), rows)
-            return
-        tensor = safetensors.read_tensor(file, header, keys[path], rows=rows)
-        with np.errstate(over="ignore"):
-            tiles.copy(target, tensor.reshape(target.shape))
+        as_it_is = header.entries[keys[path]].numpy_dtype == target.dtype and target.flags.c_contiguous
+        buffer = target.reshape(-1).view(np.uint8) if as_it_is else None
+        tensor = safetensors.read_tensor(file, header, keys[path], buffer, rows)
+        if not _is_finite(tensor):  # here, where it still is in the cache
+            raise AegisError(
+                f"{header.path}: tensor {keys[path]!r} has values that are not finite: download or copy it again, or "
+                "take another checkpoint"
+            )
+        if not as_it_is:
+            with np.errstate(over="ignore"):
+                tiles.copy(target, tensor.reshape(target.shape))
 
     shapes = {path: torch_shape(path, array.shape) for path, array in arrays.items()}
     jobs = [(path, rows) for path in arrays for rows in parts.split(shapes[path], arrays[path].itemsize)]
     parts.on_all_cores(read_part, jobs)
+
+
+def _is_finite(tensor: np.ndarray) -> bool:
+    """Whether all values of one of `_PARAMETER_TYPES` are finite.
+
+    Told by the bits, since NumPy's own test takes thirty times as long for 16 of them: taken for signed integers,
+    infinity and the NaNs after it are the largest; for unsigned ones, those of the other sign.
+    """
+    size, (above, below) = tensor.dtype.itemsize, np.array([np.inf, -np.inf], tensor.dtype)
+    limits = {f"i{size}": above, f"u{size}": below}
+    return all(tensor.view(bits).max() < limit.view(bits) for bits, limit in limits.items())
 
 
 def _aligned(size: int) -> np.ndarray:

@@ -25,7 +25,7 @@ def new_folder(
     destination = _checked_destination(folder, overwrite)
     remove_leftovers(destination)
     _check_space(needed, destination)
-    with _written_beside(destination) as unfinished:
+    with _written_beside(destination, overwrite) as unfinished:
         yield unfinished, destination
 
 
@@ -147,7 +147,7 @@ def _is_other_process(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def _written_beside(destination: pathlib.Path) -> Iterator[pathlib.Path]:
+def _written_beside(destination: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
     """A new folder beside the destination, renamed to it on success and removed otherwise."""
     unfinished, replaced = _beside(destination, "unfinished"), _beside(destination, "replaced")
     with safetensors.writing(destination), _stopped_by_sigterm(destination):
@@ -155,7 +155,8 @@ def _written_beside(destination: pathlib.Path) -> Iterator[pathlib.Path]:
             unfinished.mkdir(parents=True)
             yield unfinished
             try:
-                if destination.exists():
+                _checked_destination(destination, overwrite)  # again: it took a while
+                if overwrite and destination.exists():
                     shutil.rmtree(replaced, ignore_errors=True)
                     os.rename(destination, replaced)
                 os.rename(unfinished, destination)

@@ -25,6 +25,7 @@ CONFIGS = {
 }
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # a pipeline may go without them
 NEED_WEIGHTS = ("safety_checker", "image_encoder")  # not needed here, but diffusers loads none of them without
+_DEEPEST = 100  # lists and objects in each other that a JSON file may have; more would overflow the stack in copies
 _STEMS = ("diffusion_pytorch_model", "model")
 _SUPPORTED = "aegis_jax reads Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)"
 
@@ -70,7 +71,8 @@ class Folder:
     """A diffusers folder: model_index.json as read, files to copy, and its components.
 
     absent: optional components that the index names and the folder does not have, a deleted safety checker for
-    example; diffusers loads such a folder when told to do without.
+    example; diffusers loads such a folder when told to do without. unread: lists in the index that are no components;
+    diffusers reads past them.
     """
 
     path: pathlib.Path
@@ -78,6 +80,7 @@ class Folder:
     files: tuple[File, ...]
     components: dict[str, Component]
     absent: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 def examine(path: pathlib.Path, variant: str | None = None) -> Folder:
@@ -104,7 +107,12 @@ def examine(path: pathlib.Path, variant: str | None = None) -> Folder:
         _file(path / "model_index.json"),
         *(_file(p) for p in licences if p.suffix in {"", ".txt", ".md"}),
     )
-    return Folder(path, index, files, components, absent)
+    unread = tuple(
+        name
+        for name, value in index.items()
+        if isinstance(value, list) and not _is_pair(value) and not name.startswith("_")
+    )
+    return Folder(path, index, files, components, absent, unread)
 
 
 def read_json(path: pathlib.Path) -> dict:
@@ -120,7 +128,17 @@ def read_json(path: pathlib.Path) -> dict:
         raise AegisError(f"cannot read {path}: {error.strerror or error}") from error
     if not isinstance(value, dict):
         raise AegisError(f"{path} holds a JSON {type(value).__name__}, wanted an object: download it again")
+    if _is_deep(value):
+        raise AegisError(f"{path} is not valid JSON (nested too deeply): mend it or download it again")
     return value
+
+
+def _is_deep(value: dict) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [x for outer in level for x in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [x for x in inner if isinstance(x, (dict, list))]
+    return bool(level)
 
 
 def _refuse_other_folder(path: pathlib.Path) -> None:
@@ -153,7 +171,9 @@ def _check_classes(path: pathlib.Path, index: dict) -> dict[str, str]:
     for name, value in index.items():
         if not isinstance(value, list):
             continue
-        if len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
+        if not _is_pair(value):
+            if name not in (*REQUIRED, *OPTIONAL):  # no component that the pipeline takes
+                continue
             raise AegisError(f"{where}: {name} should be [library, class], found {json.dumps(value)[:100]}")
         if name != pathlib.Path(name).name or name in ("", ".."):
             raise AegisError(f"{where}: {name!r} is not the name of a component")
@@ -173,6 +193,11 @@ def _check_classes(path: pathlib.Path, index: dict) -> dict[str, str]:
     if problems:
         raise AegisError(f"{where}: {'; '.join(problems)}; {_SUPPORTED}")
     return classes
+
+
+def _is_pair(value: list) -> bool:
+    """Whether an entry of model_index.json is [library, class], or [null, null] as of a component left out."""
+    return len(value) == 2 and all(part is None or isinstance(part, str) for part in value)
 
 
 def _component(root: pathlib.Path, name: str, class_name: str, variant: str | None) -> Component:

@@ -8,6 +8,7 @@ What it cannot say is lost: the rest of each change, and changes of biases and n
           added; diffusers reads these too.
 """
 
+import math
 import os
 import pathlib
 
@@ -27,8 +28,8 @@ def write_lora(
     """Writes the LoRA of a delta file; returns (how many matrices it has, its relative error).
 
     base, revision, variant: the base model, as for `load_pipeline`. The error is the Frobenius norm of what is lost of
-    the whole change over that of the change. Raises `AegisError` as `apply_delta` does, if no matrix is changed, and if
-    `out` exists (with `overwrite`: is no LoRA).
+    the whole change over that of the change. Raises `AegisError` as `apply_delta` does, if no matrix is changed, if
+    none can have that rank, and if `out` exists (with `overwrite`: is no LoRA).
     """
     if rank < 1:
         raise AegisError(f"rank {rank}: wanted 1 or more")
@@ -43,6 +44,10 @@ def write_lora(
         delta.opened("unet", original.components["unet"].weights.headers) as old,
     ):
         new = delta.of_unet(found, path)
+        shapes = [new[key].entry.shape for key in new.keys() & old.keys()]
+        ranks = [min(shape[0], math.prod(shape[1:])) for shape in shapes if len(shape) in (2, 4)]
+        if ranks and rank > max(ranks):  # more would be zeros alone
+            raise AegisError(f"rank {rank}: wanted at most {max(ranks)}, the largest that a change in {path} can have")
         for key in sorted(new.keys() & old.keys()):
             change = new[key].read().astype(np.float64) - old[key].read().astype(np.float64)
             if not np.isfinite(change).all():

@@ -92,7 +92,7 @@ def load_pipeline(source, *, revision: str | None = None, variant: str | None = 
     """
     safetensors.dtype_name(dtype)  # refuses other types before any work
     found = folder.examine(hub.locate(source, revision=revision, variant=variant), variant)
-    abstract, origins, problems, unread = {}, {}, [], {}
+    abstract, origins, problems, unread = {}, {}, [], {"model_index.json": list(found.unread)}
     for name, module_class in MODELS.items():
         component = found.components[name]
         # A copy: that of the source must stay what the file says, whatever becomes of ours.

@@ -7,6 +7,7 @@ above what the caller keeps (mapped pages count twice), and a file can be writte
 the key order and metadata of the file it came from.
 """
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -310,8 +311,8 @@ def _parse(path: pathlib.Path, raw: bytes) -> tuple[dict[str, Entry], dict[str, 
 def _unique(pairs: list[tuple]) -> dict:
     table = dict(pairs)
     if len(table) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {_short(next(key for key in keys if keys.count(key) > 1))} appears twice")
+        counts = collections.Counter(key for key, _ in pairs)
+        raise ValueError(f"key {_short(next(key for key, count in counts.items() if count > 1))} appears twice")
     return table
 
 

@@ -113,7 +113,7 @@ class Tokenizer:
         vocabulary = self._clip.get_vocab()
         found = [i for piece, i in vocabulary.items() if self._is_word(piece)]
         found = found or [i for i in vocabulary.values() if i not in self._clip.all_special_ids]
-        return self._known(np.sort(np.array(found, np.int32)))
+        return self._known(np.sort(np.array(found, np.int64))).astype(np.int32)
 
     def _is_word(self, piece: str) -> bool:
         """Whether a piece of the vocabulary ends a word and is of letters, at least two."""
@@ -149,7 +149,7 @@ class Tokenizer:
         texts = [self._spelled_out(prompt) for prompt in prompts]
         rows = self._clip(texts, padding="max_length", max_length=length, truncation=True)["input_ids"]
         self._warn_of_cut(prompts, length)
-        return self._known(np.asarray(rows, np.int32).reshape(len(prompts), length))
+        return self._known(np.asarray(rows, np.int64).reshape(len(prompts), length)).astype(np.int32)
 
     def _known(self, ids: np.ndarray) -> np.ndarray:
         """`ids`, all of which the text encoder has an embedding for: JAX would read NaN beyond the table's end."""

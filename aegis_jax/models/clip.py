@@ -112,13 +112,14 @@ _KINDS = dict.fromkeys(_TEXT_DEFAULTS, kinds.SIZE) | {
 
 
 def checked(config: dict) -> dict:
-    """A text config with its defaults. Raises `AegisError` for another architecture or an unsupported option."""
+    """A text config with its defaults. Raises `AegisError` for an unsupported option.
+
+    `architectures` may say anything, as in transformers: a whole CLIP or one with a projection has the same text tower,
+    and of another model tensors are missing.
+    """
     config = _TEXT_DEFAULTS | config
     problems = kinds.problems(config, _KINDS)
     refuse(problems, "text encoder")
-    architectures = config.get("architectures") or ["CLIPTextModel"]
-    if architectures != ["CLIPTextModel"]:
-        problems.append(f"architectures={architectures} (supported: ['CLIPTextModel'])")
     if config["hidden_act"] not in ACTIVATIONS:
         problems.append(f"hidden_act={config['hidden_act']!r} (supported: {', '.join(ACTIVATIONS)})")
     if config["hidden_size"] % config["num_attention_heads"]:

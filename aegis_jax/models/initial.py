@@ -1,13 +1,13 @@
 """Flax's layers with initial values that can be left out, for models whose parameters come from a file.
 
 Tracing the default initialisers only to learn shapes takes most of the time of loading a small pipeline. A key of None
-therefore means: the shape alone. With a key the values are those of Flax's defaults, bit for bit.
+therefore means: shape and dtype alone, however large. With a key the values are those of Flax's defaults, bit for bit.
 """
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 
@@ -19,11 +19,11 @@ class NoKeys:
 
 
 def _or_hollow(values):
-    """An initialiser that gives `values` with a key, and without one a constant that takes no memory."""
+    """An initialiser that gives `values` with a key, and without one a `jax.ShapeDtypeStruct`."""
 
     def initialiser(key, shape, dtype=jnp.float32, **kwargs):
         if key is None:
-            return np.broadcast_to(np.zeros((), dtype), shape)
+            return jax.ShapeDtypeStruct(shape, dtype)
         return values(key, shape, dtype, **kwargs)
 
     return initialiser

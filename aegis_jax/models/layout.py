@@ -8,9 +8,8 @@ The path of a leaf is the PyTorch module path, so only the last part of the name
   bias, and any other      <->  the same name
 """
 
-import numpy as np
-
 _WEIGHTS = ("kernel", "scale", "embedding")
+_TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}  # of a kernel, by its rank: which of our axes become PyTorch's
 
 
 def torch_key(path: str) -> str:
@@ -22,7 +21,7 @@ def torch_key(path: str) -> str:
 def to_torch(path: str, array):
     """A leaf's array in PyTorch's layout (a view of a numpy array): HWIO -> OIHW, (in, out) -> (out, in)."""
     if path.endswith(".kernel") and array.ndim > 1:
-        return array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
+        return array.transpose(_TO_TORCH[array.ndim])
     return array
 
 
@@ -35,4 +34,5 @@ def from_torch(path: str, array):
 
 def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a leaf's tensor in PyTorch's layout."""
-    return to_torch(path, np.broadcast_to(np.empty((), np.bool_), shape)).shape
+    axes = _TO_TORCH.get(len(shape)) if path.endswith(".kernel") else None
+    return tuple(shape[axis] for axis in axes) if axes else tuple(shape)

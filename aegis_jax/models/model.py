@@ -101,9 +101,7 @@ def abstract(module_class, config: dict) -> Model:
 
     Raises `AegisError` if the config asks for something that `module_class` does not support.
     """
-    hollow = _split(module_class(config, rngs=NoKeys()), config)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), hollow.params)
-    return dataclasses.replace(hollow, params=shapes)
+    return _split(module_class(config, rngs=NoKeys()), config)
 
 
 def bind(graph: Graph, params: dict) -> nnx.Module:

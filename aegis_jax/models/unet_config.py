@@ -38,9 +38,8 @@ _DEFAULTS = {
     "conv_out_kernel": 3,
 }
 _KINDS = {
-    **dict.fromkeys(
-        ("in_channels", "out_channels", "conv_in_kernel", "conv_out_kernel", "norm_num_groups"), kinds.SIZE
-    ),
+    **dict.fromkeys(("in_channels", "out_channels", "norm_num_groups"), kinds.SIZE),
+    **dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), kinds.KERNEL),
     **dict.fromkeys(("cross_attention_dim", "attention_head_dim"), kinds.one_or_each(kinds.SIZE)),
     "layers_per_block": kinds.one_or_each(kinds.LAYERS),
     **dict.fromkeys(("center_input_sample", "flip_sin_to_cos", "use_linear_projection"), kinds.FLAG),

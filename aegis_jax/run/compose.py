@@ -51,7 +51,7 @@ class Composed:
 
 def write(deltas, base, out, *, by="closed", lamb=1.0, seed=0, revision=None, variant=None, overwrite=False) -> None:
     """`aegis compose`: writes the merged delta file and prints what it keeps of each erasure."""
-    _check(by, lamb)
+    _check(by, lamb, seed)
     paths = found(deltas)
     path = delta_write.check_path(out, overwrite)
     headers = [delta.read_delta(each) for each in paths]
@@ -114,7 +114,7 @@ def compose(
     to these; "sum". The first two take changes of keys and values of cross-attention alone. Raises `AegisError` for
     others, and for texts that the tokenizer cannot take.
     """
-    _check(by, lamb)
+    _check(by, lamb, seed)
     texts = _Texts(pipeline, concepts, seed)
     zeros = {leaf: np.zeros(x.shape, np.float32) for leaf, x in select(pipeline.unet.params, "kv").items()}
     if not zeros:
@@ -147,11 +147,13 @@ def compose(
     return Composed(drift, names, interference(does), off / sizes)
 
 
-def _check(by: str, lamb: float) -> None:
+def _check(by: str, lamb: float, seed: int) -> None:
     if by not in BY:
         raise AegisError(f"--by {by}: wanted one of {', '.join(BY)}")
     if not 0 <= lamb < np.inf:
         raise AegisError(f"--lamb {lamb}: wanted 0 or more")
+    if not 0 <= seed < 2**32:
+        raise AegisError(f"--seed {seed}: wanted 0 to 2**32 - 1")
 
 
 class _Texts:

@@ -139,6 +139,7 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
     else:
         run = run_config.load(config)
     run = on_this_device(run_config.merge(run, given, overrides))
+    run = dataclasses.replace(run, concepts=tuple(dict.fromkeys(run.concepts)))  # twice would count twice
     if not (run.model or isinstance(pipeline, Pipeline)):
         raise AegisError("no model given: name a diffusers folder, a hub id, world or canvas")
     if not run.concepts:
@@ -185,6 +186,8 @@ def _start(run, pipeline, progress):
         progress.say("preparing: encoding words and prompts ...")
 
     def begin():
+        # Not needed before the export, but what is wrong with its file is to be told now.
+        pipeline.vae.params  # noqa: B018
         placement = make_placement(run.mesh.data, run.mesh.fsdp)
         return run.method.start(pipeline, list(run.concepts), run.erase, placement)
 

@@ -10,13 +10,20 @@ WEIGHTS = pathlib.Path(__file__).parent / "weights"  # what load_pipeline("world
 
 
 def show(png, *, seed: int = 0) -> None:
-    """Write a labelled picture of one generation for each of the 192 combinations to the file
+    """Write a labelled picture of one generation for each of the 192 combinations to the new file
     `png`.
     """
     from aegis_jax.errors import AegisError
     from aegis_jax.io.pipeline import load_pipeline
     from aegis_jax.world import quality
 
-    if pathlib.Path(png).suffix.lower() != ".png":
+    png = pathlib.Path(png)
+    if png.suffix.lower() != ".png":
         raise AegisError(f"{png}: the picture is a PNG; name a file that ends in .png")
-    quality.grid(load_pipeline("world"), pathlib.Path(png), seed=seed)
+    if png.exists():
+        raise AegisError(f"{png} exists: name another file (--out)")
+    if not png.parent.is_dir():
+        raise AegisError(f"{png.parent} is no folder: make it or name another file (--out)")
+    picture = quality.grid(load_pipeline("world"), seed=seed)
+    with open(png, "xb") as file:
+        picture.save(file, "PNG")

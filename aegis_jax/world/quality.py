@@ -72,8 +72,8 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def grid(pipeline, path: pathlib.Path, *, seed: int = 0, guidance: float = GUIDANCE, scale: int = 2) -> None:
-    """Write a labelled PNG: one row per shape and texture, one column per colour."""
+def grid(pipeline, *, seed: int = 0, guidance: float = GUIDANCE, scale: int = 2):
+    """A labelled picture, of Pillow: one row per shape and texture, one column per colour."""
     from PIL import Image, ImageDraw
 
     from aegis_jax.diffusion.sample import sample
@@ -98,7 +98,7 @@ def grid(pipeline, path: pathlib.Path, *, seed: int = 0, guidance: float = GUIDA
                 colour.name,
                 fill="black",
             )
-    sheet.save(path)
+    return sheet
 
 
 def main(argv=None) -> None:
@@ -117,7 +117,7 @@ def main(argv=None) -> None:
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     if arguments.png:
-        grid(pipeline, arguments.png, seed=arguments.seed, guidance=arguments.guidance)
+        grid(pipeline, seed=arguments.seed, guidance=arguments.guidance).save(arguments.png)
 
 
 if __name__ == "__main__":

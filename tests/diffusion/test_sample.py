@@ -210,6 +210,7 @@ def test_wrong_arguments_are_named(pipeline):
         ({"seed": ["1"]}, "seed"),
         ({"height": 15}, "height = 15, wanted a multiple of 2"),
         ({"width": -2}, "width"),
+        ({"height": 2**40, "width": 2**40}, "width x height are 1099511627776 x 1099511627776 .*at most 65536 a side"),
         ({"width": 16.0}, "width"),
         ({"height": 16, "latents": z[:1]}, "height and width do not go with latents"),
         ({"batch": 0}, "batch"),
@@ -231,6 +232,7 @@ def test_pipelines_that_cannot_be_sampled_are_named(pipeline):
         (dataclasses.replace(pipeline, scheduler=zero_snr), "rescale_betas_zero_snr"),
         (with_config(pipeline, "unet", in_channels=9), "in_channels = 9"),
         (with_config(pipeline, "unet", sample_size=None), "sample_size"),
+        (with_config(pipeline, "unet", sample_size=2**30), "at most 65536"),
         (with_config(pipeline, "unet", cross_attention_dim=48), "cross_attention_dim"),
         (with_config(pipeline, "vae", latent_channels=8), "4 channels .out_channels., the VAE's 8"),
     ]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from aegis_jax.errors import AegisError
+from aegis_jax.io import destination
 from aegis_jax.io.export import save_pipeline
 from aegis_jax.io.pipeline import load_pipeline
 from tests.io.written import as_bytes, changed_unet, files, unet_tensors
@@ -29,6 +30,33 @@ def test_existing_destinations(tiny, tmp_path):
     with pytest.raises(AegisError, match="is no pipeline folder"):
         save_pipeline(loaded, out / "precious.txt", overwrite=True)
     assert os.listdir(out) == ["precious.txt"] and os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_has_come_there_meanwhile_stays(overwrite, tmp_path):
+    """Any folder without overwrite, and what is no pipeline with it."""
+    out = tmp_path / "out"
+    with pytest.raises(AegisError, match=r"out is no pipeline folder" if overwrite else "out exists: choose another"):
+        with destination.new_folder(out, overwrite=overwrite, needed=1) as (unfinished, _):
+            (unfinished / "model_index.json").write_text("{}")
+            out.mkdir()
+            (out / "thesis.txt").write_text("precious")
+    assert (out / "thesis.txt").read_text() == "precious" and os.listdir(tmp_path) == ["out"]
+
+
+def test_what_comes_there_between_the_last_look_and_the_rename_stays(tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", os.rename
+
+    def late(source, target):
+        out.mkdir()
+        (out / "thesis.txt").write_text("precious")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(AegisError, match="cannot write .*out: Directory not empty"):
+        with destination.new_folder(out, overwrite=False, needed=1):
+            pass
+    assert (out / "thesis.txt").read_text() == "precious" and os.listdir(tmp_path) == ["out"]
 
 
 def test_overwriting_the_folder_it_came_from(tiny_copy, tmp_path):

@@ -152,6 +152,51 @@ def test_broken_configs(file, tiny_copy):
     refused(folder, f"{file} is missing|has no model_index.json")
 
 
+@pytest.mark.parametrize("file", ["model_index.json", "scheduler/scheduler_config.json", *CONFIGS])
+def test_configs_that_nest_too_deeply_to_be_copied(file, tiny_copy):
+    folder = tiny_copy()
+    known = (folder / file).read_text().rstrip().removesuffix("}")
+    for opened, closed in ("[]", ('{"x":', "}")):
+        (folder / file).write_text(f'{known}, "notes": {opened * 900}{"0" * (closed == "}")}{closed * 900}}}')
+        refused(folder, f"{file} is not valid JSON .nested too deeply.: mend it")
+    (folder / file).write_text(f'{known}, "_notes": {"[" * 90}{"]" * 90}}}')
+    load_pipeline(folder)
+
+
+def test_lists_in_the_index_that_are_no_components_are_read_past(tiny_copy, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    folder = tiny_copy()
+    edit_json(folder / "model_index.json", tags=["a", "b", "c"], sizes=[512, 512], _notes=["x"])
+    with pytest.warns(UserWarning, match="not used, in diffusers neither.*: sizes, tags in model_index.json$"):
+        loaded = load_pipeline(folder)
+    save_pipeline(loaded, tmp_path / "out")
+    assert StableDiffusionPipeline.from_pretrained(tmp_path / "out").unet.config.sample_size == 8
+
+
+@pytest.mark.parametrize("architecture", ["CLIPTextModelWithProjection", "CLIPModel"])
+def test_a_text_encoder_saved_as_part_of_another_clip(architecture, tiny_copy):
+    folder = tiny_copy()
+    edit_json(folder / "text_encoder/config.json", architectures=[architecture])
+    load_pipeline(folder).text_encoder.params  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("component", "sizes", "message"),
+    [
+        ("vae", {"latent_channels": 2**31 - 1}, r"vae config .*latent_channels=2147483647 .wanted: .* to 2\*\*24"),
+        ("unet", {"conv_in_kernel": 2**31 - 1}, "unet config .*conv_in_kernel=2147483647 .wanted: .* to 99"),
+        ("unet", {"block_out_channels": [2**31 - 16] * 2}, r"unet config .*block_out_channels=\[2147483632,"),
+        ("text_encoder", {"hidden_size": 2**31 - 4}, "text encoder config .*hidden_size=2147483644"),
+        ("unet", {"block_out_channels": [2**24] * 2}, "unet: 'conv_in.bias' has shape .32,., wanted .16777216,"),
+    ],
+)
+def test_absurd_sizes(component, sizes, message, tiny_copy):
+    folder = tiny_copy()
+    edit_json(folder / component / "config.json", **sizes)
+    refused(folder, message)
+
+
 def test_classes_must_agree(tiny_copy):
     folder = tiny_copy()
     edit_json(folder / "vae/config.json", _class_name="AsymmetricAutoencoderKL")

@@ -211,6 +211,38 @@ def test_integer_weights_are_refused(tiny_copy):
         load_pipeline(folder)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_values_that_are_not_finite_are_refused(dtype, tiny_copy):
+    """Of every parameter type, in tensors that are laid out anew and in others; too large for another type is none."""
+    from safetensors.torch import save_file
+
+    folder = tiny_copy(dtype=dtype)
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    for key, value in (("conv_in.weight", np.nan), ("conv_in.weight", -np.inf), ("conv_out.bias", np.inf)):
+        tensor = tensors[key].clone()
+        tensor.view(-1)[-1] = value
+        save_file({**tensors, key: tensor}, path, {"format": "pt"})
+        message = f"unet/diffusion_pytorch_model.safetensors: tensor '{key}' has values that are not finite: download"
+        for into in (dtype, "float32"):
+            with pytest.raises(AegisError, match=message):
+                load_pipeline(folder, dtype=into).unet.params  # noqa: B018
+    tensor[-1] = 60_000.0 if dtype == "float16" else 1e30
+    save_file({**tensors, "conv_out.bias": tensor, "never.used": tensor * np.nan}, path, {"format": "pt"})
+    with pytest.warns(UserWarning, match="never.used"):
+        large = load_pipeline(folder, dtype="float16").unet.params["conv_out"]["bias"][-1]
+    assert bool(jnp.isinf(large)) == (dtype != "float16")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_every_16_bit_pattern_is_told_finite_or_not(dtype):
+    every = np.arange(2**16, dtype=np.uint16).view(dtype)
+    with np.errstate(invalid="ignore"):
+        is_finite = np.isfinite(every)
+    assert convert._is_finite(every[is_finite])
+    assert not any(convert._is_finite(every[i : i + 1]) for i in np.flatnonzero(~is_finite))
+
+
 @pytest.fixture
 def with_leftovers(tiny_copy):
     """A folder with what PyTorch diffusers reads past: (folder, {component: extra tensors})."""

@@ -106,6 +106,11 @@ def test_ids_beyond_the_text_encoders_table_are_refused(tmp_path):
     for method in (lambda t: t.tokens("a star"), lambda t: t.word_ids):
         with pytest.raises(AegisError, match="vocab_size is 300"):
             method(Tokenizer(folder, vocabulary=300))
+    vocab = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(vocab | {"star</w>": 2**31}))
+    for method in (lambda t: t.ids(["a star"]), lambda t: t.tokens("a star"), lambda t: t.word_ids):
+        with pytest.raises(AegisError, match="gives token id 2147483648, but .* vocab_size is 592"):
+            method(Tokenizer(folder, vocabulary=592))
 
 
 def test_a_vocabulary_without_words_has_its_characters_for_words(tmp_path):

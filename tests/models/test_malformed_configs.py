@@ -7,7 +7,7 @@ import pytest
 
 from aegis_jax.diffusion import schedule
 from aegis_jax.errors import AegisError
-from aegis_jax.models import clip, model, unet, unet_config, vae
+from aegis_jax.models import clip, clip_model, layout, model, unet, unet_config, vae
 
 NEVER = [{}, [], [[]], [None, "x"], math.nan, "?", -1.5, 10**400]
 MODELS = {
@@ -53,6 +53,13 @@ def test_absurd_sizes(key):
         for module_class in (unet.UNet2DConditionModel, vae.AutoencoderKL):
             with pytest.raises(AegisError, match=key):
                 model.abstract(module_class, {key: value})
+
+
+def test_an_abstract_model_may_be_larger_than_any_array():
+    vision = dict.fromkeys(("hidden_size", "num_attention_heads", "patch_size", "image_size"), 2**24)
+    params = model.abstract(clip_model.CLIPModel, {"vision_config": vision}).params
+    kernel = params["vision_model"]["embeddings"]["patch_embedding"]["kernel"]
+    assert layout.torch_shape("patch_embedding.kernel", kernel.shape) == (2**24, 3, 2**24, 2**24)
 
 
 def test_layers_without_end_are_refused_before_one_is_built():

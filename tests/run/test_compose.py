@@ -112,6 +112,8 @@ def test_bad_input_is_one_line(made, tmp_path, capsys):
         ([folder / "results", folder / "wide"], "conv_in"),
         ([folder, "--by", "average"], "closed, null-space, sum"),
         ([folder, "--lamb", "-1"], "--lamb"),
+        ([folder, "--seed", str(2**80)], "wanted 0 to 2**32 - 1"),
+        ([folder, "--seed", "-1"], "wanted 0 to 2**32 - 1"),
         ([a, nameless], "does not say what it erases"),
         ([a, base / "unet/diffusion_pytorch_model.safetensors"], "no delta file"),
     ):

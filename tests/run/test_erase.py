@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import aegis_jax
 from aegis_jax.erasure.aegis.config import EraseConfig
@@ -262,6 +263,18 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_training(cheap_step, f
     assert not (tmp_path / "run").exists()
 
 
+def test_a_vae_that_is_not_finite_is_refused_before_training(cheap_step, folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "model")
+    path = model / "vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    key = "decoder.conv_out.weight"
+    save_file({**tensors, key: tensors[key] * np.nan}, path, {"format": "pt"})
+    for out in (tmp_path / "run", None):
+        with pytest.raises(AegisError, match=f"'{key}' has values that are not finite"):
+            aegis_jax.erase(model, "star", overrides=[("steps", "7")], out=out)
+    assert not (tmp_path / "run").exists()
+
+
 def test_disk_errors_pass_others_on(tmp_path):
     with pytest.raises(AegisError, match="no space left"):
         with disk_errors(tmp_path):
@@ -276,3 +289,9 @@ def test_the_worlds_settings_are_taken_however_it_is_named():
     overrides = [("model", "world"), ("concepts", "red")]
     assert run_erase.settings(None, None, None, overrides) == wanted
     assert run_erase.settings("world", None, None, overrides[1:]) == wanted != run_erase.settings("world", "star", None)
+
+
+def test_a_concept_that_is_named_twice_counts_once():
+    for given in ({"concepts": ["star", "red", "star"]}, {"overrides": [("concepts", "star,red,star")]}):
+        run = run_erase.settings("world", given.get("concepts"), None, given.get("overrides", ()))
+        assert run.concepts == ("star", "red")

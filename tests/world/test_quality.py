@@ -4,7 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from aegis_jax import world
+from aegis_jax.errors import AegisError
 from aegis_jax.world import WEIGHTS, captions, quality
 from aegis_jax.world.concepts import ATTRIBUTES
 
@@ -40,8 +43,21 @@ def test_generations_are_judged_right(pipeline, monkeypatch, every, least):
 
 
 @pytest.mark.slow
-def test_the_picture(pipeline, tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    quality.grid(pipeline, tmp_path / "grid.png")
-    with image.open(tmp_path / "grid.png") as picture:
-        assert picture.size == (64 + 24 * 64, 34 + 8 * 64)
+def test_the_picture(pipeline):
+    picture = quality.grid(pipeline)
+    assert picture.size == (64 + 24 * 64, 34 + 8 * 64)
+
+
+def test_a_picture_is_never_drawn_over_a_file(tmp_path, monkeypatch):
+    """What is there, or cannot be written, is told before anything is drawn."""
+    monkeypatch.setattr(quality, "grid", lambda *args, **kwargs: Image.new("RGB", (3, 2)))
+    world.show(tmp_path / "new.png")
+    with Image.open(tmp_path / "new.png") as picture:
+        assert picture.size == (3, 2)
+    monkeypatch.delattr(quality, "grid")
+    (tmp_path / "mine.png").write_text("mine")
+    with pytest.raises(AegisError, match="mine.png exists: name another file .--out."):
+        world.show(tmp_path / "mine.png")
+    with pytest.raises(AegisError, match="nowhere is no folder: make it or name another file .--out."):
+        world.show(tmp_path / "nowhere/new.png")
+    assert (tmp_path / "mine.png").read_text() == "mine" and not (tmp_path / "nowhere").exists()
