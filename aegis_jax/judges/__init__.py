@@ -36,6 +36,11 @@ def load(spec: str) -> Judge:
         judge = make(what, options)
     except AegisError as error:
         raise AegisError(f"judge {spec!r}: {error}") from error
+    except Exception as error:
+        if kind in KINDS:
+            raise
+        # A package of somebody else's: whatever it raises.
+        raise AegisError(f"judge {spec!r}: the package that brings {kind!r} raised {error!r}") from error
     if not isinstance(judge, Judge):
         raise AegisError(f"judge {spec!r}: the package that brings {kind!r} gave no aegis_jax.judges.Judge")
     return judge

@@ -28,9 +28,11 @@ def load(what: str, options: dict[str, str]) -> Judge:
         raise AegisError("say which: hf:FOLDER, or a hub id, hf:NAME/NAME")
     folder = hub.locate_model(what, revision=values.get("revision"))
     network, processor = _opened(transformers, folder)
-    network = network.eval().to(values.get("device", "cpu"))
+    network = _on(network.eval(), values.get("device", "cpu"))
     several = network.config.problem_type == "multi_label_classification"
     labels = _labels(network.config)
+    if 1 < len(labels) <= values.get("top", 1):
+        raise AegisError(f"option top={values['top']}: with {len(labels)} labels each would count as shown")
 
     @torch.no_grad()
     def logits(images: np.ndarray):
@@ -98,6 +100,13 @@ def _opened(transformers, folder):
             + (f" and {len(absent) - 1} more" if len(absent) > 1 else "")
         )
     return network, processor
+
+
+def _on(network, device: str):
+    try:
+        return network.to(device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or a PyTorch without it
+        raise AegisError(f"option device={device!r}: PyTorch has none ({' '.join(str(error).split())[:100]})") from None
 
 
 def _labels(config) -> tuple[str, ...]:

@@ -87,6 +87,15 @@ def test_the_first_few_count_where_that_is_said(tmp_path):
     assert three.name.endswith("?top=3")
     p = first.probabilities(IMAGES)
     assert (first.shown(p).sum(1) == 1).all() and (three.shown(p).sum(1) == 3).all()
+    with pytest.raises(AegisError, match=f"top={len(first.labels)}: with {len(first.labels)} labels each would"):
+        judges.load(f"hf:{tmp_path}?top={len(first.labels)}")
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta:x", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_a_device_that_pytorch_does_not_have_is_refused(tmp_path, device):
+    saved(vit(), tmp_path)
+    with pytest.raises(AegisError, match=f"option device='{device}': PyTorch has none"):
+        judges.load(f"hf:{tmp_path}?device={device}")
 
 
 def test_several_labels_at_once(tmp_path):

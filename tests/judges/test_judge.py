@@ -130,7 +130,13 @@ class Point:
     def load(self):
         if isinstance(self.made, Exception):
             raise self.made
-        return lambda what, options: self.made if self.made is not None else judge(about={"what": what} | options)
+        return lambda what, options: self.made if self.made is not None else _made(what, options)
+
+
+def _made(what, options):
+    if what == "none":
+        raise KeyError(what)
+    return judge(about={"what": what} | options)
 
 
 @pytest.fixture
@@ -148,6 +154,8 @@ def test_kinds_of_other_packages(installed):
     assert judges.load("mine:some/thing:else?a=1&b=").about == {"what": "some/thing:else", "a": "1", "b": ""}
     with pytest.raises(AegisError, match="'broken' of somewhere:judge cannot be loaded: ImportError"):
         judges.load("broken:")
+    with pytest.raises(AegisError, match="'mine:none': the package that brings 'mine' raised KeyError"):
+        judges.load("mine:none")
     with pytest.raises(AegisError, match="gave no aegis_jax.judges.Judge"):
         judges.load("wrong")
     with pytest.raises(AegisError, match="'other' is unknown; there are: world, .*mine"):
