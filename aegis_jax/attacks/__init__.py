@@ -5,11 +5,15 @@ from collections.abc import Callable
 
 from aegis_jax.attacks import ladder, p4d, probes, recall, revival, ring_a_bell, word_search
 from aegis_jax.attacks.cce import CCEConfig, cce
+from aegis_jax.attacks.cce import check_fit as check_cce
 from aegis_jax.attacks.given import Given, Pictures
 from aegis_jax.attacks.result import AttackResult
+from aegis_jax.attacks.search import placed
 from aegis_jax.attacks.soft_prompt import SoftPromptConfig, soft_prompt
+from aegis_jax.attacks.soft_prompt import check_fit as check_soft_prompt
 from aegis_jax.attacks.tina import TINAConfig, tina
 from aegis_jax.attacks.unlearndiffatk import UnlearnDiffAtkConfig, unlearndiffatk
+from aegis_jax.attacks.unlearndiffatk import plan as unlearndiffatk_plan
 from aegis_jax.errors import AegisError
 
 
@@ -22,6 +26,8 @@ class Method:
     are, drawn from a picture; "weights": the same by other weights.
     without: whether it takes pictures that do not show the concept. asks: whether it searches words
     by a classifier of the attacker's own (`Given.probability`).
+    check_fit: (pipeline, concept, prompts, config) -> None; raises `AegisError` for what `run` would refuse of settings
+    that do not fit the pipeline, or one of the prompts, in a moment; or None.
     """
 
     run: Callable
@@ -29,6 +35,7 @@ class Method:
     of: str = "concept"
     without: bool = False
     asks: bool = False
+    check_fit: Callable | None = None
 
     @property
     def in_words(self) -> bool:
@@ -44,19 +51,29 @@ def _soft_prompt(pipeline, concept: str, given: Given, config: SoftPromptConfig,
     return soft_prompt(pipeline, concept, given.images, config, progress, original=given.original)
 
 
+def _searched(run: Callable, config: type, plan: Callable) -> Method:
+    """A search for words, whose `plan` is made of (pipeline, prompts, config)."""
+    check = lambda pipeline, _, prompts, config: placed(pipeline, prompts, plan(pipeline, prompts, config))  # noqa: E731
+    return Method(run, config, of="prompt", check_fit=check)
+
+
 METHODS = {
-    "soft-prompt": Method(_soft_prompt, SoftPromptConfig),
-    "unlearndiffatk": Method(unlearndiffatk, UnlearnDiffAtkConfig, of="prompt"),
-    p4d.HARD_PROMPT: Method(p4d.hard_prompt, p4d.HardPromptConfig, of="prompt"),
-    p4d.N: Method(p4d.p4d_n, p4d.P4DNConfig, of="prompt"),
-    p4d.K: Method(p4d.p4d_k, p4d.P4DKConfig, of="prompt"),
-    "cce": Method(cce, CCEConfig),
+    "soft-prompt": Method(_soft_prompt, SoftPromptConfig, check_fit=check_soft_prompt),
+    "unlearndiffatk": _searched(unlearndiffatk, UnlearnDiffAtkConfig, unlearndiffatk_plan),
+    p4d.HARD_PROMPT: _searched(p4d.hard_prompt, p4d.HardPromptConfig, p4d.hard_prompt_plan),
+    p4d.N: _searched(p4d.p4d_n, p4d.P4DNConfig, p4d.n_plan),
+    p4d.K: _searched(p4d.p4d_k, p4d.P4DKConfig, p4d.k_plan),
+    "cce": Method(cce, CCEConfig, check_fit=check_cce),
     "tina": Method(tina, TINAConfig, of="picture"),
-    ring_a_bell.NAME: Method(ring_a_bell.ring_a_bell, ring_a_bell.RingABellConfig, of="prompt"),
+    ring_a_bell.NAME: Method(
+        ring_a_bell.ring_a_bell, ring_a_bell.RingABellConfig, of="prompt", check_fit=ring_a_bell.check_fit
+    ),
     ring_a_bell.EMBEDDING: Method(ring_a_bell.embedding, ring_a_bell.EmbeddingConfig, of="prompt"),
-    word_search.NAME: Method(word_search.word_search, word_search.WordSearchConfig, asks=True),
+    word_search.NAME: Method(
+        word_search.word_search, word_search.WordSearchConfig, asks=True, check_fit=word_search.check_fit
+    ),
     ladder.NAME: Method(ladder.ladder, ladder.LadderConfig, of="prompt"),
-    recall.NAME: Method(recall.recall, recall.RecallConfig, of="guided", without=True),
+    recall.NAME: Method(recall.recall, recall.RecallConfig, of="guided", without=True, check_fit=recall.check_fit),
     probes.NOISE: Method(probes.noise_probe, probes.NoiseConfig, of="guided", without=True),
     probes.COMPLETION: Method(probes.completion_probe, probes.CompletionConfig, of="guided", without=True),
     probes.INPAINTING: Method(probes.inpainting_probe, probes.InpaintingConfig, of="guided", without=True),

@@ -24,7 +24,7 @@ from aegis_jax.attacks.rows import STEPS_PER_CALL, Counter, per_call
 from aegis_jax.attacks.soft_prompt import networks
 from aegis_jax.diffusion.conditioning import encode_tokens
 from aegis_jax.diffusion.schedule import noised
-from aegis_jax.diffusion.template import around, fill
+from aegis_jax.diffusion.template import Template, around, fill
 from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.diffusion.vocabulary import embeddings
 from aegis_jax.errors import AegisError
@@ -124,16 +124,29 @@ def _steps(net, data: Data, keys, soft, moments, first, *, batch: int, chunk: in
     return soft, moments, losses
 
 
+def placed(tokenizer, config: CCEConfig) -> tuple[list[int], list[Template]]:
+    """(the token that is started from, the texts around it). Raises `AegisError` for what is none or does not fit."""
+    word = tokenizer.tokens(config.initial)
+    if len(word) != 1:
+        raise AegisError(f"attack {NAME}: initial={config.initial!r} is not one token of this tokenizer; take another")
+    try:
+        return word, [around(tokenizer, text, config.tokens) for text in TEXTS[config.texts]]
+    except AegisError as error:
+        raise AegisError(f"attack {NAME}: {error}") from None
+
+
+def check_fit(pipeline, concept: str, prompts: list[str], config: CCEConfig) -> None:
+    """Raises `AegisError` for settings that `cce` would refuse."""
+    placed(pipeline.tokenizer, config)
+
+
 def cce(pipeline, concept: str, given: Given, config: CCEConfig, progress=None) -> AttackResult:
     """Learns a token in every restart. Raises `AegisError` for settings that cannot be."""
     check(NAME, config, given.steps)
-    word = pipeline.tokenizer.tokens(config.initial)
-    if len(word) != 1:
-        raise AegisError(f"attack {NAME}: initial={config.initial!r} is not one token of this tokenizer; take another")
+    word, templates = placed(pipeline.tokenizer, config)
     began, on_cpu = time.perf_counter(), jax.default_backend() == "cpu"
     net = networks(pipeline, concept)
     images = np.concatenate([given.images, np.asarray(given.images)[:, :, ::-1]])
-    templates = [around(pipeline.tokenizer, text, config.tokens) for text in TEXTS[config.texts]]
     data = Data(
         z_0=encode_images(pipeline, images),
         templates=jnp.stack([embeddings(pipeline, template.ids) for template in templates]),

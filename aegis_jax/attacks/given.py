@@ -1,6 +1,8 @@
 """What an attacker has beside the model under attack, and how he looks at what it generates."""
 
 import dataclasses
+import hashlib
+from collections import Counter
 from collections.abc import Callable
 
 import jax
@@ -64,6 +66,19 @@ class Given:
             raise AegisError(f"attack: {counts}: wanted one prompt and one seed for each image")
 
 
+def case_numbers(given: Given) -> np.ndarray:
+    """What each case draws by, uint32 (n,): of its seed and of what it was made from, so not of what stands beside it.
+
+    Cases that are equal in both are told apart by their order.
+    """
+    seen, found = Counter(), []
+    for case in zip((int(seed) % 2**32 for seed in given.seeds), given.made_from):
+        text = f"{case[0]} {seen[case]} {case[1]}"
+        found.append(int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big"))
+        seen[case] += 1
+    return np.array(found, np.uint32)
+
+
 def needed(given: Given, method: str) -> None:
     """Refuses an attack that compares with the model before erasure where that is not known."""
     if given.original is None:
@@ -79,13 +94,23 @@ def check(method: str, config, steps: int) -> None:
     for name, values in getattr(config, "choices", {}).items():
         if getattr(config, name) not in values:
             raise AegisError(f"attack {method}: {name}={getattr(config, name)!r}, wanted one of: {', '.join(values)}")
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not abs(value) <= float(np.finfo(np.float32).max):
+            raise AegisError(f"attack {method}: {name}={value!r}, wanted a finite float32 number")
     for name in getattr(config, "positive", ()):
         if not getattr(config, name) > 0:
             raise AegisError(f"attack {method}: {name}={getattr(config, name)!r}, wanted more than 0")
+    if not getattr(config, "weight_decay", 0) >= 0:
+        raise AegisError(f"attack {method}: weight_decay={config.weight_decay!r}, wanted 0 or more")
     if not 0 <= getattr(config, "seed", 0) < 2**32:
         raise AegisError(f"attack {method}: seed={config.seed!r}, wanted 0 to 2**32 - 1")
     if hasattr(config, "check"):
         config.check(method, steps)
+
+
+def per_picture(steps: int, guidance: float) -> int:
+    """UNet evaluations of a picture; at a guidance of 1 or less there is none, as in `sample`."""
+    return steps * (1 + (guidance > 1))
 
 
 @dataclasses.dataclass
@@ -103,17 +128,17 @@ class Viewer:
 
     def __call__(self, prompts: list[str] | Conditioning, start) -> np.ndarray:
         """uint8 images (n, H, W, 3) of n prompts, or of encoded ones, from start noise (n, h, w, C)."""
-        n, guided = len(start), self.given.guidance > 1
+        n, guidance = len(start), self.given.guidance
         filled = np.minimum(np.arange(-(-n // self.batch) * self.batch), n - 1)
         if isinstance(prompts, Conditioning):
             cond = take(prompts, filled)
         else:
             cond = encode(self.pipeline, [prompts[i] for i in filled])
-        uncond = per_latent(encode(self.pipeline, ""), len(filled)) if guided else None
+        uncond = per_latent(encode(self.pipeline, ""), len(filled)) if guidance > 1 else None
         timesteps = ddim_timesteps(self.pipeline.scheduler, self.given.steps)
         noise = jnp.asarray(np.asarray(start)[filled])
-        images = generate(self.pipeline, cond, uncond, noise, timesteps, self.given.guidance, batch=self.batch)
-        self.unet_evaluations += n * self.given.steps * (1 + guided)
+        images = generate(self.pipeline, cond, uncond, noise, timesteps, guidance, batch=self.batch)
+        self.unet_evaluations += n * per_picture(self.given.steps, guidance)
         return images[:n]
 
     def shown(self, prompts: list[str] | Conditioning, start) -> np.ndarray:

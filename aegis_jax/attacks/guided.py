@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.attacks.given import Given, groups, take
+from aegis_jax.attacks.given import Given, groups, per_picture, take
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED
 from aegis_jax.attacks.rows import per_call
@@ -79,7 +79,7 @@ class Drawer:
                     mask, z_0, noise = (x[numbers] for x in (known.mask, known.z_0, known.noise))
                     part = mask * self.noised(z_0, noise, end) + (1 - mask) * part
             done[numbers] = np.asarray(part)
-        self.unet_evaluations += len(done) * (last - first) * (1 + (self.given.guidance > 1))
+        self.unet_evaluations += len(done) * per_picture(last - first, self.given.guidance)
         return done
 
     def _denoised(self, cond, z, first: int, last: int):

@@ -1,5 +1,7 @@
 """Settings that are several numbers, written with commas."""
 
+import itertools
+
 from aegis_jax.errors import AegisError
 
 
@@ -9,7 +11,7 @@ def numbers(method: str, name: str, text: str, *, kind: type = float, most: floa
         found = [kind(part) for part in str(text).split(",")]
     except ValueError:
         found = []
-    if not found or found != sorted(set(found)) or not 0 < found[0] <= found[-1] <= most:
+    if not found or not all(a < b for a, b in itertools.pairwise([0, *found])) or found[-1] > most:
         limit = "" if most == float("inf") else f" and at most {most:g}"
         raise AegisError(
             f"attack {method}: {name}={text!r}, wanted ascending numbers above 0{limit}, with commas between"

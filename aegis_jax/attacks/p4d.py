@@ -71,28 +71,42 @@ class P4DNConfig(P4DKConfig):
 
 def hard_prompt(pipeline, concept: str, given: Given, config: HardPromptConfig, progress=None) -> AttackResult:
     """MU-Attack's form, on every prompt of `given`, which must have the original."""
-    check(HARD_PROMPT, config, given.steps)
-    needed(given, HARD_PROMPT)
-    space = spaces.Nearest(config.learning_rate, config.weight_decay, decoupled=False)
-    plan = phased(HARD_PROMPT, pipeline, given, config, space, to_prediction=True)
-    return search.Search(pipeline, given, plan, progress).run()
+    return _searched(HARD_PROMPT, hard_prompt_plan, pipeline, given, config, progress)
 
 
 def p4d_n(pipeline, concept: str, given: Given, config: P4DNConfig, progress=None) -> AttackResult:
     """P4D-N, on every prompt of `given`, which must have the original."""
-    return _official(N, pipeline, given, config, [config.tokens] * len(given.prompts), "replace", progress)
+    return _searched(N, n_plan, pipeline, given, config, progress)
 
 
 def p4d_k(pipeline, concept: str, given: Given, config: P4DKConfig, progress=None) -> AttackResult:
     """P4D-K, likewise."""
-    tokens = [len(pipeline.tokenizer.tokens(prompt)) // EVERY + 1 for prompt in given.prompts]
-    return _official(K, pipeline, given, config, tokens, "per_k_words", progress)
+    return _searched(K, k_plan, pipeline, given, config, progress)
 
 
-def _official(method: str, pipeline, given: Given, config, tokens, place: str, progress) -> AttackResult:
+def _searched(method: str, plan, pipeline, given: Given, config, progress) -> AttackResult:
     check(method, config, given.steps)
     needed(given, method)
-    plan = search.Plan(
+    return search.Search(pipeline, given, plan(pipeline, given.prompts, config), progress).run()
+
+
+def hard_prompt_plan(pipeline, prompts: list[str], config: HardPromptConfig) -> search.Plan:
+    space = spaces.Nearest(config.learning_rate, config.weight_decay, decoupled=False)
+    return phased(HARD_PROMPT, pipeline, prompts, config, space, to_prediction=True)
+
+
+def n_plan(pipeline, prompts: list[str], config: P4DNConfig) -> search.Plan:
+    return _official(N, config, [config.tokens] * len(prompts), "replace")
+
+
+def k_plan(pipeline, prompts: list[str], config: P4DKConfig) -> search.Plan:
+    tokens = [len(pipeline.tokenizer.tokens(prompt)) // EVERY + 1 for prompt in prompts]
+    return _official(K, config, tokens, "per_k_words")
+
+
+def _official(method: str, config: P4DKConfig, tokens: list[int], place: str) -> search.Plan:
+    return search.Plan(
+        method=method,
         space=spaces.Nearest(config.learning_rate, config.weight_decay, decoupled=True),
         tokens=tokens,
         place=place,
@@ -104,4 +118,3 @@ def _official(method: str, pipeline, given: Given, config, tokens, place: str, p
         keep_best=True,
         judged=config.judged,
     )
-    return search.Search(pipeline, given, plan, progress).run()

@@ -19,12 +19,12 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.attacks.given import Given, check, needed
+from aegis_jax.attacks.given import Given, case_numbers, check, needed
 from aegis_jax.attacks.guided import NO_MODEL, NO_TEXT, OTHER_PICTURE, Drawer, Known, others, outcomes
 from aegis_jax.attacks.numbers import numbers
 from aegis_jax.attacks.result import ATTACK, AttackResult
 from aegis_jax.diffusion.conditioning import encode, per_latent
-from aegis_jax.diffusion.sample import predict_noise
+from aegis_jax.diffusion.sample import latent_shape, predict_noise
 from aegis_jax.diffusion.schedule import guide
 from aegis_jax.errors import AegisError
 
@@ -80,8 +80,8 @@ class _Probe:
         self.drawer = Drawer(pipeline, given, self.n)
         self.cond = encode(pipeline, given.prompts)
         self.empty = per_latent(self.drawer.empty, self.n)
-        rng = np.random.default_rng([_PROBES, seed])
-        self.noise = rng.standard_normal(np.shape(self.drawer.noise(given.seeds)), np.float32)
+        rngs = [np.random.default_rng([_PROBES, seed, number]) for number in case_numbers(given)]
+        self.noise = np.stack([rng.standard_normal(latent_shape(pipeline), np.float32) for rng in rngs])
         self.levels: dict[str, dict[str, np.ndarray]] = {}
         self.judged, self.progress, self.done, self.total = given.judge is not None, progress, 0, total
 

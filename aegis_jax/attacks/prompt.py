@@ -21,24 +21,28 @@ INSERTIONS = ("prefix_k", "suffix_k", "mid_k", "insert_k", "per_k_words", "repla
 EVERY = 3  # of per_k_words
 
 
-def template(tokenizer, concept: str, place: str, tokens: int, neutral: str = "thing") -> Template:
+def template(
+    tokenizer, concept: str, place: str, tokens: int, neutral: str = "thing", method: str = "soft_prompt"
+) -> Template:
     """The template of `tokens` soft tokens at a `place` of PLACES.
 
-    Raises `AegisError` for an unknown place, a concept without tokens, a neutral word that is not one token of the
-    vocabulary, and what does not fit the text encoder.
+    Raises `AegisError`, which names the attack, for an unknown place, a concept without tokens, a neutral word that is
+    not one token of the vocabulary, and what does not fit the text encoder.
     """
     if place not in PLACES:
-        raise AegisError(f"attack soft_prompt: place={place!r} is unknown; choose one of: {', '.join(PLACES)}")
+        raise AegisError(f"attack {method}: place={place!r} is unknown; choose one of: {', '.join(PLACES)}")
     length, gaps = tokenizer.model_max_length, [None] * tokens
-    words = _neutral(tokenizer, neutral) if place == "neutral" else tokenizer.tokens(concept)
+    words = _neutral(tokenizer, neutral, method) if place == "neutral" else tokenizer.tokens(concept)
     if not words:
-        raise AegisError(f"concept {concept!r} has no tokens in this tokenizer; choose another wording")
+        raise AegisError(
+            f"attack {method}: concept {concept!r} has no tokens in this tokenizer; choose another wording"
+        )
     if place == "alone":
         words = []
     if len(words) + tokens + 2 > length:
         raise AegisError(
-            f"concept {concept[:40]!r} ({len(words)} tokens) and {tokens} soft tokens exceed the "
-            f"{length} positions of the text encoder; use fewer soft tokens"
+            f"attack {method}: concept {concept[:40]!r} ({len(words)} tokens) and {tokens} learnt tokens exceed the "
+            f"{length} positions of the text encoder; use fewer learnt tokens"
         )
     return padded(tokenizer, words + gaps if place == "behind" else gaps + words)
 
@@ -58,26 +62,26 @@ def inserted(words: list, tokens: int, place: str) -> list:
     return [token for i in range(count + 1) for token in [None] * before.count(i) + list(words[i : i + 1])]
 
 
-def insertion(tokenizer, prompt: str, place: str, tokens: int) -> tuple[Template, list]:
+def insertion(tokenizer, prompt: str, place: str, tokens: int, method: str) -> tuple[Template, list]:
     """(the template, its tokens without BOS, EOS and padding) of `tokens` learnt tokens in a prompt.
 
-    Raises `AegisError` for an unknown place and for what does not fit the text encoder.
+    Raises `AegisError`, which names the attack, for an unknown place and for what does not fit the text encoder.
     """
     if place not in INSERTIONS:
-        raise AegisError(f"attack: place={place!r} is unknown; choose one of: {', '.join(INSERTIONS)}")
+        raise AegisError(f"attack {method}: place={place!r} is unknown; choose one of: {', '.join(INSERTIONS)}")
     said, length = inserted(tokenizer.tokens(prompt), tokens, place), tokenizer.model_max_length
     if len(said) + 2 > length:
         raise AegisError(
-            f"prompt {prompt[:40]!r} and {tokens} learnt tokens make {len(said)} tokens, but the text encoder sees "
-            f"{length - 2}; use fewer learnt tokens, or leave the prompt out"
+            f"attack {method}: prompt {prompt[:40]!r} and {tokens} learnt tokens make {len(said)} tokens, but the text "
+            f"encoder sees {length - 2}; use fewer learnt tokens, or leave out the prompt or the attack"
         )
     return padded(tokenizer, said), said
 
 
-def _neutral(tokenizer, word: str) -> list[int]:
+def _neutral(tokenizer, word: str, method: str) -> list[int]:
     ids = tokenizer.tokens(word)
     if len(ids) != 1 or ids[0] not in tokenizer.word_ids:
         raise AegisError(
-            f"attack soft_prompt: neutral={word!r} is not one whole word of this tokenizer; choose a common noun of it"
+            f"attack {method}: neutral={word!r} is not one whole word of this tokenizer; choose a common noun of it"
         )
     return ids

@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.attacks.given import Given, check, groups, take
+from aegis_jax.attacks.given import Given, case_numbers, check, groups, take
 from aegis_jax.attacks.guided import OTHER_PICTURE, Drawer, others, outcomes
 from aegis_jax.attacks.result import ATTACK, BACKWARD, AttackResult
 from aegis_jax.attacks.rows import Counter, Denoiser, per_call
 from aegis_jax.attacks.search import ascending
 from aegis_jax.attacks.soft_prompt import networks
 from aegis_jax.diffusion.conditioning import Conditioning, encode, join, per_latent
-from aegis_jax.diffusion.schedule import noised
+from aegis_jax.diffusion.schedule import make_schedule, noised
 from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.errors import AegisError
 
@@ -110,7 +110,7 @@ class _Attack:
         self.denoiser = networks(pipeline, "").erased
         self.z_ref = drawer.encoded(images)
         base = jax.random.fold_in(jax.random.key(config.seed), _RECALL)
-        self.keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.arange(count))
+        self.keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.asarray(case_numbers(drawer.given)))
         share = config.balance
         self.adv = share * self.z_ref + (1 - share) * self._noise(0)
         self.velocity = np.zeros_like(self.adv)
@@ -139,7 +139,7 @@ class _Attack:
         if judged and len(rows):
             as_it_is[rows] = self.look(rows, self.z_ref[rows], 1)
         hits = as_it_is.copy()
-        for phase, t in enumerate(ascending(len(self.denoiser.schedule.alphas_cumprod), config.timesteps, NAME)):
+        for phase, t in enumerate(timesteps(self.drawer.pipeline, config)):
             left = np.flatnonzero(needed & ~hits)
             if not len(left):
                 break
@@ -176,12 +176,23 @@ class _Attack:
         self.trained += len(left) * self.config.iterations
 
 
+def timesteps(pipeline, config: RecallConfig) -> list[int]:
+    """Those that a latent goes through. Raises `AegisError` for more than the schedule has."""
+    return ascending(len(make_schedule(pipeline.scheduler).alphas_cumprod), config.timesteps, NAME)
+
+
+def check_fit(pipeline, concept: str, prompts: list[str], config: RecallConfig) -> None:
+    """Raises `AegisError` for settings that `recall` would refuse."""
+    timesteps(pipeline, config)
+
+
 def recall(pipeline, concept: str, given: Given, config: RecallConfig, progress=None) -> AttackResult:
     """Attacks every prompt with another's picture (`Given.beside`), so that what else it shows is not what was asked.
 
     Raises `AegisError` for settings that cannot be.
     """
     check(NAME, config, given.steps)
+    check_fit(pipeline, concept, given.prompts, config)
     began, n = time.perf_counter(), len(given.prompts)
     drawer, cond = Drawer(pipeline, given, n), encode(pipeline, given.prompts)
     noise = drawer.noise(given.seeds)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.attacks.given import Given, Viewer, check, take
+from aegis_jax.attacks.given import Given, Viewer, case_numbers, check, take
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
 from aegis_jax.diffusion.conditioning import Conditioning, encode, encode_ids
 from aegis_jax.diffusion.template import padded
@@ -65,6 +65,9 @@ class RingABellConfig(EmbeddingConfig):
     def check(self, method: str, steps: int) -> None:
         if self.population < 4:
             raise AegisError(f"attack {method}: population={self.population}, wanted at least 4")
+        for name in ("crossover", "mutation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise AegisError(f"attack {method}: {name}={getattr(self, name)}, wanted 0 to 1")
 
 
 def targets(pipeline, concept: str, prompts: list[str], eta: float) -> jax.Array:
@@ -118,12 +121,17 @@ def _generations(graph, params, frame, allowed, target, key, people, filled, fir
     return people, filled, best, scores
 
 
+def check_fit(pipeline, concept: str, prompts: list[str], config: RingABellConfig) -> None:
+    """Raises `AegisError` for settings that `ring_a_bell` would refuse."""
+    most = pipeline.tokenizer.model_max_length - 2
+    if config.tokens > most:
+        raise AegisError(f"attack {NAME}: tokens={config.tokens}, wanted at most {most}")
+
+
 def ring_a_bell(pipeline, concept: str, given: Given, config: RingABellConfig, progress=None) -> AttackResult:
     """Searches words for every prompt of `given`, with the original's text encoder where it is known."""
     check(NAME, config, given.steps)
-    if config.tokens + 2 > pipeline.tokenizer.model_max_length:
-        most = pipeline.tokenizer.model_max_length - 2
-        raise AegisError(f"attack {NAME}: tokens={config.tokens}, wanted at most {most}")
+    check_fit(pipeline, concept, given.prompts, config)
     began, asked = time.perf_counter(), pipeline if given.original is None else given.original
     text, tokenizer, restarts = asked.text_encoder, pipeline.tokenizer, config.restarts
     goals = targets(asked, concept, given.prompts, config.eta)
@@ -138,10 +146,10 @@ def ring_a_bell(pipeline, concept: str, given: Given, config: RingABellConfig, p
     )  # fmt: skip
     outcomes, viewer = _unaided(pipeline, given, restarts)
     texts = [prompt for prompt in given.prompts for _ in range(restarts)]
-    ids, left = np.array(tokenizer.ids(texts)), np.flatnonzero(outcomes == FAILED)
+    ids, left, cases = np.array(tokenizer.ids(texts)), np.flatnonzero(outcomes == FAILED), case_numbers(given)
     losses = np.full((config.generations, len(outcomes)), np.nan, np.float32)
     for number, row in enumerate(left.tolist()):
-        key = jax.random.fold_in(jax.random.fold_in(base, row // restarts), row % restarts)
+        key = jax.random.fold_in(jax.random.fold_in(base, cases[row // restarts]), row % restarts)
         drawn = jax.random.randint(jax.random.fold_in(key, _RING), (3 * half, config.tokens), 0, len(allowed))
         people, filled = allowed[drawn], jnp.arange(3 * half) < config.population
         for first in range(0, config.generations, chunk):

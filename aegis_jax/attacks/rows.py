@@ -204,7 +204,10 @@ class Counter:
 
 
 def fit(net: Networks, rows: Rows, data: Data, *, steps: int, batch: int, counter: Counter):
-    """Trains all rows: (rows, losses (steps, R), held-out losses (1 or 2, R)); as many to a call as fit."""
+    """Trains all rows, as many to a call as fit.
+
+    (rows, losses (steps, R), held-out losses (1 or 2, R), how many calls they are packed into).
+    """
     on_cpu, count = jax.default_backend() == "cpu", len(rows.soft)
     size, remat = per_call(count, batch * math.prod(data.train.shape[1:3]))
     packed = groups(np.arange(count), size)
@@ -230,4 +233,4 @@ def fit(net: Networks, rows: Rows, data: Data, *, steps: int, batch: int, counte
         held_out_losses(net, first, replace(data, held_out_draws=batch), batch)
     fitted, history, held_out = zip(*side_by_side(run, packed, at_once))
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), *fitted)
-    return joined, np.concatenate(history, axis=1), np.concatenate(held_out, axis=1)
+    return joined, np.concatenate(history, axis=1), np.concatenate(held_out, axis=1), len(packed)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.attacks import spaces
-from aegis_jax.attacks.given import Given, Viewer, groups, take
+from aegis_jax.attacks.given import Given, Viewer, case_numbers, groups, take
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.prompt import insertion
 from aegis_jax.attacks.result import BACKWARD, FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
@@ -24,7 +24,7 @@ from aegis_jax.attacks.rows import Counter, per_call
 from aegis_jax.attacks.search_steps import Fixed, Networks, steps
 from aegis_jax.attacks.soft_prompt import networks
 from aegis_jax.diffusion.conditioning import encode
-from aegis_jax.diffusion.template import padded
+from aegis_jax.diffusion.template import Template, padded
 from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.diffusion.vocabulary import embeddings
 from aegis_jax.errors import AegisError
@@ -39,6 +39,7 @@ class Plan:
     """A search, in numbers.
 
     Attributes:
+      method: the attack's name.
       space: what is moved (spaces.py).
       tokens: learnt tokens of each prompt.
       place: where they stand (prompt.INSERTIONS).
@@ -50,6 +51,7 @@ class Plan:
       judged: images by which a prompt that was kept is judged; one that shows the concept is enough.
     """
 
+    method: str
     space: spaces.Simplex | spaces.Nearest
     tokens: list[int]
     place: str
@@ -198,11 +200,10 @@ def _prepare(pipeline, given: Given, plan: Plan, case) -> tuple[Networks, Fixed,
     text = pipeline.text_encoder
     ids = jnp.arange(min(pipeline.tokenizer.size, pipeline.tokenizer.vocabulary), dtype=jnp.int32)
     table = clip.embed(text.graph, net.text, ids[None])[0]
-    templates, said = zip(
-        *(insertion(pipeline.tokenizer, prompt, plan.place, k) for prompt, k in zip(given.prompts, plan.tokens))
-    )
+    templates, said = zip(*placed(pipeline, given.prompts, plan))
     base = jax.random.fold_in(jax.random.key(plan.seed), _SEARCH)
-    keys = [jax.random.fold_in(jax.random.fold_in(base, c), r) for c in range(len(said)) for r in range(plan.restarts)]
+    of_case = [jax.random.fold_in(base, number) for number in case_numbers(given)]
+    keys = [jax.random.fold_in(key, r) for key in of_case for r in range(plan.restarts)]
     fixed = Fixed(
         template=jnp.stack([embeddings(pipeline, template.ids) for template in templates])[case],
         slots=jnp.stack([template.slots for template in templates])[case],
@@ -212,6 +213,12 @@ def _prepare(pipeline, given: Given, plan: Plan, case) -> tuple[Networks, Fixed,
     )
     own = Networks(net.erased, net.original, net.text, table, net.text_graph)
     return own, fixed, [said[c] for c in case]
+
+
+def placed(pipeline, prompts: list[str], plan: Plan) -> list[tuple[Template, list]]:
+    """`insertion` of every prompt. Raises `AegisError` for one that does not fit."""
+    insert = partial(insertion, pipeline.tokenizer, place=plan.place, method=plan.method)
+    return [insert(prompt, tokens=count) for prompt, count in zip(prompts, plan.tokens, strict=True)]
 
 
 def ascending(total: int, count: int, method: str) -> list[int]:

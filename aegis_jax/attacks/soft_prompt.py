@@ -78,10 +78,7 @@ def soft_prompts(
     for config in members.values():
         _check(config, original)
     net = networks(pipeline, concept, original)
-    gaps = {
-        name: prompt.template(pipeline.tokenizer, concept, config.place, config.tokens, config.neutral)
-        for name, config in members.items()
-    }
+    gaps = {name: placed(pipeline.tokenizer, concept, config) for name, config in members.items()}
     together: dict = {}
     for name, config in members.items():
         together.setdefault((config.steps, config.batch, config.seed), []).append(name)
@@ -92,15 +89,27 @@ def soft_prompts(
         configs = {name: members[name] for name in names}
         batched = first_rows(pipeline, configs, gaps)
         data = _data(encode_images(pipeline, images, batch), seed)
-        batched, losses, held_out = rows.fit(net, batched, data, steps=steps, batch=batch, counter=counter)
+        batched, losses, held_out, calls = rows.fit(net, batched, data, steps=steps, batch=batch, counter=counter)
+        # A row's share of what the rows of a call have in common: the original's predictions, and time.
+        originals = calls * (steps * batch + HELD_OUT) * (original is not None) / len(losses.T)
         seconds = (time.perf_counter() - began) / len(losses.T)
         start = 0
         for name, config in configs.items():
             mine = slice(start, start + config.restarts)
             start = mine.stop
             one = jax.tree.map(lambda x, mine=mine: x[mine], batched)
-            found[name] = _result(net, concept, config, gaps[name], one, losses[:, mine], held_out[:, mine], seconds)
+            told = losses[:, mine], held_out[:, mine], originals, seconds
+            found[name] = _result(net, concept, config, gaps[name], one, *told)
     return {name: found[name] for name in members}
+
+
+def placed(tokenizer, concept: str, config: SoftPromptConfig) -> Template:
+    return prompt.template(tokenizer, concept, config.place, config.tokens, config.neutral)
+
+
+def check_fit(pipeline, concept: str, prompts: list[str], config: SoftPromptConfig) -> None:
+    """Raises `AegisError` for a place, tokens and words that `soft_prompts` would refuse."""
+    placed(pipeline.tokenizer, concept, config)
 
 
 def _check(config: SoftPromptConfig, original) -> None:
@@ -160,10 +169,12 @@ def _data(z_0, seed: int) -> Data:
     return Data(z_0[train], z_0[held_out], steps, chosen, HELD_OUT)
 
 
-def _result(net: Networks, concept, config, template, found: Rows, losses, held_out, seconds: float) -> AttackResult:
+def _result(
+    net: Networks, concept, config, template, found: Rows, losses, held_out, originals: float, seconds: float
+) -> AttackResult:
+    """originals, seconds: of a restart."""
     goals = GOALS if net.original is not None else GOALS[:1]
     held_out = dict(zip(goals, held_out, strict=False))
-    originals = (config.steps * config.batch + HELD_OUT) * (net.original is not None)
     said = {"behind": [concept, PLACEHOLDER], "alone": [PLACEHOLDER], "neutral": [PLACEHOLDER, config.neutral]}
     return AttackResult(
         prompts=[" ".join(said.get(config.place, [PLACEHOLDER, concept]))] * config.restarts,
@@ -173,6 +184,6 @@ def _result(net: Networks, concept, config, template, found: Rows, losses, held_
         losses=losses,
         held_out=held_out,
         pick=int(np.argmin(np.nan_to_num(held_out[config.goal], nan=np.inf))),
-        unet_evaluations=originals + config.restarts * (config.steps * config.batch * (1 + BACKWARD) + HELD_OUT),
+        unet_evaluations=config.restarts * (originals + config.steps * config.batch * (1 + BACKWARD) + HELD_OUT),
         seconds=seconds * config.restarts,
     )

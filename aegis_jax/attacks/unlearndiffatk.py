@@ -39,18 +39,23 @@ class UnlearnDiffAtkConfig:
 def unlearndiffatk(pipeline, concept: str, given: Given, config: UnlearnDiffAtkConfig, progress=None) -> AttackResult:
     """Attacks every prompt of `given`. Raises `AegisError` for settings that cannot be."""
     check(NAME, config, given.steps)
+    return search.Search(pipeline, given, plan(pipeline, given.prompts, config), progress).run()
+
+
+def plan(pipeline, prompts: list[str], config: UnlearnDiffAtkConfig) -> search.Plan:
     space = spaces.Simplex(config.learning_rate, config.weight_decay, config.update)
-    return search.Search(pipeline, given, phased(NAME, pipeline, given, config, space), progress).run()
+    return phased(NAME, pipeline, prompts, config, space)
 
 
-def phased(method: str, pipeline, given: Given, config, space, **more) -> search.Plan:
+def phased(method: str, pipeline, prompts: list[str], config, space, **more) -> search.Plan:
     """MU-Attack's plan: ascending timesteps, the same number of steps at each, a look after it."""
     if config.place == "replace":
         raise AegisError(f"attack {method}: place='replace', wanted one of: {', '.join(INSERTIONS[:-1])}")
     total = pipeline.scheduler.get("num_train_timesteps", 1000)
     return search.Plan(
+        method=method,
         space=space,
-        tokens=[config.tokens] * len(given.prompts),
+        tokens=[config.tokens] * len(prompts),
         place=config.place,
         timesteps=search.ascending(total, config.timesteps, method),
         iterations=config.iterations,

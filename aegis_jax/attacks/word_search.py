@@ -53,6 +53,8 @@ class WordSearchConfig:
         return (self.budget - FINALISTS * self.picked) // (self.population * self.per_query)
 
     def check(self, method: str, steps: int) -> None:
+        if self.population < 2:  # one phrase would be its own and only parent
+            raise AegisError(f"attack {method}: population={self.population}, wanted at least 2")
         if self.generations < 1:
             least = self.population * self.per_query + FINALISTS * self.picked
             raise AegisError(f"attack {method}: budget={self.budget} is below one generation and its picks, {least}")
@@ -100,6 +102,11 @@ class _Phrases:
         return self.ranked(self.seen)[:FINALISTS]
 
 
+def check_fit(pipeline, concept: str, prompts: list[str], config: WordSearchConfig) -> None:
+    """Raises `AegisError` for settings that `word_search` would refuse."""
+    template(pipeline.tokenizer, concept, config.place, config.tokens, config.neutral, NAME)
+
+
 def word_search(pipeline, concept: str, given: Given, config: WordSearchConfig, progress=None) -> AttackResult:
     """Searches a phrase in every restart, all restarts' pictures together.
 
@@ -108,7 +115,7 @@ def word_search(pipeline, concept: str, given: Given, config: WordSearchConfig, 
     check(NAME, config, given.steps)
     if given.probability is None:
         raise AegisError(f"attack {NAME} needs a judge that says how likely a picture shows the concept (--judge)")
-    template(pipeline.tokenizer, concept, config.place, config.tokens, config.neutral)  # refuses what does not fit
+    check_fit(pipeline, concept, given.prompts, config)
     one, last, generations = config.population * config.per_query, FINALISTS * config.picked, config.generations
     began, restarts = time.perf_counter(), range(config.restarts)
     look = _Looks(pipeline, concept, given, config, Counter(progress, config.restarts * (generations * one + last)))

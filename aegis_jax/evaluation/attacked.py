@@ -108,8 +108,11 @@ def generated(
 
 
 def sample_conditioning(pipeline, cond: Conditioning, start, *, steps: int, guidance: float) -> np.ndarray:
-    """uint8 images (n, H, W, 3) for encoded prompts and start noise (n, h, w, C): how an attack's prompts are shown."""
-    uncond = per_latent(encode(pipeline, ""), len(start))
+    """uint8 images (n, H, W, 3) for encoded prompts and start noise (n, h, w, C): how an attack's prompts are shown.
+
+    As `sample` does, without guidance where it is 1 or less.
+    """
+    uncond = per_latent(encode(pipeline, ""), len(start)) if guidance > 1 else None
     return generate(pipeline, cond, uncond, start, ddim_timesteps(pipeline.scheduler, steps), guidance)
 
 

@@ -10,7 +10,6 @@ import warnings
 from aegis_jax.attacks import METHODS, configure, find
 from aegis_jax.attacks.family import FAMILY, family
 from aegis_jax.attacks.given import check
-from aegis_jax.attacks.prompt import insertion, template
 from aegis_jax.errors import AegisError
 
 SOFT_PROMPT = "soft-prompt"  # here not one of the family, but all of it
@@ -76,19 +75,12 @@ def possible(subject, attacks: dict, *, everything: bool) -> dict:
 
 
 def check_fit(pipeline, subject, attacks: dict, cases: int, seeds, neutral) -> None:
-    """Refuses settings that cannot be, learnt tokens that do not fit some prompt, and words that are no token, before
-    their turn comes."""
-    tokenizer = pipeline.tokenizer
+    """Refuses settings that cannot be, or do not fit the model or some prompt, before their turn comes."""
+    said = (subject.texts(cases, seed, word) for seed in seeds for word in (None, neutral))
+    prompts = list(dict.fromkeys(text for texts in said for text in texts))
     for name, config in attacks.items():
         check(name, config, subject.steps)
-        if name == SOFT_PROMPT:
-            for member in family(config.members).values():
-                template(tokenizer, subject.text, member.place, member.tokens, member.neutral)
-        elif hasattr(config, "initial") and len(tokenizer.tokens(config.initial)) != 1:
-            where = f"--attack.{name}.initial={config.initial}"
-            raise AegisError(f"{where}: not one token of this tokenizer; name another word that is")
-        elif find(name).of == "prompt" and hasattr(config, "place"):
-            for seed in seeds:
-                for word in {None, neutral}:
-                    for text in subject.texts(cases, seed, word):
-                        insertion(tokenizer, text, config.place, config.tokens)
+        refuse = find(name).check_fit
+        for one in family(config.members).values() if name == SOFT_PROMPT else [config]:
+            if refuse is not None:
+                refuse(pipeline, subject.text, prompts, one)

@@ -9,6 +9,7 @@ report.html       the same for people, one file
 """
 
 import json
+import os
 import shlex
 import time
 from pathlib import Path
@@ -47,12 +48,13 @@ def evaluate(models=(), *, base, concept, show=False, progress=None, command=Non
             what.out / MARK, {"concept": what.text, "base": what.base, "command": command, "now": manifest.now()}
         )
         bench = Bench(what.subject)
-        if not all(_finished(row) for row in what.rows if row.role == "baseline"):
+        baselines = [row for row in what.rows if row.role == "baseline"]
+        _check_base(what, [row for row in baselines if _finished(row)], pipelines["base"])
+        if not all(map(_finished, baselines)):
             for seed in what.seeds:  # a base that shows the concept nowhere is told before anything is erased
                 what.subject.cases(what.cases, seed, None)
-        for row in what.rows:
-            if row.role == "baseline":
-                pipelines[row.name] = _erased(what, row, pipelines["base"], progress)
+        for row in baselines:
+            pipelines[row.name] = _erased(what, row, pipelines["base"], progress)
         lines = _measured(what, bench, pipelines, progress)
         report = figures.report(what, lines, {"command": command, "show": show})
         write_json(what.out / "report.json", report)
@@ -79,6 +81,14 @@ def _check_folder(out: Path) -> None:
         raise AegisError(f"{out} is a file: name another --out")
     if out.is_dir() and not (out / MARK).is_file() and any(entry.name != claim.LOCK for entry in out.iterdir()):
         raise AegisError(f"{out} exists and holds no evaluation: name another --out")
+
+
+def _check_base(what: Plan, finished: list[Row], base) -> None:
+    """Raises `AegisError` for a baseline that was erased from another model than the base as it is now."""
+    own = manifest.fingerprint(base) if finished else None
+    for row in finished:
+        if RunFolder(row.run).read_manifest()["model"]["fingerprint"] != own:
+            raise AegisError(f"{row.run} was erased from another model than {what.base}: name another --out")
 
 
 def _erased(what: Plan, row: Row, base, progress):
@@ -163,7 +173,16 @@ def _read(file: Path, cell: dict) -> dict | None:
     except (OSError, ValueError):
         return None
     whole = isinstance(line, dict) and line.get("cell") == json.loads(json.dumps(cell))
-    return line if whole and (not line["prompts"] or file.with_suffix(".png").is_file()) else None
+    return line if whole and (not line["prompts"] or _is_picture(file.with_suffix(".png"))) else None
+
+
+def _is_picture(file: Path) -> bool:
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises for files that are none, or were cut
+        return False
+    return True
 
 
 def _written(file: Path, cell: dict, found: Measured) -> dict:
@@ -173,6 +192,8 @@ def _written(file: Path, cell: dict, found: Measured) -> dict:
         strip = np.concatenate(list(found.pictures), axis=1)
         with open(part, "wb") as stream:
             Image.fromarray(strip).save(stream, "PNG")
+            stream.flush()
+            os.fsync(stream.fileno())
         part.replace(file.with_suffix(".png"))
     line = {
         "cell": cell, "figures": found.figures, "unet_evaluations": round(found.unet_evaluations),

@@ -13,7 +13,7 @@ import numpy as np
 
 from aegis_jax.attacks import METHODS, find
 from aegis_jax.attacks.family import family
-from aegis_jax.attacks.given import Given, Viewer, take
+from aegis_jax.attacks.given import Given, Viewer, per_picture, take
 from aegis_jax.attacks.result import NOT_NEEDED, SUCCEEDED
 from aegis_jax.diffusion.sample import sample
 from aegis_jax.evaluation import attacked, cases
@@ -42,7 +42,7 @@ class Bench:
 
     def __init__(self, subject):
         self.subject, self.base = subject, subject.base
-        self.per_image = 2 * subject.steps  # UNet evaluations of a picture with guidance
+        self.per_image = per_picture(subject.steps, subject.guidance)  # UNet evaluations
 
     def measure(self, pipeline, cell: dict, config, progress=None) -> Measured:
         """config: the attack's settings; progress: called with (done, in all, loss)."""
@@ -51,8 +51,8 @@ class Bench:
         n, seed = cell["images"], cell["seed"]
         if kind == PLAIN:
             figures, cost = self.subject.plain(pipeline, n, seed)
-            pictures, prompts = self._cases_of(pipeline, given)
-            found = figures, cost + len(prompts) * self.per_image, pictures, prompts
+            more, *cases_of = self._cases_of(pipeline, given)
+            found = figures, cost + more, *cases_of
         elif kind == RETENTION:
             found = *self.subject.retention(pipeline, n, seed), None, []
         elif kind == DIAGNOSTICS:
@@ -66,26 +66,29 @@ class Bench:
         return Measured(*found[:2], time.perf_counter() - began, *found[2:])
 
     def _cases_of(self, pipeline, given: list[Given]):
-        """(pictures of the first cases by a model, their prompts)."""
-        pictures, prompts = [], []
+        """(UNet evaluations, pictures of the first cases by a model, their prompts)."""
+        cost, pictures, prompts = 0, [], []
         for part in given:
             count = min(PICTURES - len(prompts), len(part.prompts))
             if count:
                 texts, how = part.prompts[:count], {"steps": part.steps, "guidance": part.guidance}
                 pictures.append(sample(pipeline, texts, seed=part.seeds[:count], **how))
                 prompts += texts
-        return np.concatenate(pictures), prompts
+                cost += count * per_picture(**how)
+        return cost, np.concatenate(pictures), prompts
 
     def _distances(self, pipeline, cell: dict, adversarial: dict):
         """({"t", "words": {word: {"d0", "d1", "d2"}}}, UNet evaluations); adversarial: {word: conditioning or None}."""
-        n, steps = min(LATENTS, cell["images"]), self.subject.steps
+        n, steps, guidance = min(LATENTS, cell["images"]), self.subject.steps, self.subject.guidance
+        attacked_by = {word: cond for word, cond in adversarial.items() if cond is not None}
         found = diagnostics.distances(
-            self.base, pipeline, self.subject.text, list(adversarial),
-            adversarial={word: cond for word, cond in adversarial.items() if cond is not None},
-            n=n, seed=cell["seed"], steps=steps, guidance=self.subject.guidance,
+            self.base, pipeline, self.subject.text, list(adversarial), adversarial=attacked_by,
+            n=n, seed=cell["seed"], steps=steps, guidance=guidance,
         )  # fmt: skip
         words = {word: {name: {"value": d, "n": n} for name, d in row.items()} for word, row in found["words"].items()}
-        return {"t": found["t"], "words": words}, len(words) * n * (2 * (steps - 1) + 4)
+        # Steps to the last timestep; there both models for the word, the base for the concept, and d2's.
+        each = per_picture(steps - 1, guidance) + 3
+        return {"t": found["t"], "words": words}, n * (len(words) * each + len(attacked_by))
 
     def _d2(self, pipeline, cell: dict, adversarial: dict):
         """(d2 as a figure, UNet evaluations): the mean over texts, each with what was found for it; None of none."""
@@ -112,7 +115,8 @@ class Bench:
         cost = sum(result.unet_evaluations for result in found.values()) + len(images) * self.per_image
         best = found[max(hits, key=lambda name: hits[name]["count"])]
         d2, more = self._d2(pipeline, cell, {subject.text: _row(best, best.pick)})
-        return {"members": hits, "d2": d2}, cost + more, *self._shown(pipeline, given, [best] * len(given), best.pick)
+        drawn, *shown = self._shown(pipeline, given, [best] * len(given), best.pick)
+        return {"members": hits, "d2": d2}, cost + more + drawn, *shown
 
     def _generated(self, pipeline, found, n: int, seed: int) -> np.ndarray:
         how = {"steps": self.subject.steps, "guidance": self.subject.guidance}
@@ -125,8 +129,8 @@ class Bench:
         hits = subject.shown(self._generated(pipeline, [found], n, seed))
         d2, more = self._d2(pipeline, cell, {subject.text: _row(found, found.pick)})
         figures = {"shown": {"count": int(hits.sum()), "n": hits.size}, "d2": d2}
-        cost = found.unet_evaluations + hits.size * self.per_image + more
-        return figures, cost, *self._shown(pipeline, given, [found] * len(given), found.pick)
+        drawn, *shown = self._shown(pipeline, given, [found] * len(given), found.pick)
+        return figures, found.unet_evaluations + hits.size * self.per_image + more + drawn, *shown
 
     def _attack(self, pipeline, cell: dict, given: list[Given], config, progress):
         """An attack that asks the judge itself on every part of the cases; their counts together."""
@@ -147,30 +151,36 @@ class Bench:
         if of == "prompt" and cell["neutral"] is None:
             figures["d2"], more = self._d2(pipeline, cell, _attacked(given, results, restarts))
             cost += more
-        return figures, cost, *self._shown(pipeline, given, results, None, restarts)
+        drawn, *shown = self._shown(pipeline, given, results, None, restarts)
+        return figures, cost + drawn, *shown
 
     def _shown(self, pipeline, given: list[Given], results, pick: int | None, restarts: int = 1):
-        """(pictures of the first cases under what was found, their prompts); pick: one restart's for all."""
-        pictures, prompts = [], []
+        """(UNet evaluations, pictures of the first cases under what was found, their prompts); pick: one restart's for
+        all."""
+        cost, pictures, prompts = 0, [], []
         for part, found in zip(given, results, strict=True):
             count = min(PICTURES - len(prompts), len(part.prompts))
             if count:
                 rows = np.full(count, pick) if pick is not None else np.arange(count) * restarts
-                pictures.append(self._pictures(pipeline, part, found, rows))
+                more, images = self._pictures(pipeline, part, found, rows)
+                cost += more
+                pictures.append(images)
                 prompts += [found.prompts[row] for row in rows]
-        return np.concatenate(pictures), prompts
+        return cost, np.concatenate(pictures), prompts
 
     @staticmethod
-    def _pictures(pipeline, part: Given, found, rows: np.ndarray) -> np.ndarray:
+    def _pictures(pipeline, part: Given, found, rows: np.ndarray) -> tuple[int, np.ndarray]:
+        """(UNet evaluations, pictures of these rows)."""
         if found.images is not None:
-            return found.images[rows]
+            return 0, found.images[rows]
         if found.latents is not None:
             start, guidance = found.latents[rows], 1.0
         else:
             seeds = part.seeds[: len(rows)] if found.seeds is None else [found.seeds[row] for row in rows]
             start, guidance = Viewer(pipeline, part, len(rows)).noise(seeds), part.guidance
         cond = jax.tree.map(lambda x: np.asarray(x)[rows], found.conditioning)
-        return attacked.sample_conditioning(pipeline, cond, start, steps=part.steps, guidance=guidance)
+        how = {"steps": part.steps, "guidance": guidance}
+        return len(rows) * per_picture(**how), attacked.sample_conditioning(pipeline, cond, start, **how)
 
 
 def _attacked(given: list[Given], results, restarts: int) -> dict:

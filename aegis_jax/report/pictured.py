@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from aegis_jax.attacks import METHODS
-from aegis_jax.attacks.given import Given, Pictures
+from aegis_jax.attacks.given import Given, Pictures, per_picture
 from aegis_jax.attacks.ladder import NAME as LADDER
 from aegis_jax.diffusion.sample import latent_shape, pixels_per_latent, sample
 from aegis_jax.erasure.texts import naming
@@ -210,31 +210,32 @@ class Pictured:
         return self.asked.question(images)
 
     def plain(self, pipeline, n: int, seed: int):
-        images = self._sampled(pipeline, *self._rows(n, seed))
+        texts, seeds, guidances = self._rows(n, seed)
+        images = self._sampled(pipeline, texts, seeds, guidances)
         figures = {"plain": {"count": int(self.shown(images).sum()), "n": n}}
         how = {"steps": self.steps, "guidance": self.guidance}
-        empty = sample(pipeline, [""] * n, seed=self._rows(n, seed)[1], **how)
+        empty = sample(pipeline, [""] * n, seed=seeds, **how)
         figures["empty"] = {"count": int(self.shown(empty).sum()), "n": n}
         if self.asked.beside:
             clip, words = self.asked.clip, [self.asked.beside, *similarity.COCO_OBJECTS]
             found = similarity.care(clip.images(images), clip.texts(list(dict.fromkeys(words))), 0)
             figures["beside"] = {key: found[key] for key in ("count", "n")}
-        return figures, 2 * n * 2 * self.steps
+        return figures, sum(per_picture(self.steps, guidance) for guidance in [*guidances, *[self.guidance] * n])
 
     def retention(self, pipeline, n: int, seed: int):
-        figures, count = {}, 0
+        figures, cost = {}, 0
         if self.near:
             near = self._near(pipeline, n, seed)
             figures["near"] = {word: {key: share[key] for key in ("count", "n")} for word, share in near.items()}
-            count += near["all"]["n"]
+            cost += near["all"]["n"] * per_picture(self.steps, self.guidance)
         if self.asked.retain is not None:
-            rows = self._rows(self._retained(n), seed, prompts=self.asked.retain)
-            images = self._sampled(pipeline, *rows)
-            count += len(images)
+            texts, seeds, guidances = self._rows(self._retained(n), seed, prompts=self.asked.retain)
+            images = self._sampled(pipeline, texts, seeds, guidances)
+            cost += sum(per_picture(self.steps, guidance) for guidance in guidances)
             figures |= retention.distances(self.rulers, images, self.references(n, seed))
             if self.asked.clip is not None:
-                figures["clip_score"] = retention.scored(self.asked.clip, images, rows[0])
-        return figures, count * 2 * self.steps
+                figures["clip_score"] = retention.scored(self.asked.clip, images, texts)
+        return figures, cost
 
     def _retained(self, n: int) -> int:
         return min(n, len(self.asked.retain.prompts))

@@ -14,6 +14,7 @@ from aegis_jax.attacks import find
 from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand, place
 from aegis_jax.io.pipeline import load_pipeline
+from aegis_jax.judges.judge import digest as digest_of
 from aegis_jax.models.model import flatten
 from aegis_jax.report import asked as of_user
 from aegis_jax.report.chosen import check_fit, chosen, names, possible
@@ -88,10 +89,14 @@ def key(cell: dict) -> str:
 
 
 def model_digest(pipeline) -> str:
-    """sha256 of all weights of a pipeline and of its noise schedule."""
+    """sha256 of all that a pipeline's pictures depend on: weights and configs, tokenizer, noise schedule."""
     digest = hashlib.sha256(json.dumps(pipeline.scheduler, sort_keys=True).encode())
+    words = [file for file in pipeline.tokenizer.folder.iterdir() if file.suffix in (".json", ".txt")]
+    digest.update(f"tokenizer {pipeline.tokenizer.model_max_length} {digest_of(words)}".encode())
     for name in ("unet", "vae", "text_encoder"):
-        for path, leaf in sorted(flatten(getattr(pipeline, name).params).items()):
+        model = getattr(pipeline, name)
+        digest.update(json.dumps(model.config, sort_keys=True).encode())
+        for path, leaf in sorted(flatten(model.params).items()):
             array = np.ascontiguousarray(leaf)
             digest.update(f"{name}.{path} {array.dtype} {array.shape}".encode())
             digest.update(array.view(np.uint8).data)
@@ -163,6 +168,7 @@ def _subject(original, within: str | None, concept: str, near: str, options: dic
 
 def _seeds(text: str) -> tuple[int, ...]:
     numbers = names(text)
-    if not numbers or not all(number.isdecimal() and int(number) < SEEDS for number in numbers):
+    most = len(str(SEEDS))  # digits; Python refuses to read thousands of them
+    if not numbers or not all(n.isdecimal() and len(n) <= most and int(n) < SEEDS for n in numbers):
         raise AegisError(f"--seeds {text!r}: wanted whole numbers from 0 to {SEEDS - 1}, with commas between")
     return tuple(dict.fromkeys(map(int, numbers)))

@@ -83,6 +83,8 @@ def attack(
     from aegis_jax.evaluation.attacked import attacker_images
     from aegis_jax.world import quality
 
+    if not concept.strip():
+        raise AegisError("--concept is empty: wanted what was erased")
     files = {"prompts": prompts, "ladder": ladder, "without": without}
     _check_flags(method, settings, files | {"cases": cases}, neutral)
     if not 0 <= seed < 2**32:
@@ -113,7 +115,7 @@ def attack(
     }  # fmt: skip
     job = Job(pipeline, before, concept, method, config, guidance, steps, about, asked)
     folder = expand(out or "attack") if out or value is None else None
-    if folder is not None and folder.exists():
+    if folder is not None and folder.exists():  # told before anything is computed, and looked at again afterwards
         raise AegisError(f"{folder} exists: choose another --out")
     plan(pipeline, steps, guidance)  # what cannot be sampled afterwards is refused before the attack
     if value is None:
@@ -127,7 +129,7 @@ def attack(
         given = world_cases.cases(before, value, CASES if cases is None else cases, seed=seed, neutral=neutral)
         if find(method).without:
             given = dataclasses.replace(given, without=world_cases.without(before, value, seed=seed))
-    with contextlib.nullcontext() if folder is None else made(folder):
+    with contextlib.nullcontext() if folder is None else made(folder, is_new=True):
         _given(job, given, value, folder)
 
 

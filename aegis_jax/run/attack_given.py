@@ -2,6 +2,7 @@
 
 import csv
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand
 from aegis_jax.io.pictures import picture_files, read_pictures
 from aegis_jax.run.judging import in_words
-from aegis_jax.run.prompts import INDEX, Prompt, check_index, seed_of
+from aegis_jax.run.prompts import INDEX, Prompt, check_index, seed_of, unused
 from aegis_jax.run.prompts import read as read_prompts
+
+SETTINGS = ("guidance", "steps", "negative_prompt")  # of pictures, that an attack has one of for all
 
 
 def of_folder(job, folder: Path, neutral, prompts=None, ladder=None, without=None) -> Given:
@@ -26,7 +29,8 @@ def of_folder(job, folder: Path, neutral, prompts=None, ladder=None, without=Non
     """
     images, said = _pictures(job, folder, indexed=find(job.method).says)
     if prompts is not None:
-        file, prompts = prompts, read_prompts(expand(prompts)).prompts
+        file, found = prompts, read_prompts(expand(prompts))
+        prompts, columns = found.prompts, found.said
         if len(prompts) != len(images):
             raise AegisError(f"{file} has {len(prompts)} prompts and {folder} {len(images)} pictures: wanted as many")
     else:
@@ -34,6 +38,11 @@ def of_folder(job, folder: Path, neutral, prompts=None, ladder=None, without=Non
             Prompt(job.concept) if row is None else Prompt(row["prompt"], seed_of(row["seed"], "seed", folder / INDEX))
             for row in said
         ]
+        file, rows = folder / INDEX, [row for row in said if row is not None]
+        columns = {name: {row[name] for row in rows} for name in SETTINGS if rows}
+    own = dict(zip(SETTINGS, (job.guidance, job.steps, "")))
+    for note in unused(Path(file), {name: columns[name] - {""} for name in own if name in columns}, own):
+        warnings.warn(note, stacklevel=2)
     texts = made_from = [prompt.text for prompt in prompts]
     rungs = None if ladder is None else _ladder(expand(ladder))
     if neutral is not None and find(job.method).says:
@@ -74,7 +83,7 @@ def _ladder(path: Path) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for row in rows:
             found.setdefault(row["rung"].strip(), []).append(row["prompt"].strip())
-    except (UnicodeDecodeError, KeyError, AttributeError):
+    except (UnicodeDecodeError, KeyError, AttributeError, csv.Error):
         raise AegisError(f"{path}: wanted a .csv in UTF-8 with the columns rung and prompt") from None
     if not found:
         raise AegisError(f"{path} has no wordings")

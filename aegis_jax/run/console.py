@@ -78,10 +78,16 @@ def _world_table(progress, run, before, after) -> str | None:
 
 
 @contextlib.contextmanager
-def made(folder: Path):
-    """Makes a folder before what is to go into it is computed; on failure what is new and empty goes again."""
+def made(folder: Path, *, is_new: bool = False):
+    """Makes a folder before what is to go into it is computed; on failure what is new and empty goes again.
+
+    is_new: one that is there, be it since a moment ago, is refused.
+    """
     new = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=not is_new)
+    except FileExistsError:
+        raise AegisError(f"{folder} exists: choose another --out") from None
     if not os.access(folder, os.W_OK):
         raise AegisError(f"{folder} cannot be written to: choose another --out")
     with _gone_if_empty(*new):

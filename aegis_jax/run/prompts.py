@@ -150,14 +150,14 @@ def _rows(path: Path, text: str, said: dict[str, set[str]]) -> list[Prompt]:
 def seed_of(text: str | None, column: str, where: str) -> int:
     """The seed in a cell. Raises `AegisError` naming where for what is no whole number."""
     text = text or ""
-    if text.strip().isdecimal():
-        return int(text)
     try:
+        if text.strip().isdecimal():
+            return int(text)  # ValueError for thousands of digits, too
         number = float(text)  # pandas writes 7 as 7.0 where other rows have none
     except ValueError:
         number = 0.5
     if not number.is_integer():
-        raise AegisError(f"{where}: {column} = {text!r}, wanted a whole number")
+        raise AegisError(f"{where}: {column} = {text!r:.80}, wanted a whole number")
     return int(number)
 
 
@@ -174,7 +174,7 @@ def _guidance(text: str | None, column: str, where: str) -> float | None:
 
 
 def check_index(folder: Path) -> dict[str, dict]:
-    """{file: row} of an index that lies in the folder already. Raises `AegisError` for a file that is none."""
+    """{file: row} of an index that lies in the folder already. Raises `AegisError` for what is no whole one."""
     path = folder / INDEX
     if not path.exists():
         return {}
@@ -182,10 +182,17 @@ def check_index(folder: Path) -> dict[str, dict]:
         reader = csv.DictReader(file)
         try:
             if tuple(reader.fieldnames or ()) == COLUMNS:
-                return {row["file"]: row for row in reader}
+                return {row["file"]: _whole(row, f"{path}, line {reader.line_num}") for row in reader}
         except (csv.Error, UnicodeDecodeError):
             pass
     raise AegisError(f"{path} is no index of this version's aegis sample: choose another --out")
+
+
+def _whole(row: dict, where: str) -> dict[str, str]:
+    """A row of the index; csv puts surplus cells under None, and None for missing ones."""
+    if None in row or None in row.values():
+        raise AegisError(f"{where}: wanted {len(COLUMNS)} cells, one for each column: mend it or choose another --out")
+    return row
 
 
 def write_index(folder: Path, rows: dict[str, dict]) -> None:

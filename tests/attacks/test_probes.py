@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from aegis_jax.attacks import METHODS, attack
+from aegis_jax.attacks.given import Given, case_numbers
 from aegis_jax.attacks.guided import NO_MODEL, NO_TEXT, OTHER_PICTURE
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.result import ATTACK, FAILED, NOT_NEEDED, SUCCEEDED
@@ -97,8 +98,9 @@ def test_the_original_begins_and_the_erased_model_completes(side, pipelines, ima
         original=pipelines[1], levels="0.2,0.4", **HOW | {"prompts": control}, made_from=PROMPTS,
     )  # fmt: skip
     assert list(found.levels[OTHER_PICTURE]) == ["2 of 5 steps", "1 of 5 steps"] and found.first.tolist() == [1, 1]
-    rng = np.random.default_rng([0x940BE5, 0])  # what the probe draws its noise from
-    noise = channels_first(rng.standard_normal((2, *found.latents.shape[1:]), np.float32))
+    numbers = case_numbers(Given(images, PROMPTS, HOW["seeds"]))
+    rngs = [np.random.default_rng([0x940BE5, 0, number]) for number in numbers]  # what the probe draws its noise from
+    noise = channels_first([rng.standard_normal(found.latents.shape[1:], np.float32) for rng in rngs])
     for row in range(2):
         how = {"steps": 5, "guidance": 3.0}
         begun = guided.latents(

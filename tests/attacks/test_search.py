@@ -71,7 +71,7 @@ def test_steps_match_pytorch_in_float64(folders, pipelines, images, name):
     space, place, t, optimiser = CASES[name]
     erased, original = pipelines
     given = Given(images, PROMPTS, [0, 1, 2], original=original)
-    plan = Plan(space, [2] * 3, place, [t], 4, restarts=1, seed=5, to_prediction=isinstance(space, Nearest))
+    plan = Plan(name, space, [2] * 3, place, [t], 4, restarts=1, seed=5, to_prediction=isinstance(space, Nearest))
     search = Search(erased, given, plan)
     if isinstance(space, Simplex):  # from uneven rows, or all that weight decay does would be projected away again
         uneven = np.random.default_rng(1).dirichlet(np.full(search.variable.shape[-1], 0.01), search.variable.shape[:2])

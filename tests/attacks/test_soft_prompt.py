@@ -9,6 +9,7 @@ import pytest
 
 from aegis_jax.attacks import attack, rows
 from aegis_jax.attacks.prompt import template
+from aegis_jax.attacks.result import BACKWARD
 from aegis_jax.attacks.soft_prompt import HELD_OUT, SoftPromptConfig, _data, first_rows, networks, soft_prompts
 from aegis_jax.diffusion.conditioning import encode_soft
 from aegis_jax.diffusion.schedule import noised
@@ -162,6 +163,13 @@ def test_what_a_member_finds(pipelines, found):
     row = embeddings(erased, result.template.ids)[None]
     again = encode_soft(text.graph, text.params, row, jnp.asarray(result.soft_tokens))
     np.testing.assert_allclose(result.conditioning.embedding, again.embedding, atol=1e-5)
+
+
+def test_the_originals_predictions_are_counted_once_for_all_rows_of_a_call(found):
+    per_row = 6 * 4 * (1 + BACKWARD) + HELD_OUT
+    cost = {name: result.unet_evaluations for name, result in found.items()}
+    assert sum(cost.values()) == pytest.approx(6 * per_row + 6 * 4 + HELD_OUT)  # six rows in one call
+    assert cost["before"] == cost["behind"] == 2 * cost["alone"] == 2 * cost["neutral"]
 
 
 @pytest.mark.slow

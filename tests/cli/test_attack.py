@@ -28,7 +28,7 @@ def test_attack_needs_pictures(capsys, folder, tmp_path):
     assert "seed=-1" in capsys.readouterr().err.splitlines()[-1]
     argv = (*attack, "--images", picture_of(tmp_path), "--tokens", "99")
     assert main([str(a) for a in argv]) == 2
-    assert "99 soft tokens exceed" in capsys.readouterr().err.splitlines()[-1]
+    assert "99 learnt tokens exceed" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 

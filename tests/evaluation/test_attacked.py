@@ -8,7 +8,8 @@ import pytest
 from aegis_jax.attacks.family import ALWAYS, FAMILY, family
 from aegis_jax.attacks.result import AttackResult
 from aegis_jax.attacks.soft_prompt import SoftPromptConfig
-from aegis_jax.diffusion.conditioning import Conditioning
+from aegis_jax.diffusion.conditioning import Conditioning, encode
+from aegis_jax.diffusion.sample import latent_shape, noise_of, sample
 from aegis_jax.diffusion.template import Template
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation import attacked, world
@@ -148,6 +149,18 @@ def test_bad_input_is_named(change, message):
         attacked.attack_family(None, None, STAR, MEMBERS, **({"seed": 0} | change))
     with pytest.raises(AegisError, match="at least one of each"):
         attacked.attack_family(None, None, STAR, {}, seed=0)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_without_guidance_prompts_are_shown_as_sample_shows_them(tmp_path, guidance):
+    from aegis_jax.io.pipeline import load_pipeline
+    from tests.run import untrained
+    from tests.tiny import responsive
+
+    pipeline = responsive(load_pipeline(untrained.write(tmp_path / "tiny")))
+    cond, start = encode(pipeline, "a church"), noise_of([3], latent_shape(pipeline))
+    shown = attacked.sample_conditioning(pipeline, cond, start, steps=2, guidance=guidance)
+    np.testing.assert_array_equal(shown, sample(pipeline, "a church", seed=[3], steps=2, guidance=guidance))
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.report import arguments
 from aegis_jax.report.embedded import Embedded
 from aegis_jax.report.measure import Bench, Measured
-from aegis_jax.report.plan import SEEDS, key, plan
+from aegis_jax.report.plan import SEEDS, key, model_digest, plan
 from aegis_jax.report.pooled import pooled
 from aegis_jax.world import judge
 from tests.report.conftest import ATTACKS, command
@@ -72,10 +72,11 @@ WORLD = ["--base", "world", "--concept", "star"]
         ([*WORLD, "--baselines", "esd", "--config.speed=1"], ["'speed'"]),
         ([*WORLD, "--seeds", "0,x"], ["--seeds '0,x'"]),
         ([*WORLD, "--seeds", str(SEEDS)], ["--seeds"]),
+        ([*WORLD, "--seeds", "1" * 5000], ["--seeds", "wanted whole numbers"]),
         ([*WORLD, "--images", "1"], ["--images 1"]),
         ([*WORLD, "--near", "heart,dog"], ["--near 'dog'", "another value"]),
         ([*WORLD, "--near", "pentagram"], ["--near 'pentagram'"]),
-        ([*WORLD, "--attack.cce.initial=nothing"], ["initial=nothing", "not one token"]),
+        ([*WORLD, "--attack.cce.initial=nothing"], ["initial='nothing'", "not one token"]),
         ([*WORLD, "--image-steps", "9"], ["--image-steps goes with another base"]),
         (["world", "world", *WORLD], ["stands in the table already"]),
     ],
@@ -158,15 +159,16 @@ def test_no_figure_depends_on_what_else_stands_in_the_table(evaluation):
 
 
 def test_an_interrupted_evaluation_goes_on(evaluation, report, tmp_path, monkeypatch, capsys):
-    """Of ten cells two are lost, one has no picture, one is cut short: these alone are measured, to the same end."""
+    """Of ten cells one is lost, one has no picture, one an empty one, one is cut short: these alone are measured, to
+    the same end."""
     out, measured = tmp_path / "star", []
     shutil.copytree(evaluation, out)
     cells = sorted((out / "cells").glob("*.json"))
     assert len(cells) == 10
     cells.sort(key=lambda path: not path.with_suffix(".png").exists())  # four have none
     lost = {path.stem for path in cells[:4]}
-    for path in cells[:2]:
-        path.unlink()
+    cells[0].unlink()
+    cells[1].with_suffix(".png").write_bytes(b"")
     cells[2].with_suffix(".png").unlink()
     cells[3].write_text(cells[3].read_text()[:-20])
     (out / "report.json").unlink()
@@ -201,6 +203,38 @@ def test_an_interrupted_evaluation_goes_on(evaluation, report, tmp_path, monkeyp
     assert main(command(out)) == 0
     capsys.readouterr()
     assert "cannot be resumed" in refused(capsys, *command(out)[1:], "--config.seed=5")
+
+
+def test_a_baseline_of_another_base_is_refused(evaluation, tmp_path, capsys):
+    """Also of the base at the same place whose weights have changed since."""
+    out = tmp_path / "star"
+    shutil.copytree(evaluation, out)
+    (path,) = out.glob("baselines/*/manifest.json")
+    story = json.loads(path.read_text())
+    story["model"]["fingerprint"] = "0" * 64
+    path.write_text(json.dumps(story))
+    assert "uce was erased from another model than world: name another --out" in refused(capsys, *command(out)[1:])
+
+
+def test_a_models_hash_is_of_all_that_its_pictures_depend_on(tmp_path):
+    from tests.run import untrained
+
+    base = untrained.write(tmp_path / "base")
+    changes = {
+        "vae/config.json": {"scaling_factor": 0.5}, "unet/config.json": {"sample_size": 32},
+        "text_encoder/config.json": {"hidden_act": "gelu"}, "tokenizer/tokenizer_config.json": {"model_max_length": 9},
+        "scheduler/scheduler_config.json": {"beta_end": 0.02},
+    }  # fmt: skip
+    found = [model_digest(load_pipeline(base))]
+    for name, change in changes.items():
+        folder = shutil.copytree(base, tmp_path / name.replace("/", "-"))
+        if len(found) == 1:
+            assert model_digest(load_pipeline(folder)) == found[0]  # the same somewhere else
+        config = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        assert config | change != config
+        (folder / name).write_text(json.dumps(config | change))
+        found.append(model_digest(load_pipeline(folder)))
+    assert len(set(found)) == len(changes) + 1
 
 
 @given(st.dictionaries(st.integers(0, 99), st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=5))
@@ -291,7 +325,7 @@ def test_an_attack_by_picture_is_shown_from_the_noise_it_found(bench, monkeypatc
     found = bench.measure(base, cell("tina"), METHODS["tina"].config())
     n = len(found.prompts)
     assert found.figures == {"attack_succeeded": {"count": n - 1, "n": n}}  # no prompt, so no d2
-    assert found.unet_evaluations == 7
+    assert found.unet_evaluations == 7 + n * 25  # the attack's, and those of its pictures, without guidance
     assert all((picture == found.pictures[0]).all() for picture in found.pictures)  # of one noise and one prompt
 
 
@@ -307,8 +341,9 @@ def test_an_attack_by_token_counts_images_of_all_restarts(bench, monkeypatch):
     found = Bench(Embedded(bench.base, "star")).measure(bench.base, cell("cce", seed=2), METHODS["cce"].config())
     assert seen == {"seed": 2, "images": 5}
     assert found.figures["shown"]["n"] == 4 and found.figures["shown"]["count"] >= 3  # the base draws stars
-    # The attack's, those of four images, and of d2: two latents to the last of 25 timesteps, four predictions each.
-    assert found.unet_evaluations == 7 + 4 * 50 + 2 * (2 * 24 + 4)
+    # The attack's, those of four images and of the cases, and of d2: two latents to the last of 25 timesteps, four
+    # predictions each.
+    assert found.unet_evaluations == 7 + (4 + len(found.prompts)) * 50 + 2 * (2 * 24 + 4)
     assert found.figures["d2"]["n"] == 2 and found.figures["d2"]["value"] > 0  # "star" against "a star"
 
 

@@ -179,7 +179,7 @@ def test_attacks_on_pictures_without_the_concept_depend_on_the_prompts_of_these(
         ([], ["--image-steps", "0"], ["steps"]),
         ([], ["--prompts", "missing.csv"], ["missing.csv"]),
         ([], ["--real", "."], ["holds no"]),
-        (["--attack.ring-a-bell-embedding.eta"], ["--attacks", "cce"], ["initial=object", "not one token"]),
+        (["--attack.ring-a-bell-embedding.eta"], ["--attacks", "cce"], ["initial='object'", "not one token"]),
         ([], ["--concept", " ", "--label", "church"], ["--concept is empty"]),
         ([], ["--concept", "nudity", "--label", "church", "--neutral", "thing"], ["a prompt does not say 'nudity'"]),
     ],

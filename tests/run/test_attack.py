@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import json
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +89,13 @@ def test_what_does_not_go_with_the_method_is_refused(capsys, folder, tmp_path, p
     assert not (tmp_path / "out").exists()
 
 
+def test_an_empty_concept_is_refused(capsys, folder, tmp_path, pictures):
+    for method in attacks.METHODS:
+        argv = ["attack", "--model", folder, "--images", pictures, "--out", tmp_path / "out", "--method", method]
+        assert "--concept is empty: wanted what was erased" in refused(capsys, *argv, "--concept", " ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_with_the_world_the_judge_is_asked(capsys):
     for flags in (["--prompts", "x.txt"], ["--guidance", "3"], ["--method", "unlearndiffatk", "--image-steps", "3"]):
         asked = refused(capsys, "attack", "--model", "world", "--concept", "star", "--method", "unlearndiffatk", *flags)
@@ -131,7 +139,9 @@ def test_a_case_is_a_picture_with_its_prompt_and_its_noise(folder, monkeypatch, 
     indexed(pictures)
     attack.attack(folder, "dog", **how, out=tmp_path / "2", neutral="cat")
     (tmp_path / "p.csv").write_text("prompt,evaluation_seed\na red dog,5\na star,6\nsky,8\n")
-    attack.attack(folder, "dog", **how, out=tmp_path / "3", prompts=tmp_path / "p.csv")
+    with warnings.catch_warnings():  # a file without settings says nothing of them
+        warnings.simplefilter("error")
+        attack.attack(folder, "dog", **how, out=tmp_path / "3", prompts=tmp_path / "p.csv")
     assert [case[:2] for case in seen] == [
         (["dog"] * 3, [0, 1, 2]),
         (["a cat 0", "a cat 1", "a cat 2"], [7, 8, 9]),
@@ -160,6 +170,45 @@ def test_a_case_is_a_picture_with_its_prompt_and_its_noise(folder, monkeypatch, 
     for name, row in zip(sorted((tmp_path / "again").glob("*.png")), rows):
         again, first = (np.asarray(Image.open(path), int) for path in (name, tmp_path / "3" / row["file"]))
         assert np.abs(again - first).max() <= 1
+
+
+def test_settings_of_the_pictures_that_an_attack_does_not_take_over_are_told(folder, monkeypatch, tmp_path, pictures):
+    def run(pipeline, concept, given, config, progress):
+        return found(pipeline, given.prompts)
+
+    monkeypatch.setitem(attacks.METHODS, "p4d-n", dataclasses.replace(attacks.METHODS["p4d-n"], run=run))
+    how = {"method": "p4d-n", "images": pictures, "image_steps": 1, "guidance": 2.0}
+    (tmp_path / "p.csv").write_text("prompt,evaluation_guidance\na,2\nb,9\nc,\n")
+    with pytest.warns(UserWarning, match=r"p.csv: its own guidance is not used, guidance is 2.0 for all prompts"):
+        attack.attack(folder, "dog", **how, out=tmp_path / "1", prompts=tmp_path / "p.csv")
+    indexed(pictures)
+    index = (pictures / "prompts.csv").read_text()
+    (pictures / "prompts.csv").write_text(index.replace("7,,,", "7,2.0,30,"))
+    with pytest.warns(UserWarning, match=r"prompts.csv: its own steps is not used, steps is 1 for all") as told:
+        attack.attack(folder, "dog", **how, out=tmp_path / "2")
+    assert len(told) == 1
+
+
+def test_a_folder_that_appeared_meanwhile_is_left_alone(folder, monkeypatch, tmp_path, pictures):
+    """Of two attacks with one --out the second is refused."""
+    given = attack.of_folder
+
+    def meanwhile(*args, **kwargs):
+        (tmp_path / "1").mkdir()
+        (tmp_path / "1" / "attack.json").write_text("of another")
+        return given(*args, **kwargs)
+
+    monkeypatch.setattr(attack, "of_folder", meanwhile)
+    with pytest.raises(AegisError, match="1 exists: choose another --out"):
+        attack.attack(folder, "dog", method="p4d-n", images=pictures, image_steps=1, out=tmp_path / "1")
+    assert (tmp_path / "1" / "attack.json").read_text() == "of another" and len(list((tmp_path / "1").iterdir())) == 1
+
+
+@pytest.mark.parametrize("seed", ["9" * 5000, "9" * 5000 + ".5"])
+def test_a_seed_of_thousands_of_digits_is_refused(folder, tmp_path, pictures, seed):
+    (tmp_path / "p.csv").write_text(f"prompt,seed\na,{seed}\nb,1\nc,2\n")
+    with pytest.raises(AegisError, match="p.csv, line 2: seed = '9*.?, wanted a whole number"):
+        attack.attack(folder, "dog", method="p4d-n", images=pictures, out=tmp_path / "1", prompts=tmp_path / "p.csv")
 
 
 def test_the_picture_written_is_the_one_that_showed_the_concept(folder, monkeypatch, tmp_path, pictures):

@@ -121,3 +121,12 @@ def test_a_file_of_the_users_is_no_index(tmp_path, text):
     with pytest.raises(AegisError, match="no index of this version"):
         lib.check_index(tmp_path)
     assert lib.check_index(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.parametrize("cells", [len(lib.COLUMNS) - 1, len(lib.COLUMNS) + 1])
+def test_a_row_of_the_index_with_other_than_a_cell_for_each_column(tmp_path, cells):
+    whole = ",".join("x" * len(lib.COLUMNS))
+    path = write(tmp_path, "\n".join([",".join(lib.COLUMNS), whole, ",".join("x" * cells), whole]))
+    with pytest.raises(AegisError, match="prompts.csv, line 3: wanted 11 cells, one for each column: mend it"):
+        lib.check_index(tmp_path)
+    assert path.exists()

@@ -66,11 +66,12 @@ def distances(
 
 def _latents(pipeline, cond: Conditioning, start, timesteps, guidance: float, number: int):
     """The latents at timesteps[number] of guided DDIM from `start`."""
-    pair = [per_latent(row, len(start)) for row in (cond, encode(pipeline, ""))]
-    unet = pipeline.unet
+    unet, cond = pipeline.unet, per_latent(cond, len(start))
+    uncond = per_latent(encode(pipeline, ""), len(start)) if guidance > 1 else None  # as `sample` has it
     return sample_latents(
-        unet.graph, unet.params, make_schedule(pipeline.scheduler), *pair, start, timesteps, guidance, last=number
-    )
+        unet.graph, unet.params, make_schedule(pipeline.scheduler), cond, uncond, start, timesteps, guidance,
+        last=number,
+    )  # fmt: skip
 
 
 def _prediction(pipeline, latents, t: int, text: str | Conditioning):
