@@ -180,9 +180,6 @@ def test_vision_towers_encoder_is_not_causal():
 @pytest.mark.parametrize(
     "change",
     [
-        {"architectures": ["CLIPTextModelWithProjection"]},
-        {"architectures": ["T5EncoderModel"]},
-        {"model_type": "roberta_series", "architectures": ["RobertaSeriesModelWithTransformation"]},
         {"hidden_act": "snake"},
         {"num_attention_heads": 5},
         {"use_attention_mask": True},
