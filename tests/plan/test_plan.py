@@ -188,7 +188,7 @@ def test_topologies(text, name):
     "text", ["v9", "", "v5e:3", "v5e:0", "v5e:-1", "v5e:2x", "v5p:1", "gpu:0GiB", "gpu:24", "h100:3"]
 )
 def test_unknown_topologies(text):
-    with pytest.raises(AegisError, match="known|comes in|no number"):
+    with pytest.raises(AegisError, match="known|comes in|no number|wanted the memory"):
         chips.topology(text)
 
 
