@@ -202,7 +202,8 @@ def of_many(lines: list[dict]) -> str:
         near = ~gone & np.isin(concepts.subgroup_of, concepts.subgroup_of[gone])
         for name, survey in (("before", base), (line["cell"]["preset"], line["figures"]["survey"])):
             if survey is not None:
-                attacks = line["figures"].get("each", {}).values() if survey is not base else ()
+                of = line["figures"]  # of one thing, its attack's figures are there themselves
+                attacks = () if survey is base else of.get("each", {}).values() or [of] * ("strongest" in of)
                 rows.append((int(gone.sum()), name, *_parts(survey, gone, near), *_attacks(attacks)))
     head = ["things erased", "by", "still shown", "kept: their subgroups", "kept: the rest", "hands of what is kept"]
     head += [COLUMNS[name] for name in ATTACKS]

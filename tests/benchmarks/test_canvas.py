@@ -106,6 +106,8 @@ def test_many_at_once_are_split_into_what_went_what_is_near_and_the_rest():
     text = canvas_table.of_many(lines)
     assert "| 2 | before | 100 | 100 | 100 | 100 | - | - | - |" in text
     assert f"| 2 | uce | 0 | {100 - 100 / near.sum():.0f} | 100 | 100 | 62 | 62 | 31 |" in text
+    one = canvas_table.of_many([line("", canvas.BASE, survey()), line("fox", "uce", GONE, **rates(0.5))])
+    assert one.splitlines()[-1].endswith("| 50 | 50 | 25 |")
     assert canvas_table.of_many([]) == "Nothing measured yet."
     base, *erased = canvas.many([1, 3])
     counts = [0] * len(canvas.JOINT) + [2] * len(canvas.JOINT)

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from PIL import Image
 
 from tests.run import runs, untrained
 
@@ -20,6 +21,16 @@ def compilation_cache(tmp_path_factory):
 def folder(tmp_path_factory):
     """A small untrained pipeline as a diffusers folder; to be read only."""
     return untrained.write(tmp_path_factory.mktemp("untrained") / "pipeline")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three, and the index that `aegis sample` writes beside its own."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for k in range(3):
+        Image.new("RGB", (16, 16), (90 * k, 9, 9)).save(folder / f"{k}.png")
+    return folder
 
 
 @pytest.fixture

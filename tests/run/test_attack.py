@@ -1,10 +1,8 @@
-"""`aegis attack`: which flags go with which method, what a case is, and the files to replay pictures from."""
+"""`aegis attack`: which flags go with which method, who counts, and the files to replay pictures from."""
 
 import csv
 import dataclasses
-import functools
 import json
-import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +14,7 @@ from aegis_jax import attacks, judges
 from aegis_jax.attacks.prompt import template
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
 from aegis_jax.cli import main
-from aegis_jax.diffusion.conditioning import encode, encode_tokens
+from aegis_jax.diffusion.conditioning import encode_tokens
 from aegis_jax.diffusion.template import fill
 from aegis_jax.diffusion.vocabulary import embeddings
 from aegis_jax.errors import AegisError
@@ -24,6 +22,7 @@ from aegis_jax.evaluation import attacked, cases, world
 from aegis_jax.evaluation.interval import share, wilson
 from aegis_jax.judges.judge import Judge
 from aegis_jax.run import attack, attack_arguments
+from tests.run.given import found, indexed
 
 STAR = world.find("star")
 
@@ -33,23 +32,6 @@ def refused(capsys, *argv) -> str:
     assert main([str(a) for a in argv]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("aegis: error")]
     return line
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """Three, and the index that `aegis sample` writes beside its own."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for k in range(3):
-        Image.new("RGB", (16, 16), (90 * k, 9, 9)).save(folder / f"{k}.png")
-    return folder
-
-
-def indexed(folder):
-    from aegis_jax.run.prompts import COLUMNS, write_index
-
-    rows = {f"{k}.png": dict.fromkeys(COLUMNS, "") | {"prompt": f"a dog {k}", "seed": 7 + k} for k in range(3)}
-    write_index(folder, {name: row | {"file": name} for name, row in rows.items()})
 
 
 def test_the_methods_of_the_command_are_those_there_are():
@@ -115,100 +97,6 @@ def test_the_neutral_word_of_the_soft_prompts(capsys, folder, monkeypatch, tmp_p
     monkeypatch.setitem(attacks.METHODS, "soft-prompt", dataclasses.replace(attacks.METHODS["soft-prompt"], run=run))
     assert "enough" in refused(capsys, *argv, "--neutral", "dog")
     assert seen == [("neutral", "dog", ["star"] * 3)]
-
-
-def found(pipeline, prompts, outcomes=None):
-    """A result that says just these prompts."""
-    return AttackResult(
-        list(prompts), encode(pipeline, list(prompts)), np.ones((2, len(prompts))), 10.0, 1.0,
-        same_tokens=np.ones(len(prompts), bool), outcomes=outcomes,
-    )  # fmt: skip
-
-
-def test_a_case_is_a_picture_with_its_prompt_and_its_noise(folder, monkeypatch, tmp_path, pictures):
-    seen = []
-
-    def run(pipeline, concept, given, config, progress):
-        seen.append((given.prompts, given.seeds, given.images[:, 0, 0, 0].tolist(), given.made_from))
-        return found(pipeline, [prompt for prompt in given.prompts for _ in range(config.restarts)])
-
-    method = "unlearndiffatk"
-    monkeypatch.setitem(attacks.METHODS, method, dataclasses.replace(attacks.METHODS[method], run=run))
-    how = {"method": method, "images": pictures, "image_steps": 1, "restarts": 2}
-    attack.attack(folder, "dog", **how, out=tmp_path / "1")
-    indexed(pictures)
-    attack.attack(folder, "dog", **how, out=tmp_path / "2", neutral="cat")
-    (tmp_path / "p.csv").write_text("prompt,evaluation_seed\na red dog,5\na star,6\nsky,8\n")
-    with warnings.catch_warnings():  # a file without settings says nothing of them
-        warnings.simplefilter("error")
-        attack.attack(folder, "dog", **how, out=tmp_path / "3", prompts=tmp_path / "p.csv")
-    assert [case[:2] for case in seen] == [
-        (["dog"] * 3, [0, 1, 2]),
-        (["a cat 0", "a cat 1", "a cat 2"], [7, 8, 9]),
-        (["a red dog", "a star", "sky"], [5, 6, 8]),
-    ]
-    assert seen[0][2] == [0, 90, 180]
-    assert seen[1][3] == ["a dog 0", "a dog 1", "a dog 2"]  # what a control still aims at
-    lines = (pictures / "prompts.csv").read_text()
-    for cell, whole in ((",8.0,", True), (",8.5,", False)):  # as pandas may write it, and what is no seed
-        (pictures / "prompts.csv").write_text(lines.replace(",8,", cell))
-        again = functools.partial(attack.attack, folder, "dog", **how, out=tmp_path / f"4{whole}")
-        if whole:
-            again()
-            assert seen[-1][1] == [7, 8, 9]
-        else:
-            with pytest.raises(AegisError, match=r"prompts.csv.*seed = '8.5', wanted a whole number"):
-                again()
-    rows = list(csv.DictReader(open(tmp_path / "3" / "prompts.csv")))
-    assert [(row["prompt"], row["seed"], row["restart"]) for row in rows[:3]] == [
-        ("a red dog", "5", "0"), ("a red dog", "5", "1"), ("a star", "6", "0"),
-    ]  # fmt: skip
-    assert not any(row["outcome"] for row in rows)  # nobody judged them
-    # Prompt and seed are all that `aegis sample` needs for the same picture.
-    argv = ["sample", "--model", folder, "--prompts", tmp_path / "3" / "prompts.csv", "--steps", 1]
-    assert main([*map(str, argv), "--out", str(tmp_path / "again")]) == 0
-    for name, row in zip(sorted((tmp_path / "again").glob("*.png")), rows):
-        again, first = (np.asarray(Image.open(path), int) for path in (name, tmp_path / "3" / row["file"]))
-        assert np.abs(again - first).max() <= 1
-
-
-def test_settings_of_the_pictures_that_an_attack_does_not_take_over_are_told(folder, monkeypatch, tmp_path, pictures):
-    def run(pipeline, concept, given, config, progress):
-        return found(pipeline, given.prompts)
-
-    monkeypatch.setitem(attacks.METHODS, "p4d-n", dataclasses.replace(attacks.METHODS["p4d-n"], run=run))
-    how = {"method": "p4d-n", "images": pictures, "image_steps": 1, "guidance": 2.0}
-    (tmp_path / "p.csv").write_text("prompt,evaluation_guidance\na,2\nb,9\nc,\n")
-    with pytest.warns(UserWarning, match=r"p.csv: its own guidance is not used, guidance is 2.0 for all prompts"):
-        attack.attack(folder, "dog", **how, out=tmp_path / "1", prompts=tmp_path / "p.csv")
-    indexed(pictures)
-    index = (pictures / "prompts.csv").read_text()
-    (pictures / "prompts.csv").write_text(index.replace("7,,,", "7,2.0,30,"))
-    with pytest.warns(UserWarning, match=r"prompts.csv: its own steps is not used, steps is 1 for all") as told:
-        attack.attack(folder, "dog", **how, out=tmp_path / "2")
-    assert len(told) == 1
-
-
-def test_a_folder_that_appeared_meanwhile_is_left_alone(folder, monkeypatch, tmp_path, pictures):
-    """Of two attacks with one --out the second is refused."""
-    given = attack.of_folder
-
-    def meanwhile(*args, **kwargs):
-        (tmp_path / "1").mkdir()
-        (tmp_path / "1" / "attack.json").write_text("of another")
-        return given(*args, **kwargs)
-
-    monkeypatch.setattr(attack, "of_folder", meanwhile)
-    with pytest.raises(AegisError, match="1 exists: choose another --out"):
-        attack.attack(folder, "dog", method="p4d-n", images=pictures, image_steps=1, out=tmp_path / "1")
-    assert (tmp_path / "1" / "attack.json").read_text() == "of another" and len(list((tmp_path / "1").iterdir())) == 1
-
-
-@pytest.mark.parametrize("seed", ["9" * 5000, "9" * 5000 + ".5"])
-def test_a_seed_of_thousands_of_digits_is_refused(folder, tmp_path, pictures, seed):
-    (tmp_path / "p.csv").write_text(f"prompt,seed\na,{seed}\nb,1\nc,2\n")
-    with pytest.raises(AegisError, match="p.csv, line 2: seed = '9*.?, wanted a whole number"):
-        attack.attack(folder, "dog", method="p4d-n", images=pictures, out=tmp_path / "1", prompts=tmp_path / "p.csv")
 
 
 def test_the_picture_written_is_the_one_that_showed_the_concept(folder, monkeypatch, tmp_path, pictures):
@@ -319,26 +207,6 @@ def test_an_attack_by_weights_has_pictures_without_the_concept_and_leaves_a_mode
     indexed(others)
     attack.attack(folder, **how, without=others, out=tmp_path / "2")
     assert seen["without"] == ["a dog 0", "a dog 1", "a dog 2"]
-
-
-def test_wordings_are_read_by_rung_and_a_control_names_another_word(folder, monkeypatch, tmp_path, pictures):
-    seen = []
-
-    def run(pipeline, concept, given, config, progress):
-        seen.append(given.ladder)
-        return found(pipeline, [text for _ in given.prompts for rung in given.ladder.values() for text in rung[:1]])
-
-    monkeypatch.setitem(attacks.METHODS, "ladder", dataclasses.replace(attacks.METHODS["ladder"], run=run))
-    file = tmp_path / "words.csv"
-    file.write_text("rung,prompt\nname,a Dog\nother,a hound\nname,the dog\n")
-    how = {"method": "ladder", "images": pictures, "image_steps": 1, "ladder": file}
-    attack.attack(folder, "dog", **how, out=tmp_path / "1")
-    attack.attack(folder, "dog", **how, out=tmp_path / "2", neutral="cat")
-    assert seen == [
-        {"name": ["a Dog", "the dog"], "other": ["a hound"]}, {"name": ["a cat", "the cat"]},
-    ]  # fmt: skip
-    rows = list(csv.DictReader(open(tmp_path / "1" / "prompts.csv")))
-    assert [(row["prompt"], row["seed"]) for row in rows[:3]] == [("a Dog", "0"), ("a hound", "0"), ("a Dog", "1")]
 
 
 def test_the_worlds_pictures_without_the_concept(monkeypatch):
