@@ -74,13 +74,27 @@ def possible(subject, attacks: dict, *, everything: bool) -> dict:
     return {name: config for name, config in attacks.items() if name not in lacking}
 
 
-def check_fit(pipeline, subject, attacks: dict, cases: int, seeds, neutral) -> None:
-    """Refuses settings that cannot be, or do not fit the model or some prompt, before their turn comes."""
+def fitting(pipeline, subject, attacks: dict, cases: int, seeds, neutral, *, unnamed=frozenset()) -> dict:
+    """Those whose settings can be, and that fit the model and every prompt. Raises `AegisError` for another, before its
+    turn comes; of `unnamed` ones, for which nobody asked by name, a warning says that it is left out."""
     said = (subject.texts(cases, seed, word) for seed in seeds for word in (None, neutral))
     prompts = list(dict.fromkeys(text for texts in said for text in texts))
+    taken = {}
     for name, config in attacks.items():
-        check(name, config, subject.steps)
-        refuse = find(name).check_fit
-        for one in family(config.members).values() if name == SOFT_PROMPT else [config]:
-            if refuse is not None:
-                refuse(pipeline, subject.text, prompts, one)
+        try:
+            _check_fit(pipeline, subject, prompts, name, config)
+        except AegisError as refused:
+            if name not in unnamed:
+                raise
+            warnings.warn(f"--attacks all leaves out {name}: {refused}", stacklevel=2)
+        else:
+            taken[name] = config
+    return taken
+
+
+def _check_fit(pipeline, subject, prompts: list[str], name: str, config) -> None:
+    check(name, config, subject.steps)
+    refuse = find(name).check_fit
+    for one in family(config.members).values() if name == SOFT_PROMPT else [config]:
+        if refuse is not None:
+            refuse(pipeline, subject.text, prompts, one)

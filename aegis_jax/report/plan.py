@@ -17,7 +17,7 @@ from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.judges.judge import digest as digest_of
 from aegis_jax.models.model import flatten
 from aegis_jax.report import asked as of_user
-from aegis_jax.report.chosen import check_fit, chosen, names, possible
+from aegis_jax.report.chosen import chosen, fitting, names, possible
 from aegis_jax.report.embedded import Embedded
 from aegis_jax.report.pictured import Pictured
 from aegis_jax.report.rows import Row, baseline_row, check_same_kind, model_row
@@ -136,7 +136,8 @@ def plan(
     control = None if neutral == "none" else subject.control(neutral or "thing")
     if neutral not in (None, "none") and control is None:
         raise AegisError(f"--neutral {neutral}: a prompt does not say {concept!r}, and would control nothing")
-    check_fit(original, subject, taken, cases, numbers, control)
+    unnamed = set(taken) - set(settings or {}) if attacks == "all" else frozenset()
+    taken = fitting(original, subject, taken, cases, numbers, control, unnamed=unnamed)
     folder = expand(out or Path("evaluations") / slug(concept)).absolute()
     rows, loaded = [Row("base", "base", place(base))], {"base": original}
     for given in [models] if isinstance(models, str | Path) else models:

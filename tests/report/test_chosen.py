@@ -1,4 +1,4 @@
-"""What `check_fit` refuses before an evaluation starts: all that an attack would refuse, in the attack's own words."""
+"""What `fitting` refuses before an evaluation starts: all that an attack would refuse, in the attack's own words."""
 
 import types
 
@@ -9,7 +9,7 @@ from aegis_jax.attacks import METHODS
 from aegis_jax.attacks.given import Given
 from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline
-from aegis_jax.report.chosen import check_fit, chosen
+from aegis_jax.report.chosen import chosen, fitting
 from tests.run import untrained
 
 PROMPTS = ["a church", "a red church on the blue sky and a red dog"]  # the second has 11 tokens; the encoder sees 14
@@ -20,11 +20,10 @@ def pipeline(tmp_path_factory):
     return load_pipeline(untrained.write(tmp_path_factory.mktemp("untrained") / "pipeline"))
 
 
-def checked(pipeline, attacks, settings, prompts=PROMPTS):
+def checked(pipeline, attacks, settings, prompts=PROMPTS, **how):
     subject = types.SimpleNamespace(text="church", steps=25, texts=lambda n, seed, neutral: prompts[:n])
     taken = chosen(attacks, {name: given for name, given in settings.items()}, {})
-    check_fit(pipeline, subject, taken, 2, (0, 1), "thing")
-    return taken
+    return fitting(pipeline, subject, taken, 2, (0, 1), "thing", **how)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +59,12 @@ def test_what_fits_is_let_pass(pipeline):
     settings["cce"] = {"initial": "church"}
     settings["soft-prompt"] = {"members": "before-4-denoising"}
     assert list(checked(pipeline, "all", settings, PROMPTS[:1])) == list(METHODS)
+
+
+def test_of_all_attacks_one_that_does_not_fit_is_left_out(pipeline):
+    """One prompt too long for P4D-K would else refuse an evaluation by all the others."""
+    with pytest.warns(UserWarning, match="--attacks all leaves out p4d-k: attack p4d-k: prompt 'a red church"):
+        taken = checked(pipeline, "p4d-k,tina,ladder", {}, unnamed={"p4d-k", "tina", "ladder"})
+    assert list(taken) == ["tina", "ladder"]
+    with pytest.raises(AegisError, match="attack p4d-k: prompt"):
+        checked(pipeline, "p4d-k,tina", {}, unnamed={"tina"})
