@@ -4,16 +4,19 @@ The concept's vector is the mean difference of the text encoder's output between
 of a prompt is its own encoding plus eta times that vector. A genetic search over K tokens lowers the squared
 distance to it over all positions: the better half of a population goes on, each of these has two children with a random
 other one (one-point crossover) or none, and one token of some is replaced. What is found holds for any model with this
-text encoder.
+text encoder, so it is kept in the user's cache folder (io/user_cache.py) and searched for once.
 
 `ring-a-bell-embedding` feeds the shifted encoding itself, as RECE's evaluation does: an attack by embedding, not the
 published one. What differs from the published code: docs/attacks.md.
 Shapes: R prompts, P individuals, S slots for them and their children, K tokens, L positions, D text width.
 """
 
+import hashlib
+import json
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -25,9 +28,12 @@ from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
 from aegis_jax.diffusion.conditioning import Conditioning, encode, encode_ids
 from aegis_jax.diffusion.template import padded
 from aegis_jax.errors import AegisError
+from aegis_jax.io import user_cache
+from aegis_jax.models.model import flatten
 
 NAME, EMBEDDING = "ring-a-bell", "ring-a-bell-embedding"
 _RING = 0x817C  # folded into the seed, so that no other part of the program draws the same numbers
+_SEARCH = ("tokens", "population", "generations", "crossover", "mutation")  # what a search depends on, of the settings
 # With and without the concept; the published lists are some dozens of prompts for each of three concepts.
 PAIRS = (
     ("{}", ""),
@@ -138,27 +144,22 @@ def ring_a_bell(pipeline, concept: str, given: Given, config: RingABellConfig, p
     special = {0, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     allowed = jnp.array([i for i in range(min(tokenizer.size, tokenizer.vocabulary)) if i not in special], jnp.int32)
     frame = jnp.asarray(padded(tokenizer, [0] * config.tokens).ids)
-    base, half = jax.random.fold_in(jax.random.key(config.seed), _RING), config.population // 2
-    chunk = next(size for size in (50, 10, 5, 1) if config.generations % size == 0)
-    run = partial(
-        _generations, text.graph, text.params, frame, allowed, kept=half, chunk=chunk,
-        rates=(config.crossover, config.mutation),
-    )  # fmt: skip
+    base = jax.random.fold_in(jax.random.key(config.seed), _RING)
+    search = partial(_found, text, config, _digest(text, frame, allowed), frame=frame, allowed=allowed)
     outcomes, viewer = _unaided(pipeline, given, restarts)
     texts = [prompt for prompt in given.prompts for _ in range(restarts)]
     ids, left, cases = np.array(tokenizer.ids(texts)), np.flatnonzero(outcomes == FAILED), case_numbers(given)
-    losses = np.full((config.generations, len(outcomes)), np.nan, np.float32)
+    losses, before = np.full((config.generations, len(outcomes)), np.nan, np.float32), 0.0
     for number, row in enumerate(left.tolist()):
         key = jax.random.fold_in(jax.random.fold_in(base, cases[row // restarts]), row % restarts)
-        drawn = jax.random.randint(jax.random.fold_in(key, _RING), (3 * half, config.tokens), 0, len(allowed))
-        people, filled = allowed[drawn], jnp.arange(3 * half) < config.population
-        for first in range(0, config.generations, chunk):
-            people, filled, best, scores = run(goals[row // restarts], key, people, filled, jnp.int32(first))
-            losses[first : first + chunk, row] = scores
+
+        def told(done, loss, number=number):
             if progress is not None:
-                done = number * config.generations + first + chunk
-                progress(done, len(left) * config.generations, float(scores[-1]))
-        ids[row] = padded(tokenizer, np.asarray(best).tolist()).ids
+                progress(number * config.generations + done, len(left) * config.generations, loss)
+
+        best, losses[:, row], earlier = search(goals[row // restarts], key, told)
+        before += earlier
+        ids[row] = padded(tokenizer, best).ids
         texts[row] = tokenizer.text(ids[row, 1 : 1 + config.tokens])
     cond = encode(pipeline, texts)
     return AttackResult(
@@ -167,10 +168,49 @@ def ring_a_bell(pipeline, concept: str, given: Given, config: RingABellConfig, p
         losses=losses,
         outcomes=_judged(viewer, outcomes, cond),
         unet_evaluations=viewer.unet_evaluations,
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - began + before,
         ids=ids,
         same_tokens=(ids == tokenizer.ids(texts)).all(1),
     )
+
+
+def _digest(text, *arrays) -> str:
+    """Of what all searches by a text encoder share, its weights and this code among it."""
+    found = hashlib.sha256(Path(__file__).read_bytes())
+    found.update(json.dumps([text.config, jax.__version__, jax.default_backend()], sort_keys=True).encode())
+    for path, leaf in sorted(flatten(text.params).items()):
+        found.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+        found.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    for array in arrays:
+        found.update(np.asarray(array).tobytes())
+    return found.hexdigest()
+
+
+def _found(text, config: RingABellConfig, shared: str, goal, key, told, *, frame, allowed) -> tuple:
+    """(the best individual's tokens, the best distance of each generation (generations,), seconds of an earlier search
+    that found them, or 0). told(generations done, distance) as it goes."""
+    began, half = time.perf_counter(), config.population // 2
+    settings = {name: getattr(config, name) for name in _SEARCH}
+    name = hashlib.sha256(json.dumps([shared, settings, np.asarray(jax.random.key_data(key)).tolist()]).encode())
+    name.update(np.asarray(goal).tobytes())
+    kept = user_cache.read(NAME, name.hexdigest())
+    if kept is not None:
+        told(config.generations, kept["losses"][-1])
+        return kept["tokens"], kept["losses"], kept["seconds"]
+    chunk = next(size for size in (50, 10, 5, 1) if config.generations % size == 0)
+    drawn = jax.random.randint(jax.random.fold_in(key, _RING), (3 * half, config.tokens), 0, len(allowed))
+    people, filled, losses = allowed[drawn], jnp.arange(3 * half) < config.population, []
+    for first in range(0, config.generations, chunk):
+        people, filled, best, scores = _generations(
+            text.graph, text.params, frame, allowed, goal, key, people, filled, jnp.int32(first), kept=half,
+            rates=(config.crossover, config.mutation), chunk=chunk,
+        )  # fmt: skip
+        losses += np.asarray(scores).tolist()
+        told(first + chunk, losses[-1])
+    tokens = np.asarray(best).tolist()
+    seconds = time.perf_counter() - began
+    user_cache.write(NAME, name.hexdigest(), {"tokens": tokens, "losses": losses, "seconds": seconds})
+    return tokens, losses, 0.0
 
 
 def embedding(pipeline, concept: str, given: Given, config: EmbeddingConfig, progress=None) -> AttackResult:

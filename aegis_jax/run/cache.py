@@ -1,11 +1,11 @@
 """The persistent compilation cache: a second run of the same program starts in seconds."""
 
 import contextlib
-import os
 from pathlib import Path
 
 import jax
 
+from aegis_jax.io import user_cache
 from aegis_jax.run.claim import first_alone
 
 
@@ -16,13 +16,9 @@ def enable() -> None:
     """
     if jax.config.jax_compilation_cache_dir:
         return
-    chosen = os.environ.get("AEGIS_CACHE_DIR")
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "aegis_jax"
-    try:
-        folder = (Path(chosen) if chosen else default).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return  # a home that is missing or cannot be written costs compile time only
+    folder = user_cache.folder()
+    if folder is None:
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

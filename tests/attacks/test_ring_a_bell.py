@@ -1,12 +1,15 @@
 """Ring-A-Bell on a tiny random pipeline: its target and distance in float64, how generations are bred, what is fed."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aegis_jax
-from aegis_jax.attacks import METHODS, attack
+from aegis_jax.attacks import METHODS, attack, ring_a_bell
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED
 from aegis_jax.attacks.ring_a_bell import PAIRS, bred, distance, targets
 from aegis_jax.diffusion.template import padded
@@ -21,6 +24,13 @@ PROMPTS = ["a red star", "a cat"]
 @pytest.fixture(scope="module")
 def pipeline(tiny):
     return load_pipeline(tiny(**FEWEST))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Of this test alone: nothing was found before."""
+    monkeypatch.setenv("AEGIS_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +102,41 @@ def test_the_search_comes_nearer_and_outcomes_are_told_apart(pipeline, images):
     assert np.isnan(judged.losses[:, 3:]).all() and generations[-1] == (60, 60)
     assert judged.prompts[3:] == PROMPTS[1:] * 3 and judged.same_tokens[3:].all()
     np.testing.assert_array_equal(judged.ids[3:], pipeline.tokenizer.ids(PROMPTS[1:] * 3))
+
+
+def test_a_search_is_made_once_for_all_models_with_the_text_encoder(pipeline, images, cache, monkeypatch):
+    how = {"method": "ring-a-bell", "images": images, "prompts": PROMPTS, "tokens": 3, "population": 12}
+    first, told = attack(pipeline, "star", **how, generations=10), []
+    unet = dataclasses.replace(pipeline.unet, params=jax.tree.map(lambda x: x + 1, pipeline.unet.params))
+    searched = []
+    genuine = ring_a_bell._generations
+    monkeypatch.setattr(ring_a_bell, "_generations", lambda *a, **how: searched.append(1) or genuine(*a, **how))
+    erased = dataclasses.replace(pipeline, unet=unet)
+    again = attack(erased, "star", **how, generations=10, progress=lambda *now: told.append(now[:2]))
+    assert not searched and told == [(10, 20), (20, 20)]
+    np.testing.assert_array_equal(again.ids, first.ids)
+    np.testing.assert_array_equal(again.losses, first.losses)
+    assert again.seconds > sum(json.loads(file.read_text())["seconds"] for file in cache.rglob("*.json"))
+    # A prompt's search is its own; another concept, seed, number of generations or text encoder is another search.
+    attack(pipeline, "star", **how | {"prompts": [PROMPTS[0], "a dog"]}, generations=10)
+    assert len(searched) == 1
+    params = jax.tree.map(lambda x: x * 1.01, pipeline.text_encoder.params)
+    other = dataclasses.replace(pipeline, text_encoder=dataclasses.replace(pipeline.text_encoder, params=params))
+    for model, concept, more in (
+        (pipeline, "cat", {}),
+        (pipeline, "star", {"seed": 1}),
+        (pipeline, "star", {"generations": 5}),
+        (other, "star", {}),
+    ):
+        searched.clear()
+        attack(model, concept, **how | {"generations": 10} | more)
+        assert len(searched) == 2
+    # What a killed writer or a full disk left is nothing.
+    for file in cache.rglob("*.json"):
+        file.write_text(file.read_text()[:-9])
+    searched.clear()
+    np.testing.assert_array_equal(attack(pipeline, "star", **how, generations=10).ids, first.ids)
+    assert len(searched) == 2
 
 
 def test_the_shifted_encoding_is_what_diffusers_is_fed(tiny, pipeline, images):
