@@ -5,6 +5,7 @@
     python -m benchmarks canvas --table              measures nothing, writes the tables of what there is
     python -m benchmarks canvas --matrix             40 things erased by a closed form: which hurts which
     python -m benchmarks canvas --many 1 10 40       so many things out of one model at once, by the presets of JOINT
+    python -m benchmarks canvas --unasked --concepts twemoji     what is shown unasked: the floor of any attack
 
 Every preset runs at the scale of configs/canvas.py, which is that of the world. `aegis+near` was made on the fox, and
 tried once on the wolf; else nothing is chosen on the canvas, and flowers, sports and musical instruments
@@ -21,7 +22,7 @@ import numpy as np
 
 from aegis_jax.canvas.concepts import STYLES as HANDS
 from aegis_jax.canvas.embedded import concepts_of
-from benchmarks import canvas_table, cells, trials
+from benchmarks import canvas_table, cells, study, trials
 from benchmarks.canvas_table import BASE
 
 RESULT = "canvas.jsonl"
@@ -216,6 +217,7 @@ def main(argv: list[str]) -> None:
     options.add_argument("--members", nargs="+", default=MEMBERS, help="of the attack's family, or all")
     options.add_argument("--matrix", action="store_true", help="which thing's erasure hurts which other")
     options.add_argument("--many", type=int, nargs="+", metavar="N", help="things out of one model at once")
+    options.add_argument("--unasked", action="store_true", help="what the model before erasure shows of --concepts")
     options.add_argument("--table", action="store_true", help="measures nothing")
     given = options.parse_args(argv)
     from aegis_jax.attacks.family import FAMILY
@@ -226,6 +228,9 @@ def main(argv: list[str]) -> None:
         wrong = f"--many {' '.join(map(str, given.many))}: wanted 1 to {concepts_of().count - 1} things"
     if wrong:
         options.error(wrong)
+    if given.unasked:
+        print(study.originals(given.concepts, "canvas", n=2 * SIZES["images"], seed=EVALUATIONS[0]))
+        return
     members = FAMILY if given.members == ["all"] else given.members
     wanted, shown = grid(given.concepts, presets, given.seeds, members), canvas_table.text
     if given.matrix:

@@ -199,15 +199,15 @@ def costs() -> str:
     return "\n".join(rows)
 
 
-def originals(concepts) -> str:
-    """Markdown: how often the model before erasure shows a value that a prompt does not ask for, in per cent."""
+def originals(concepts, within="world", *, n=256, seed=SCREENING["evaluation_seed"]) -> str:
+    """Markdown: how often an embedded world's model shows a value that a prompt does not ask for, in per cent of n."""
     import aegis_jax
     from aegis_jax.evaluation.world import find, unasked
 
-    pipeline, n = aegis_jax.load_pipeline("world"), 256
+    pipeline = aegis_jax.load_pipeline(within)
     rows = ["| concept | left open by the prompt | empty prompt |", "| --- | --- | --- |"]
     for concept in concepts:
-        rates = unasked(pipeline, find(concept), n=n, seed=SCREENING["evaluation_seed"])
+        rates = unasked(pipeline, find(concept, within), n=n, seed=seed)
         rows.append(f"| {concept} | {100 * rates['open']:.0f} | {100 * rates['empty']:.0f} |")
     return "\n".join(rows)
 
