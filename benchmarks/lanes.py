@@ -38,7 +38,7 @@ def gradient(state, frozen, config):
     from aegis_jax.erasure.latents import Noised
 
     z = jax.random.normal(jax.random.fold_in(jax.random.key(0), state.step), (config.batch, *frozen.latent_shape))
-    theta = trainable.add_drift(frozen.unet, state.drift, config.trainable, frozen.precise)
+    theta = trainable.add_drift(frozen.unet, state.drift, config.trainable, frozen.low_bits)
     at = Noised(z, jnp.full(config.batch, 500, jnp.int32))
     goal = Goal(frozen.concept_emb, 0.5 * z)
     losses, _, gradients = gradients_of(frozen, theta, at, goal, None, 0.0, config.trainable, config.low_memory)

@@ -26,15 +26,15 @@ embed_ids = jax.jit(clip.embed, static_argnums=0)
 encode_rows = jax.jit(encode_tokens, static_argnums=0)
 
 
-@pytree(data="unet precise text schedule empty_emb word_ids", meta="unet_graph text_graph latent_shape placement")
+@pytree(data="unet low_bits text schedule empty_emb word_ids", meta="unet_graph text_graph latent_shape placement")
 @dataclasses.dataclass(frozen=True)
 class Networks:
     """What every gradient method reads of a pipeline; with the drift added (`moved`), what it has made of it.
 
     Attributes:
       unet: nested parameters in the compute dtype. text: the text encoder's, float32.
-      precise: {dotted path: theta0 in float32} of the UNet's trainable tensors where the compute dtype rounds, else
-        empty: the drift is added to these, so that no step is lost in the rounding.
+      low_bits: what rounding theta0 to the compute dtype has taken from the UNet's trainable tensors
+        (trainable.low_bits): the drift is added before the rounding, so that no step is lost in it.
       empty_emb: c_0 of theta0, one row.
       word_ids: token ids that soft tokens start from, (W,) int32.
       latent_shape: (h, w, C) of z.
@@ -42,7 +42,7 @@ class Networks:
     """
 
     unet: dict
-    precise: dict
+    low_bits: dict
     text: dict
     schedule: Schedule
     empty_emb: Conditioning
@@ -67,7 +67,7 @@ def networks(pipeline, trainable_set: str, dtype: str, grid: int, placement=None
     dtype = compute_dtype(dtype)
     return Networks(
         unet=jax.tree.map(lambda x: jnp.asarray(x, dtype), unet.params),
-        precise=trainable.precise(unet.params, trainable_set, dtype),
+        low_bits=trainable.low_bits(unet.params, trainable_set, dtype),
         text=in_float32.text_encoder.params,
         schedule=schedule,
         empty_emb=encode(in_float32, ""),
@@ -105,7 +105,7 @@ def with_trained(net: Networks, trainable_set: str, params: dict) -> Networks:
 def moved(net: Networks, drift: dict, trainable_set: str) -> Networks:
     """theta = theta0 + drift; what is not trained are the same arrays."""
     params = trained(net, trainable_set)
-    params = trainable.add_drift(params, drift, trainable_set, net.precise, net.placement)
+    params = trainable.add_drift(params, drift, trainable_set, net.low_bits, net.placement)
     return with_trained(net, trainable_set, params)
 
 

@@ -4,6 +4,7 @@ of the frozen weights.
 
 from types import MappingProxyType
 
+import jax
 import jax.numpy as jnp
 
 from aegis_jax.erasure import groups
@@ -46,30 +47,48 @@ def zero_drift(params: dict, trainable: str) -> dict:
     return groups.stack({path: jnp.zeros(x.shape, jnp.float32) for path, x in select(params, trainable).items()})
 
 
-def precise(params: dict, trainable: str, dtype) -> dict:
-    """{dotted path: float32} of the trainable tensors where `dtype`, which theta0 is computed in, rounds; else {}."""
+def low_bits(params: dict, trainable: str, dtype) -> dict:
+    """{dotted path: int16} of the trainable tensors where `dtype`, which theta0 is computed in, rounds; else {}: what
+    their bits in float32 have more than those of the rounded tensor, half as many bytes as float32 itself. Where
+    rounding was a tie that went down they are one unit short."""
     if dtype == jnp.float32:
         return {}
-    return {path: jnp.asarray(x, jnp.float32) for path, x in select(params, trainable).items()}
+    return {path: _low_bits(x) for path, x in select(params, trainable).items()}
 
 
-def add_drift(params: dict, drift: dict, trainable: str, precise: dict = MappingProxyType({}), placement=None) -> dict:
-    """theta = theta0 + d in the dtype of `params`, rounded once: d is added to `precise` where that is given.
+def _bits(rounded):
+    """Those of bfloat16, as the upper half of float32's, int32."""
+    return jax.lax.bitcast_convert_type(rounded, jnp.uint16).astype(jnp.int32) << 16
+
+
+@jax.jit
+def _low_bits(x):
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.int32)
+    return jnp.clip(bits - _bits(jnp.asarray(x, jnp.bfloat16)), -(2**15), 2**15 - 1).astype(jnp.int16)
+
+
+def _in_float32(x, low):
+    return jax.lax.bitcast_convert_type(_bits(x) + low.astype(jnp.int32), jnp.float32)
+
+
+def add_drift(params: dict, drift: dict, trainable: str, low: dict = MappingProxyType({}), placement=None) -> dict:
+    """theta = theta0 + d in the dtype of `params`, rounded once: d is added in float32 to theta0 with its `low_bits`,
+    where these are given.
 
     Tensors outside the trainable set are the same arrays as in `params`. placement: where the tensors of `params` lie
     on a mesh, and those of theta shall.
     """
     mine = select(params, trainable)
-    dtypes = tuple((path, x.dtype) for path, x in mine.items())
-    moved = _moved(dict(precise) or mine, drift, dtypes=dtypes, placement=placement)
+    moved = _moved(mine, dict(low), drift, placement=placement)
     return unflatten(flatten(params) | moved)
 
 
 # Compiled over the trainable tensors only: what passes through a compiled function comes out as a copy.
-@program(static_argnames=("dtypes", "placement"))
-def _moved(mine: dict, drift: dict, *, dtypes, placement) -> dict:
+@program(static_argnames="placement")
+def _moved(mine: dict, low: dict, drift: dict, *, placement) -> dict:
     drift = groups.unstack(drift, like=mine)
-    moved = {path: (mine[path].astype(jnp.float32) + drift[path]).astype(dtype) for path, dtype in dtypes}
+    exact = {path: _in_float32(x, low[path]) if low else x.astype(jnp.float32) for path, x in mine.items()}
+    moved = {path: (exact[path] + drift[path]).astype(x.dtype) for path, x in mine.items()}
     # Left alone, a tensor would take after the split of the stack that its drift comes from: theta would lie elsewhere
     # than theta0, and every program that takes either would be compiled twice.
     return moved if placement is None else placement.tensors(moved)

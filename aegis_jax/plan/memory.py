@@ -23,7 +23,7 @@ from aegis_jax.run.config import RunConfig
 
 # What the fields of a state and of a frozen side are called here; the others are "rest".
 _CALLED = {
-    "unet": "theta0", "precise": "theta0 in float32", "text": "text encoder",
+    "unet": "theta0", "low_bits": "theta0's low bits", "text": "text encoder",
     "drift": "drift", "opt_state": "optimiser", "latents": "pool",
 }  # fmt: skip
 THETA, PROGRAM, CODE, REST = "working theta", "activations and gradients", "code", "rest"

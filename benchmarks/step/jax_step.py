@@ -78,7 +78,7 @@ class JaxStep:
     def _step(self, state, draw, mark=lambda phase, *results: None):
         """(state, metrics, values in between); mark(phase, results) as each phase ends."""
         frozen, config, concepts = self.frozen, self.config, jnp.zeros(1, jnp.int32)
-        theta = trainable.add_drift(frozen.unet, state.drift, config.trainable, frozen.precise)
+        theta = trainable.add_drift(frozen.unet, state.drift, config.trainable, frozen.low_bits)
         attack = self._sampled(theta, frozen.concept_emb, draw, 0)
         mark("sampling, attack", attack.z)
         v, p, metrics = step_lib._adversaries(frozen, theta, concepts, attack, state.v, state.p, config)

@@ -84,7 +84,7 @@ def test_a_step_smaller_than_the_rounding_is_not_lost(pipeline, folder):
     chosen = trainable.select(pipeline.unet.params, "kv")
     rng = np.random.default_rng(0)
     small = {path: (1e-4 * rng.normal(size=leaf.shape)).astype(np.float32) for path, leaf in chosen.items()}
-    theta = trainable.add_drift(frozen.unet, groups.stack(small), "kv", frozen.precise)
+    theta = trainable.add_drift(frozen.unet, groups.stack(small), "kv", frozen.low_bits)
     file = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     changed = 0
     for path, leaf in trainable.select(theta, "kv").items():
@@ -93,7 +93,27 @@ def test_a_step_smaller_than_the_rounding_is_not_lost(pipeline, folder):
         assert leaf.dtype == jnp.bfloat16 and leaf.tobytes() == wanted.tobytes()
         changed += int((leaf != jnp.asarray(exact).astype(jnp.bfloat16)).sum())
     assert changed > 10
-    assert freeze(pipeline, ["star"], EraseConfig(compute_dtype="float32")).precise == {}
+    assert freeze(pipeline, ["star"], EraseConfig(compute_dtype="float32")).low_bits == {}
+
+
+def test_theta0_with_its_low_bits_is_its_float32():
+    """All bits but those of one tie in two, of numbers of every size and sign, and of float16's, many of them ties."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, 10**6, np.uint32).view(np.float32)
+    halves = rng.integers(0, 2**16, 10**5).astype(np.uint16).view(np.float16).astype(np.float32)
+    exact = np.concatenate([bits, halves, np.float32([0.0, -0.0, 1e-40, -1e-45, 3.38e38])])
+    exact = exact[np.abs(exact) < 3.39e38]  # what rounds to infinity, and NaN, is no weight
+    rounded = {"block": {"kernel": jnp.asarray(exact).astype(jnp.bfloat16)}}
+    low = trainable.low_bits({"block": {"kernel": jnp.asarray(exact)}}, "full", jnp.bfloat16)
+    assert {x.dtype for x in low.values()} == {jnp.dtype(jnp.int16)}
+    found = np.asarray(trainable._in_float32(rounded["block"]["kernel"], low["block.kernel"]))
+    short = exact.view(np.int32) - found.view(np.int32)
+    down = exact.view(np.uint32) & 0x1FFFF == 0x08000  # a tie whose even neighbour lies towards 0
+    assert set(short[down]) == {1} and down.sum() > 100 and not short[~down].any()
+    drift = groups.stack({"block.kernel": jnp.zeros(exact.shape, jnp.float32)})
+    theta = np.asarray(trainable.add_drift(rounded, drift, "full", low)["block"]["kernel"])
+    normal = np.abs(exact) >= 2**-126  # XLA's sums take what is smaller for 0
+    assert (theta == np.asarray(rounded["block"]["kernel"]))[normal].all()
 
 
 def test_the_effective_drift_is_the_drift():
@@ -101,7 +121,7 @@ def test_the_effective_drift_is_the_drift():
     would change nothing; added before the rounding it moves one weight in 195, so that the mean moves by 1e-5."""
     exact = np.linspace(0.5, 1, 2**20, endpoint=False, dtype=np.float32)
     params = {"block": {"kernel": jnp.asarray(exact).astype(jnp.bfloat16)}}
-    precise = trainable.precise({"block": {"kernel": exact}}, "full", jnp.bfloat16)
+    low = trainable.low_bits({"block": {"kernel": exact}}, "full", jnp.bfloat16)
     for size in (1e-5, -1e-5, 1e-3):
         drift = groups.stack({"block.kernel": jnp.full(exact.shape, size, jnp.float32)})
 
@@ -109,5 +129,5 @@ def test_the_effective_drift_is_the_drift():
             theta = trainable.add_drift(params, drift, "full", *given)["block"]["kernel"]
             return np.mean(np.asarray(theta, np.float64) - np.asarray(params["block"]["kernel"], np.float64))
 
-        np.testing.assert_allclose(effect(precise), size, 0.01)
+        np.testing.assert_allclose(effect(low), size, 0.01)
         assert effect() == 0  # half of the spacing is 1.95e-3: what this test is here to tell apart

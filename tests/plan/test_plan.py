@@ -17,7 +17,7 @@ from aegis_jax.run import config as run_config
 from tests.tiny import FEWEST
 
 SETTINGS = {"concepts": ["red star"], "compute_dtype": "bfloat16", "low_memory": True, "steps": 6}
-PARTS = {"theta0", "theta0 in float32", "text encoder", "drift", "optimiser", "rest", "pool"}
+PARTS = {"theta0", "theta0's low bits", "text encoder", "drift", "optimiser", "rest", "pool"}
 
 
 def settings(**more):

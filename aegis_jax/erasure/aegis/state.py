@@ -53,7 +53,7 @@ class State:
 
 
 @pytree(
-    data="unet precise text schedule concept_emb empty_emb target_template prompt_template word_ids vocabulary",
+    data="unet low_bits text schedule concept_emb empty_emb target_template prompt_template word_ids vocabulary",
     meta="unet_graph text_graph latent_shape placement",
 )
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Frozen:
 
     Attributes:
       unet: theta0, nested parameters in the compute dtype.
-      precise: {dotted path: theta0 in float32} of the trainable tensors where the compute dtype rounds, else empty:
-        the drift is added to these, so that no step is lost in the rounding.
+      low_bits: what rounding theta0 to the compute dtype has taken from the trainable tensors (trainable.low_bits):
+        the drift is added before the rounding, so that no step is lost in it.
       text: the text encoder's parameters, float32.
       concept_emb: c_e, K rows. empty_emb: c_0, one row.
       target_template, prompt_template: token embeddings of [BOS, slots, concept, EOS, PAD...], (K, L, d), with slots
@@ -75,7 +75,7 @@ class Frozen:
     """
 
     unet: dict
-    precise: dict
+    low_bits: dict
     text: dict
     schedule: Schedule
     concept_emb: Conditioning

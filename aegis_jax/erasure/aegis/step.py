@@ -265,7 +265,7 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
     """
     keys = keys_of(given(config.seed, jnp.uint32), state.step)
     turn = _turn(state.step, len(state.p), len(frozen.concept_emb.embedding), config.batch)
-    theta = trainable.add_drift(frozen.unet, state.drift, config.trainable, frozen.precise, frozen.placement)
+    theta = trainable.add_drift(frozen.unet, state.drift, config.trainable, frozen.low_bits, frozen.placement)
     v, p = _rows((state.v, state.p), turn.prompts)
     if config.soft.life == "step":
         v, p = soft.drawn(frozen, keys.v, v.shape[:2]), soft.drawn(frozen, keys.p, p.shape[:2])
