@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 from aegis_jax import __version__
-from aegis_jax.errors import AGAIN, AegisError
+from aegis_jax.errors import AGAIN, AegisError, is_full_device
 from aegis_jax.report import arguments as evaluate_arguments
 from aegis_jax.run import attack_arguments, file_arguments, judge_arguments
 
@@ -56,8 +56,7 @@ def _run(argv) -> int:
         print(f"aegis: error: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "code", 2)
     except Exception as error:
-        # XLA has no class of its own for a full device.
-        if not (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+        if not is_full_device(error):
             if args.command is not _batch:
                 raise
             traceback.print_exc()
@@ -171,7 +170,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--overwrite", action="store_true", help="replace images of the same name")
 
     sub = command("verify", _verify, "Compare a diffusers folder here and in PyTorch diffusers.")
-    sub.add_argument("folder", metavar="DIR", help="a diffusers folder, or a run folder")
+    sub.add_argument("folder", metavar="DIR", help="a diffusers folder, a run folder, or a hub id")
+    _add_weights(sub)
     sub.add_argument("--prompt", metavar="TEXT", default="a photo")
     sub.add_argument("--steps", type=int, default=25, help="DDIM steps of the compared image")
 
@@ -276,7 +276,9 @@ def _verify(args):
     from aegis_jax.run import cache, verify
 
     cache.enable()
-    report = verify.verify(args.folder, prompt=args.prompt, steps=args.steps)
+    report = verify.verify(
+        args.folder, revision=args.revision, variant=args.variant, prompt=args.prompt, steps=args.steps
+    )
     print(report.text())
     return 0 if report.agrees else 1
 

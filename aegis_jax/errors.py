@@ -19,3 +19,10 @@ class Unavailable(AegisError):
     """What has worked does not answer now, and may again."""
 
     code = AGAIN
+
+
+def is_full_device(error: BaseException | None) -> bool:
+    """Whether XLA has raised `error` because a device's memory is full."""
+    # It has no class of its own for that; a CPU's in the middle of a program begins with INTERNAL.
+    said = "RESOURCE_EXHAUSTED", "Out of memory allocating"
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from aegis_jax.batch.ledger import Ledger
 from aegis_jax.batch.plan import Plan, Row
 from aegis_jax.batch.store import Unanswered
-from aegis_jax.errors import AegisError, Unavailable
+from aegis_jax.errors import AegisError, Unavailable, is_full_device
 from aegis_jax.run.progress import Silent, duration
 
 STRIKES = 3  # groups in a row that end in an error of no kind that is known: then the machine is at fault
@@ -191,7 +191,7 @@ def _each(found: Iterator) -> Iterator:
 def _is_the_machines(error: Exception) -> bool:
     """Whether an error is of a disk or a device that is full or broken, whatever is erased."""
     causes = (error, error.__cause__)
-    return any(isinstance(x, OSError | MemoryError) for x in causes) or "RESOURCE_EXHAUSTED" in str(error)
+    return any(isinstance(x, OSError | MemoryError) or is_full_device(x) for x in causes)
 
 
 def _told(plan: Plan, ledger: Ledger, before: int, seconds: float) -> str:

@@ -4,6 +4,7 @@ Shapes: n prompts, L tokens, d width of a token embedding, D text width, P width
 """
 
 import dataclasses
+from collections.abc import Iterable
 from functools import partial
 
 import jax
@@ -31,11 +32,18 @@ class Conditioning:
     size_ids: jax.Array | None = None
 
 
+def check_loaded(pipeline) -> None:
+    """Raises `AegisError` for what is no pipeline but, say, its name or the result of an erasure."""
+    if not (hasattr(pipeline, "unet") or hasattr(pipeline, "text_encoder")):
+        raise AegisError(f"wanted a Pipeline, as load_pipeline gives one, found a {type(pipeline).__name__}")
+
+
 def encode(pipeline, prompts: str | list[str]) -> Conditioning:
     """Encodes prompts with the pipeline's own tokenizer and text encoder, padded as diffusers pads: n rows.
 
-    Raises `AegisError` for what is no text or an empty list.
+    Raises `AegisError` for what is no pipeline, no text or an empty list.
     """
+    check_loaded(pipeline)
     prompts = prompt_list(prompts, "prompts")
     ids, encoder = pipeline.tokenizer.ids(prompts), pipeline.text_encoder
     parts = [
@@ -84,7 +92,7 @@ def per_latent(rows, batch: int):
 
 def prompt_list(prompts, name: str) -> list[str]:
     """Prompts as a list; `AegisError` names what is none."""
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+    found = [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
+    if not found or not all(isinstance(prompt, str) for prompt in found):
         raise AegisError(f"{name} = {prompts!r}, wanted a text or a list of at least one text")
-    return prompts
+    return found

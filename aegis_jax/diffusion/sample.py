@@ -6,6 +6,7 @@ Shapes: n images, B batch, h w latent size, C channels, L tokens, D text width, 
 """
 
 import math
+import numbers
 import operator
 import threading
 from functools import partial
@@ -16,12 +17,11 @@ import numpy as np
 
 from aegis_jax.diffusion import conditioning, predict
 from aegis_jax.diffusion import schedule as schedule_lib
-from aegis_jax.diffusion.conditioning import Conditioning, prompt_list
+from aegis_jax.diffusion.conditioning import Conditioning, check_loaded, prompt_list
 from aegis_jax.diffusion.schedule import Schedule
 from aegis_jax.diffusion.threads import cores, side_by_side
 from aegis_jax.errors import AegisError
-from aegis_jax.models import vae
-from aegis_jax.models.unet_config import native_size
+from aegis_jax.models import unet_config, vae
 
 # Self-attention over all latent pixels dominates memory, so the batch shrinks as the image grows:
 # 2 images of 64x64 latents at a time, 64 of 8x8. On a CPU less, because several calls run side by side.
@@ -162,6 +162,7 @@ def sample(
     calls run side by side). progress(done, total) is called after every denoising step; without it
     the steps run as one program.
     """
+    check_loaded(pipeline)
     prompts = prompt_list(prompts, "prompts")
     n = len(prompts)
     timesteps, guidance = plan(pipeline, steps, guidance)
@@ -178,6 +179,11 @@ def plan(pipeline, steps, guidance) -> tuple[np.ndarray, float]:
         raise AegisError(
             f"the UNet's latents have {channels} channels (out_channels), the VAE's {wanted} (latent_channels): "
             "they do not belong together"
+        )
+    colours = pipeline.vae.config.get("out_channels", 3)
+    if colours != 3:
+        raise AegisError(
+            f"vae/config.json: out_channels = {colours}, wanted 3, those of a picture; take a model of colour pictures"
         )
     scheduler = schedule_lib.make_schedule(pipeline.scheduler)
     timesteps = schedule_lib.ddim_timesteps(pipeline.scheduler, steps)
@@ -200,12 +206,12 @@ def latent_shape(pipeline, height: int | None = None, width: int | None = None) 
     channels = _channels(pipeline.unet.config)
     factor = pixels_per_latent(pipeline)
     for name, pixels in (("height", height), ("width", width)):
-        if pixels is not None and not (isinstance(pixels, int) and pixels > 0 and pixels % factor == 0):
+        if pixels is not None and not (isinstance(pixels, numbers.Integral) and pixels > 0 and pixels % factor == 0):
             raise AegisError(f"{name} = {pixels!r}, wanted a multiple of {factor} pixels, what the VAE scales by")
-    native = native_size(pipeline.unet.config)
+    native = unet_config.native_size(pipeline.unet.config)
     if native is None and None in (height, width):
         raise AegisError("unet/config.json: sample_size is missing; pass height and width, or latents, to say the size")
-    h, w = (own if pixels is None else pixels // factor for pixels, own in zip((height, width), native or (0, 0)))
+    h, w = (own if pixels is None else int(pixels) // factor for pixels, own in zip((height, width), native or (0, 0)))
     if max(h, w) * factor > MOST_PIXELS:
         raise AegisError(f"width x height are {w * factor} x {h * factor} pixels, wanted at most {MOST_PIXELS} a side")
     return h, w, channels
@@ -322,9 +328,9 @@ def _batch_size(batch, start_shape, pixels: int) -> int:
     if batch is None:
         fits = max(1, pixels // (height * width))
         return min(n, fits, MOST_IMAGES_PER_CALL)
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+    if isinstance(batch, bool) or not isinstance(batch, numbers.Integral) or batch < 1:
         raise AegisError(f"batch = {batch!r}, wanted a whole number of at least 1")
-    return min(n, batch)
+    return min(n, int(batch))
 
 
 def _as_float(array, name) -> jax.Array:
@@ -354,10 +360,19 @@ def _checked_latents(pipeline, latents, n) -> jax.Array:
     return latents
 
 
+def text_widths(config: dict) -> set[int]:
+    """Of the text that a UNet's attention takes, by its config.json; of a list only the entries that are in use."""
+    c = unet_config.check(config)
+    down, up, middle = c["down_block_types"], c["up_block_types"][::-1], str(c["mid_block_type"])
+    blocks = [*enumerate(down), *enumerate(up), (len(down) - 1, middle)]
+    used = [stage for stage, kind in blocks if "CrossAttn" in kind and c["transformer_layers_per_block"][stage]]
+    return {c["cross_attention_dim"][stage] for stage in used}
+
+
 def _check_text(pipeline, text_emb: jax.Array, n) -> None:
-    width = pipeline.unet.config.get("cross_attention_dim", 1280)
-    widths = [width] if isinstance(width, int) else width
-    if text_emb.ndim != 3 or text_emb.shape[0] != n or text_emb.shape[2] not in widths:
+    config = pipeline.unet.config
+    if text_emb.ndim != 3 or text_emb.shape[0] != n or text_widths(config) - {text_emb.shape[2]}:
+        width = config.get("cross_attention_dim", 1280)
         raise AegisError(
             f"text embedding has shape {text_emb.shape}, wanted ({n}, L, {width}): one per latent, "
             "as wide as the UNet's cross_attention_dim"

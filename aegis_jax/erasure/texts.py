@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 
+from aegis_jax.diffusion.sample import text_widths
 from aegis_jax.errors import AegisError
 
 _ARTICLES = {"a", "an", "the", "of"}
@@ -32,7 +33,7 @@ def check_text_width(config: dict, text_params) -> None:
     """Raises `AegisError` if a UNet of that config.json takes text of another width than the text encoder's."""
     wanted = config.get("cross_attention_dim", 1280)
     found = text_params["text_model"]["final_layer_norm"]["bias"].shape[0]
-    if set([wanted] if isinstance(wanted, int) else wanted) != {found}:
+    if text_widths(config) - {found}:
         raise AegisError(
             f"unet/config.json: cross_attention_dim={wanted} but the text encoder's hidden_size is {found}; UNet and "
             "text encoder do not belong together"

@@ -23,6 +23,7 @@ CONFIGS = {
     "text_encoder": "config.json",
     "scheduler": "scheduler_config.json",
 }
+FOREIGN = ("transformer", "prior", "text_encoder_2", "unet_2")  # of other architectures
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # a pipeline may go without them
 NEED_WEIGHTS = ("safety_checker", "image_encoder")  # not needed here, but diffusers loads none of them without
 _DEEPEST = 100  # lists and objects in each other that a JSON file may have; more would overflow the stack in copies
@@ -56,7 +57,8 @@ class Weights:
 class Component:
     """One entry of model_index.json.
 
-    config: as read, for those in CONFIGS only. weights: None where a component has none.
+    config: of those in CONFIGS only, without what diffusers does not take from the file. weights: None where a
+    component has none.
     """
 
     name: str
@@ -71,8 +73,8 @@ class Folder:
     """A diffusers folder: model_index.json as read, files to copy, and its components.
 
     absent: optional components that the index names and the folder does not have, a deleted safety checker for
-    example; diffusers loads such a folder when told to do without. unread: lists in the index that are no components;
-    diffusers reads past them.
+    example; diffusers loads such a folder when told to do without. unread: what else the index lists without being a
+    component that is there; diffusers reads past it.
     """
 
     path: pathlib.Path
@@ -110,7 +112,7 @@ def examine(path: pathlib.Path, variant: str | None = None) -> Folder:
     unread = tuple(
         name
         for name, value in index.items()
-        if isinstance(value, list) and not _is_pair(value) and not name.startswith("_")
+        if isinstance(value, list) and name not in classes and value[1:] != [None] and not name.startswith("_")
     )
     return Folder(path, index, files, components, absent, unread)
 
@@ -177,7 +179,8 @@ def _check_classes(path: pathlib.Path, index: dict) -> dict[str, str]:
             raise AegisError(f"{where}: {name} should be [library, class], found {json.dumps(value)[:100]}")
         if name != pathlib.Path(name).name or name in ("", ".."):
             raise AegisError(f"{where}: {name!r} is not the name of a component")
-        if value[1] is not None:
+        known = name in (*REQUIRED, *OPTIONAL, *FOREIGN)
+        if value[1] is not None and (known or (path / name).exists()):
             classes[name] = value[1]
     problems = []
     for name, allowed in REQUIRED.items():
@@ -185,9 +188,7 @@ def _check_classes(path: pathlib.Path, index: dict) -> dict[str, str]:
             problems.append(f"{name} is missing")
         elif allowed and classes[name] not in allowed:
             problems.append(f"{name} is a {classes[name]}, wanted {allowed[0]}")
-    others = [
-        f"{name} ({classes[name]})" for name in ("transformer", "prior", "text_encoder_2", "unet_2") if name in classes
-    ]
+    others = [f"{name} ({classes[name]})" for name in FOREIGN if name in classes]
     if others:
         problems.append(f"{', '.join(others)} belongs to another architecture")
     if problems:
@@ -204,7 +205,7 @@ def _component(root: pathlib.Path, name: str, class_name: str, variant: str | No
     path = root / name
     if not path.is_dir():
         raise AegisError(f"{root}: model_index.json names the component {name} but there is no folder of that name")
-    config = read_json(path / CONFIGS[name]) if name in CONFIGS else None
+    config = _settings(path / CONFIGS[name]) if name in CONFIGS else None
     if name in REQUIRED and REQUIRED[name] and config and config.get("_class_name", class_name) != class_name:
         raise AegisError(
             f"{path / CONFIGS[name]}: _class_name is {config['_class_name']}, "
@@ -224,9 +225,17 @@ def _component(root: pathlib.Path, name: str, class_name: str, variant: str | No
     return Component(name, class_name, config, files, weights)
 
 
+def _settings(path: pathlib.Path) -> dict:
+    """A component's config, without what diffusers' classes have by default and filled in when the file was written."""
+    config = read_json(path)
+    filled_in = config.pop("_use_default_values", None)
+    return {key: value for key, value in config.items() if not (isinstance(filled_in, list) and key in filled_in)}
+
+
 def _variants(root: pathlib.Path, classes: dict[str, str]) -> set[str]:
     """The variants of which any component has weights: "fp16" of model.fp16.safetensors."""
-    names = [file.name for name in classes for file in (root / name).glob("*.safetensors")]
+    files = [file for name in classes for file in (root / name).glob("*.safetensors")]
+    names = [file.name for file in files if file.name.startswith(_STEMS)]
     marked = [name.partition(".")[2].removesuffix("safetensors").rstrip(".") for name in names]
     return {re.sub(r"-\d+-of-\d+$", "", mark) for mark in marked if mark}
 
@@ -246,16 +255,16 @@ def _weights(path: pathlib.Path, component: str, variant: str | None) -> Weights
                 return _shards(path, stem, index, middle)
             if single.is_file():
                 return Weights((safetensors.read_header(single),), (f"{stem}.safetensors",), None)
-    _refuse_pickles(path)
-    flax = sorted(path.glob(f"*{hub.FLAX}"))
-    if flax:
-        raise AegisError(f"{flax[0]} holds Flax weights, which are not read; {hub.how_to_convert_flax(path.parent)}")
     found = sorted(_variants(path.parent, {path.name: component}))
     if found:
         raise AegisError(
             f"{path} has weights of variant {', '.join(found)} only: give variant={found[0]!r} "
             f"(--variant {found[0]} on the command line)"
         )
+    _refuse_pickles(path)
+    flax = sorted(path.glob(f"*{hub.FLAX}"))
+    if flax:
+        raise AegisError(f"{flax[0]} holds Flax weights, which are not read; {hub.how_to_convert_flax(path.parent)}")
     return None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from aegis_jax.errors import AegisError
 from aegis_jax.io.folder import read_json
 
+_SHOWN = 80  # characters of what is cut off from a prompt that a warning repeats
 _NEEDED = "a CLIP tokenizer has vocab.json and merges.txt, or tokenizer.json"
 
 
@@ -147,9 +148,10 @@ class Tokenizer:
         """
         length = self.model_max_length
         texts = [self._spelled_out(prompt) for prompt in prompts]
-        rows = self._clip(texts, padding="max_length", max_length=length, truncation=True)["input_ids"]
-        self._warn_of_cut(prompts, length)
-        return self._known(np.asarray(rows, np.int64).reshape(len(prompts), length)).astype(np.int32)
+        rows = self._clip(texts, padding="max_length", max_length=length, truncation=True, return_attention_mask=True)
+        full = [prompt for prompt, mask in zip(prompts, rows["attention_mask"]) if all(mask)]
+        self._warn_of_cut(full, length)
+        return self._known(np.asarray(rows["input_ids"], np.int64).reshape(len(prompts), length)).astype(np.int32)
 
     def _known(self, ids: np.ndarray) -> np.ndarray:
         """`ids`, all of which the text encoder has an embedding for: JAX would read NaN beyond the table's end."""
@@ -165,8 +167,7 @@ class Tokenizer:
         """One warning for all the prompts that are cut off; a prompt is named once in this tokenizer's life."""
         cut = []
         for prompt in dict.fromkeys(prompts):
-            # A token has at least one character (or byte), so shorter prompts cannot be cut.
-            if len(self._spelled_out(prompt).encode()) <= length - 2 or prompt in self._warned:
+            if prompt in self._warned:
                 continue
             tokens = self.tokens(prompt)
             if len(tokens) > length - 2:
@@ -174,6 +175,7 @@ class Tokenizer:
                 cut.append((len(tokens), self._clip.decode(tokens[length - 2 :]).strip()))
         if cut:
             tokens, lost = cut[0]
+            lost = lost if len(lost) <= _SHOWN else f"{lost[:_SHOWN]}..."
             which = "the prompt has" if len(cut) == 1 else f"{len(cut)} prompts are too long; the first has"
             warnings.warn(
                 f"{which} {tokens} tokens and the text encoder sees {length - 2}; cut off: {lost!r}", stacklevel=4

@@ -26,7 +26,7 @@ from collections.abc import Callable
 import jax
 from jax.experimental import multihost_utils
 
-from aegis_jax.errors import AGAIN, AegisError
+from aegis_jax.errors import AGAIN, AegisError, is_full_device
 
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 LEAVING = 10  # seconds that one which ends waits for the others
@@ -167,7 +167,7 @@ def ending(*together):
         why, of_xla = str(error).strip(), isinstance(error, jax.errors.JaxRuntimeError)
         if isinstance(error, AegisError | OSError):
             text, code = f"aegis: error: {' '.join(why.split())}", USER
-        elif of_xla and "RESOURCE_EXHAUSTED" in why:
+        elif is_full_device(error):
             text, code = f"aegis: error: the device's memory is full ({why.splitlines()[0]})", USER
         elif of_xla and _LOST.search(why):
             text, code = f"aegis: error: another process has gone ({why.splitlines()[0]}); go on with --resume", AGAIN

@@ -21,7 +21,7 @@ import shutil
 from pathlib import Path
 
 from aegis_jax import __version__
-from aegis_jax.errors import AegisError
+from aegis_jax.errors import AegisError, is_full_device
 from aegis_jax.io.folder import read_json
 from aegis_jax.io.hub import expand
 from aegis_jax.run import claim
@@ -202,8 +202,8 @@ def device_errors(advice: str):
     """Turns a full device, met anywhere below, into one line."""
     try:
         yield
-    except RuntimeError as error:  # XLA's, which has no class of its own for it
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except RuntimeError as error:
+        if not is_full_device(error):
             raise
         first = str(error).strip().splitlines()[0]
         raise AegisError(f"the device's memory is full ({first}); {advice}") from error

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.diffusion.sample import encode_text, sample
+from aegis_jax.erasure.texts import check_text_width
 from aegis_jax.errors import AegisError
 from aegis_jax.io.folder import Folder
 from aegis_jax.io.hub import expand
@@ -57,27 +58,38 @@ class Report:
         return "\n".join([*lines, f"aegis_jax and PyTorch diffusers {verdict} on {self.folder}"])
 
 
-def verify(folder, *, prompt: str = "a photo", steps: int = 25, seed: int = 0) -> Report:
+def verify(
+    folder,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    prompt: str = "a photo",
+    steps: int = 25,
+    seed: int = 0,
+) -> Report:
     """Loads a diffusers folder here and in PyTorch diffusers (float32, CPU) and compares.
 
     Compared are the text embeddings, the UNet's output at the ends and in the middle of the
     schedule, and one guided image from the same noise, by DDIM. Where the folder names another
     sampler, which we do not have, that one draws twice in diffusers, with our UNet's outputs and
-    with PyTorch's. folder: a diffusers folder, or a run folder. Needs the extra [torch]; raises
-    `AegisError` without it.
+    with PyTorch's. folder: a diffusers folder, or a run folder; revision and variant as of
+    `load_pipeline`. Needs the extra [torch]; raises `AegisError` without it, and for a folder that
+    either side does not take.
     """
     with full_precision(jnp.float32):
-        return _compared(expand(folder), prompt, steps, seed)
+        return _compared(expand(folder), revision, variant, prompt, steps, seed)
 
 
-def _compared(folder: Path, prompt: str, steps: int, seed: int) -> Report:
+def _compared(folder: Path, revision, variant, prompt: str, steps: int, seed: int) -> Report:
     if not (folder / "model_index.json").exists() and (folder / "pipeline").is_dir():
         folder = folder / "pipeline"
-    ours = load_pipeline(folder if str(folder) != "world" else "world")
-    torch, theirs, theirs_with_ddim = _load_torch(ours.source.folder)
+    ours = load_pipeline(folder if str(folder) != "world" else "world", revision=revision, variant=variant)
+    check_text_width(ours.unet.config, ours.text_encoder.params)
+    torch, theirs, theirs_with_ddim = _load_torch(ours.source.folder, variant)
+    _bound_prompts(theirs.tokenizer, ours.tokenizer.model_max_length)
     # One thing at a time: beyond the text encoder both sides get our embeddings.
     text_emb = encode_text(ours, [prompt])
-    with torch.no_grad():
+    with _their_refusal(folder), torch.no_grad():
         their_emb = theirs.encode_prompt(prompt, "cpu", 1, False)[0].numpy()
     differences = [_compare("text embeddings", np.asarray(text_emb), their_emb)]
     shape = (1, *(native_size(ours.unet.config) or (64, 64)), ours.unet.config.get("in_channels", 4))
@@ -86,14 +98,13 @@ def _compared(folder: Path, prompt: str, steps: int, seed: int) -> Report:
     total = ours.scheduler.get("num_train_timesteps", 1000)
     for t in (1, total // 2, total - 1):
         mine = apply(ours.unet.graph, ours.unet.params, z, jnp.full((1,), t), text_emb)
-        with torch.no_grad():
+        with _their_refusal(folder), torch.no_grad():
             reply = theirs.unet(_nchw(torch, z), t, torch.from_numpy(np.array(text_emb))).sample
         differences.append(_compare(f"UNet output, t = {t}", np.asarray(mine), reply.numpy().transpose(0, 2, 3, 1)))
     image = sample(ours, [prompt], steps=steps, guidance=GUIDANCE, latents=z)[0]
     with _their_refusal(folder):
-        differences.append(
-            _compare_images(f"image, {steps} steps", image, _draw(torch, theirs_with_ddim, prompt, z, steps, seed))
-        )
+        what = f"image, {steps} steps" + _without_the_end(theirs_with_ddim.scheduler, steps)
+        differences.append(_compare_images(what, image, _draw(torch, theirs_with_ddim, prompt, z, steps, seed)))
         sampler = type(theirs.scheduler).__name__
         if sampler != "DDIMScheduler":
             wanted = _draw(torch, theirs, prompt, z, steps, seed)
@@ -101,6 +112,35 @@ def _compared(folder: Path, prompt: str, steps: int, seed: int) -> Report:
             found = _draw(torch, theirs, prompt, z, steps, seed)
             differences.append(_compare_images(f"image, {steps} steps of {sampler}", found, wanted))
     return Report(folder, tuple(differences))
+
+
+def _bound_prompts(tokenizer, length: int) -> None:
+    """Gives diffusers' tokenizer our length where its own, which the files may not state, is beyond the text encoder's.
+
+    diffusers fails there, so that there would be nothing to compare.
+    """
+    if tokenizer.model_max_length != length:
+        warnings.warn(
+            f"tokenizer_config.json: diffusers would take prompts of {tokenizer.model_max_length:.4g} tokens, which "
+            f"the text encoder does not; compared are {length}, as we take",
+            stacklevel=2,
+        )
+        tokenizer.model_max_length = length
+
+
+def _without_the_end(ddim, steps: int) -> str:
+    """Has diffusers' sampler leave out the timestep -1 that `ddim_timesteps` leaves out; says so if it has one."""
+    set_timesteps = ddim.set_timesteps
+
+    def without_the_end(*args, **more):
+        set_timesteps(*args, **more)
+        ddim.timesteps = ddim.timesteps[ddim.timesteps >= 0]
+
+    set_timesteps(steps)
+    if (ddim.timesteps >= 0).all():
+        return ""
+    ddim.set_timesteps = without_the_end
+    return " (diffusers' without its extra one at t = -1)"
 
 
 def _draw(torch, theirs, prompt: str, z: np.ndarray, steps: int, seed: int) -> np.ndarray:
@@ -151,7 +191,7 @@ def _their_refusal(folder: Path):
         raise AegisError(f"PyTorch diffusers does not take {folder}: {type(error).__name__}: {reason:.300}") from error
 
 
-def _load_torch(folder: Folder):
+def _load_torch(folder: Folder, variant: str | None):
     """torch and the folder as a diffusers pipeline on the CPU, with its own sampler and with DDIM."""
     try:
         import transformers
@@ -170,9 +210,9 @@ def _load_torch(folder: Folder):
     with _their_refusal(folder.path), warnings.catch_warnings():
         # The constructor says so where it turns clip_sample off or steps_offset to 1, as we do.
         warnings.simplefilter("ignore", FutureWarning)
-        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder.path, local_files_only=True, **left_out).to(
-            dtype=torch.float32
-        )
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+            folder.path, variant=variant, local_files_only=True, **left_out
+        ).to(dtype=torch.float32)
         ddim = diffusers.DDIMScheduler.from_pretrained(folder.path, subfolder="scheduler", local_files_only=True)
         with_ddim = diffusers.StableDiffusionPipeline(
             **(pipeline.components | {"scheduler": ddim}), requires_safety_checker=False

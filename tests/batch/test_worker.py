@@ -146,6 +146,10 @@ def test_a_broken_machine_stops_and_uses_up_no_attempts(ledger):
         raise AegisError("no space left") from OSError(28, "no space")
         yield
 
+    def full_device(group):
+        raise AegisError("memory is full") from RuntimeError("INTERNAL: x: Out of memory allocating 9 bytes.")
+        yield
+
     def broken(group):
         raise RuntimeError("no such kernel")
         yield
@@ -153,6 +157,8 @@ def test_a_broken_machine_stops_and_uses_up_no_attempts(ledger):
     plan, mine = racing.plan(40), ledger("only")
     with pytest.raises(AegisError, match="no space left"):
         run(plan, mine, full)
+    with pytest.raises(AegisError, match="memory is full"):
+        run(plan, mine, full_device)
     assert not mine.survey().attempts
     with pytest.raises(RuntimeError, match="no such kernel"):
         run(plan, mine, broken)

@@ -184,6 +184,24 @@ def test_a_device_without_memory(capsys, monkeypatch, folder, tmp_path):
     assert "memory is full" in message and "JAX_PLATFORMS=cpu" in message and "--config.batch" not in message
 
 
+# What a GPU says, and a CPU in the middle of a program.
+FULL = (
+    "RESOURCE_EXHAUSTED: Out of memory",
+    "INTERNAL: Error dispatching computation: Out of memory allocating 9 bytes.",
+)
+
+
+@pytest.mark.parametrize("said", FULL)
+def test_a_device_without_memory_for_pictures(capsys, monkeypatch, folder, tmp_path, said):
+    def full(*args, **more):
+        raise jax.errors.JaxRuntimeError(f"{said}\nlong story")
+
+    monkeypatch.setattr(aegis_jax.run.console, "sample_images", full)
+    assert main(["sample", "--model", str(folder), "--prompt", "a", "--out", str(tmp_path / "s")]) == 2
+    err = capsys.readouterr().err
+    assert f"memory is full ({said}); lower --batch" in err and "long story" not in err
+
+
 def test_a_folder_that_cannot_be_written(capsys, cheap_step, folder, tmp_path):
     (tmp_path / "file").write_text("mine")
     message = refused(

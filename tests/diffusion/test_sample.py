@@ -234,11 +234,47 @@ def test_pipelines_that_cannot_be_sampled_are_named(pipeline):
         (with_config(pipeline, "unet", sample_size=None), "sample_size"),
         (with_config(pipeline, "unet", sample_size=2**30), "at most 65536"),
         (with_config(pipeline, "unet", cross_attention_dim=48), "cross_attention_dim"),
+        (with_config(pipeline, "unet", cross_attention_dim=[32, 48]), "cross_attention_dim"),
         (with_config(pipeline, "vae", latent_channels=8), "4 channels .out_channels., the VAE's 8"),
+        *((with_config(pipeline, "vae", out_channels=n), f"out_channels = {n}, wanted 3") for n in (1, 2, 4)),
     ]
     for broken, message in cases:
         with pytest.raises(AegisError, match=message):
             lib.sample(broken, "a")
+
+
+DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
+MID, CROSS_MID = "UNetMidBlock2D", "UNetMidBlock2DCrossAttn"
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "mid", "layers"),
+    [
+        ([CROSS_DOWN, DOWN, DOWN], [UP, UP, UP], MID, 1),
+        ([DOWN, DOWN, DOWN], [UP, UP, CROSS_UP], MID, 1),
+        ([DOWN, CROSS_DOWN, DOWN], [CROSS_UP, UP, UP], None, 1),
+        ([DOWN, DOWN, DOWN], [UP, UP, UP], CROSS_MID, 1),
+        ([DOWN, DOWN, DOWN], [UP, UP, UP], MID, 1),
+        ([CROSS_DOWN] * 3, [CROSS_UP] * 3, CROSS_MID, [1, 0, 2]),
+    ],
+)
+def test_of_several_widths_of_text_those_count_that_attention_has(down, up, mid, layers):
+    from diffusers import UNet2DConditionModel
+
+    config = {
+        "block_out_channels": [4, 4, 4],
+        "norm_num_groups": 2,
+        "attention_head_dim": 2,
+        "layers_per_block": 1,
+        "down_block_types": down,
+        "up_block_types": up,
+        "mid_block_type": mid,
+        "cross_attention_dim": [12, 20, 28],
+        "transformer_layers_per_block": layers,
+    }
+    modules = dict(UNet2DConditionModel(**config).named_modules())
+    wanted = {module.in_features for name, module in modules.items() if name.endswith("attn2.to_k")}
+    assert lib.text_widths(config) == wanted
 
 
 def test_images_that_are_not_finite_are_refused(pipeline):

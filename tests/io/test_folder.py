@@ -6,10 +6,12 @@ import shutil
 
 import pytest
 
+from aegis_jax.diffusion.schedule import ddim_config
 from aegis_jax.errors import AegisError
 from aegis_jax.io import folder as folders
 from aegis_jax.io.export import save_pipeline
 from aegis_jax.io.pipeline import load_pipeline
+from aegis_jax.models import unet_config, vae
 
 
 def edit_json(path, **changes):
@@ -114,10 +116,7 @@ def test_unsupported_pipelines_are_named(name, tiny_copy):
         ({"../up": ["a", "B"]}, "'../up' is not the name of a component"),
         ({"..": ["a", "B"]}, r"'\.\.' is not the name of a component"),
         ({"": ["a", "B"]}, "'' is not the name of a component"),
-        (
-            {"controlnet": ["diffusers", "ControlNetModel"]},
-            "names the component controlnet but there",
-        ),
+        ({"unet_2": ["a", "B"]}, "unet_2 .B. belongs to another architecture"),
     ],
 )
 def test_unsupported_components_are_named(changes, message, tiny_copy):
@@ -167,11 +166,40 @@ def test_lists_in_the_index_that_are_no_components_are_read_past(tiny_copy, tmp_
     from diffusers import StableDiffusionPipeline
 
     folder = tiny_copy()
-    edit_json(folder / "model_index.json", tags=["a", "b", "c"], sizes=[512, 512], _notes=["x"])
-    with pytest.warns(UserWarning, match="not used, in diffusers neither.*: sizes, tags in model_index.json$"):
+    # A pair of texts is a component that the pipeline's class does not take, and the folder does not have.
+    others = {"controlnet": ["diffusers", "ControlNetModel"], "left_out": [None, None]}
+    edit_json(folder / "model_index.json", tags=["a", "b", "c"], sizes=[512, 512], _notes=["x"], **others)
+    with pytest.warns(
+        UserWarning, match="not used, in diffusers neither.*: controlnet, sizes, tags in model_index.json$"
+    ):
         loaded = load_pipeline(folder)
     save_pipeline(loaded, tmp_path / "out")
     assert StableDiffusionPipeline.from_pretrained(tmp_path / "out").unet.config.sample_size == 8
+
+
+def test_values_that_diffusers_filled_in_as_it_saved_are_those_of_its_classes(tiny_copy):
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    folder = tiny_copy()
+    classes = {"scheduler": DDIMScheduler, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    said = {
+        "scheduler": {"timestep_spacing": "linspace", "beta_end": 0.5, "set_alpha_to_one": True},
+        "unet": {"sample_size": 99, "norm_eps": 0.5},
+        "vae": {"scaling_factor": 99.0, "act_fn": "relu"},
+    }
+    for name, values in said.items():
+        file = folder / name / folders.CONFIGS[name]
+        edit_json(file, **values, _use_default_values=[key for key in values if key != "set_alpha_to_one"])
+    loaded = load_pipeline(folder)
+    found = {
+        "scheduler": ddim_config(loaded.scheduler),
+        "unet": unet_config.check(loaded.unet.config),
+        "vae": vae._checked(loaded.vae.config),
+    }
+    for name, values in said.items():
+        theirs = classes[name].from_pretrained(folder / name).config
+        assert {key: found[name][key] for key in values} == {key: theirs[key] for key in values}
+    assert loaded.scheduler["set_alpha_to_one"] is True
 
 
 @pytest.mark.parametrize("architecture", ["CLIPTextModelWithProjection", "CLIPModel"])
@@ -239,6 +267,17 @@ def test_variants(tiny, tiny_copy):
     found = folders.examine(both, "fp16")
     assert found.components["vae"].weights.headers[0].path.name.count("fp16") == 0
     assert found.components["unet"].weights.headers[0].path.name.count("fp16") == 1
+
+
+def test_a_variant_is_named_before_the_pickles_beside_it(tiny_copy):
+    folder = tiny_copy(dtype="float16", variant="fp16")
+    for component in ("unet", "vae", "text_encoder"):
+        (folder / component / "pytorch_model.bin").touch()
+    refused(folder, "weights of variant fp16 only: give variant='fp16' .--variant fp16")
+    assert folders.examine(folder, "fp16").components["unet"].weights
+    for file in folder.glob("*/*.safetensors"):
+        file.rename(file.with_name("other.lora.safetensors"))  # which is no variant of the weights
+    refused(folder, "pytorch_model.bin is a pickle")
 
 
 def test_a_variant_may_have_a_hyphen(tiny_copy):

@@ -85,6 +85,23 @@ def test_truncation_names_the_lost_words_once(tmp_path):
         tokenizer.tokens(long)
 
 
+def test_of_what_is_cut_off_a_warning_shows_the_beginning(tmp_path):
+    tokenizer = Tokenizer(tiny_tokenizer(tmp_path, max_length=8))
+    with pytest.warns(UserWarning, match=r"3000 tokens.*; cut off: '(star ){16}\.\.\.'$"):
+        tokenizer.ids(["star " * 3000])
+
+
+@pytest.mark.parametrize(("text", "count"), [("İİİ", 9), ("\ufb2c", 6), ("\ufb2c\ufb2c", 12)])
+def test_a_prompt_that_grows_as_it_is_normalised_is_told_of(text, count, tmp_path):
+    """Lower-cased the first has 9 bytes of 6, in its composed form the last 12."""
+    tokenizer = Tokenizer(tiny_tokenizer(tmp_path, max_length=8))
+    assert len(tokenizer.tokens(text)) == count
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert tokenizer.ids([text]).shape == (1, 8)
+    assert [f"{count} tokens" in str(warning.message) for warning in said] == [True] * (count > 6)
+
+
 def test_the_text_encoder_bounds_the_length(tmp_path):
     folder = tiny_tokenizer(tmp_path)
     assert Tokenizer(folder, limit=16).model_max_length == 16

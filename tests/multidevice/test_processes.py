@@ -238,6 +238,7 @@ def test_a_first_process_that_does_not_come():
     [
         (jax.errors.JaxRuntimeError("UNAVAILABLE: Connection reset by peer"), 134, "another process has gone"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nlong"), 2, "memory is full"),
+        (jax.errors.JaxRuntimeError("INTERNAL: x Out of memory allocating 9 bytes"), 2, "memory is full"),
         (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: a wrong kernel"), 1, "Traceback"),
         (AegisError("mend it"), 2, "aegis: error: mend it"),
         (ZeroDivisionError("ours"), 1, "Traceback"),

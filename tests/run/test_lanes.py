@@ -199,8 +199,10 @@ def test_what_is_refused(folder):
 
 
 def test_a_full_device_is_one_line(folder, monkeypatch):
+    said = iter(("RESOURCE_EXHAUSTED: Out of memory\nlong", "INTERNAL: x: Out of memory allocating 9 bytes.\nlong"))
+
     def full(*args, **more):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nlong")
+        raise jax.errors.JaxRuntimeError(next(said))
 
     monkeypatch.setattr("aegis_jax.run.lanes.erase_lanes", full)
     for count, advice in ((2, "lower lanes, or lower --config.batch"), (1, "; lower --config.batch")):

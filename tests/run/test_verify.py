@@ -9,6 +9,7 @@ import pytest
 from aegis_jax.cli import main
 from aegis_jax.diffusion import sample, schedule
 from aegis_jax.run import verify
+from tests.tiny import FEWEST
 
 pytest.importorskip("diffusers")
 pytest.importorskip("torch")
@@ -28,9 +29,67 @@ def test_agrees(tiny, capsys, options):
 
 def test_a_model_that_differs_is_noticed(tiny, capsys, monkeypatch):
     load, other = verify._load_torch, tiny(seed=1)
-    monkeypatch.setattr(verify, "_load_torch", lambda folder: load(types.SimpleNamespace(path=other, absent=())))
+    differing = types.SimpleNamespace(path=other, absent=())
+    monkeypatch.setattr(verify, "_load_torch", lambda folder, variant: load(differing, variant))
     assert main(["verify", str(tiny()), "--steps", "2"]) == 1
     assert "DISAGREE" in capsys.readouterr().out
+
+
+def refused(capsys, *argv):
+    capsys.readouterr()
+    assert main(["verify", *map(str, argv)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("aegis: note: ")]
+    return line
+
+
+def test_a_folder_that_has_only_a_variant(tiny, capsys):
+    folder = tiny(dtype="float16", variant="fp16")
+    assert "--variant fp16" in refused(capsys, folder)
+    assert main(["verify", str(folder), "--variant", "fp16", "--steps", "2"]) == 0
+    assert "DISAGREE" not in capsys.readouterr().out
+    assert "revisions are for hub ids only" in refused(capsys, folder, "--revision", "v2")
+
+
+def test_a_tokenizer_that_states_no_length(tiny_copy, capsys, monkeypatch):
+    folder = tiny_copy()
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["model_max_length"]
+    file.write_text(json.dumps(config))
+    assert main(["verify", str(folder), "--steps", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "DISAGREE" not in out and "compared are 77" in err
+    monkeypatch.setattr(verify, "_bound_prompts", lambda *_: None)
+    assert "diffusers does not take" in refused(capsys, folder) and "OverflowError" in refused(capsys, folder)
+
+
+def test_a_text_encoder_of_fewer_positions_than_the_tokenizer_says(tiny, capsys):
+    assert main(["verify", str(tiny(**{**FEWEST, "text": {"max_position_embeddings": 16}})), "--steps", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "DISAGREE" not in out and "prompts of 77 tokens" in err and "compared are 16" in err
+
+
+def test_a_text_encoder_of_another_width_is_one_line(tiny, capsys):
+    assert "hidden_size is 32" in refused(capsys, tiny(unet={"cross_attention_dim": 48}))
+
+
+def test_what_diffusers_unet_does_not_take_is_one_line(tiny, capsys, monkeypatch):
+    load = verify._load_torch
+
+    def narrower(*args):
+        torch, theirs, with_ddim = load(*args)
+        theirs.unet.conv_in = torch.nn.Conv2d(3, 32, 3, padding=1)
+        return torch, theirs, with_ddim
+
+    monkeypatch.setattr(verify, "_load_torch", narrower)
+    assert "diffusers does not take" in refused(capsys, tiny(), "--steps", "1")
+
+
+@pytest.mark.parametrize("steps", [61, 60])
+def test_a_timestep_that_diffusers_gains_by_rounding_is_left_out(tiny, capsys, steps):
+    folder = tiny(scheduler={"timestep_spacing": "trailing"})
+    assert main(["verify", str(folder), "--steps", str(steps)]) == 0
+    assert ("without its extra one at t = -1" in capsys.readouterr().out) == (steps == 61)
 
 
 def with_sampler(folder, **config):

@@ -115,7 +115,7 @@ def test_values_out_of_range_are_named(changes, said):
         check(dataclasses.replace(EraseConfig(), **changes))
 
 
-@pytest.mark.parametrize("width", [48, [32, 48]])
+@pytest.mark.parametrize("width", [48, [48]])
 def test_a_text_encoder_of_another_width_is_refused(width, pipeline):
     config = pipeline.unet.config | {"cross_attention_dim": width}
     pipeline = dataclasses.replace(pipeline, unet=dataclasses.replace(pipeline.unet, config=config))
