@@ -14,6 +14,7 @@ from aegis_jax.attacks.soft_prompt import check_fit as check_soft_prompt
 from aegis_jax.attacks.tina import TINAConfig, tina
 from aegis_jax.attacks.unlearndiffatk import UnlearnDiffAtkConfig, unlearndiffatk
 from aegis_jax.attacks.unlearndiffatk import plan as unlearndiffatk_plan
+from aegis_jax.diffusion.conditioning import check_loaded, prompt_list
 from aegis_jax.errors import AegisError
 
 
@@ -120,12 +121,16 @@ def attack(
       progress: called with (done, in all, mean loss); steps of all restarts are counted.
       settings: fields of the method's config class.
 
-    Raises `AegisError` for an unknown method or setting.
+    Raises `AegisError` for an unknown method or setting, and for what is no pipeline or no text.
     """
+    for one in (pipeline,) if original is None else (pipeline, original):
+        check_loaded(one)
+    if not isinstance(concept, str):
+        raise AegisError(f"concept = {concept!r:.80}, wanted a text")
     config = configure(method, settings)
     given = Given(
         images=images,
-        prompts=[concept] * len(images) if prompts is None else list(prompts),
+        prompts=[concept] * len(images) if prompts is None else prompt_list(prompts, "prompts"),
         seeds=list(range(len(images))) if seeds is None else list(seeds),
         original=original,
         judge=judge,

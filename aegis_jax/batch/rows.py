@@ -10,9 +10,7 @@ column is a config key of the method, an empty cell leaving it as it is:
 A .jsonl has an object a line: {"name": "Van Gogh", "words": ["starry night"], "steps": 800, "grp": {"mu": 0.2}}.
 """
 
-import csv
 import dataclasses
-import io
 import json
 import unicodedata
 from collections.abc import Callable
@@ -21,10 +19,10 @@ from pathlib import Path
 from aegis_jax.erasure.presets import PRESETS
 from aegis_jax.errors import AegisError
 from aegis_jax.run import config as run_config
+from aegis_jax.run import table
 from aegis_jax.run.config import RunConfig
 from aegis_jax.run.erase import on_this_device
 
-LISTED = 20  # bad rows that are named in one message
 _OWN = ("name", "words")
 _NOT_THE_METHODS = {field.name for field in dataclasses.fields(RunConfig)} - {"erase"}
 
@@ -62,7 +60,7 @@ def read(path: Path) -> File:
         raise AegisError(f"{path} is no plan: give a .csv or a .jsonl")
     found = File(path, *kinds[path.suffix.lower()](text))
     if not found.rows:
-        _refuse(path, found.problems)
+        table.refuse(path, found.problems)
         raise AegisError(f"{path} has no rows: give one for each erasure")
     return found
 
@@ -78,7 +76,7 @@ def together(path: Path) -> list[str]:
         for row in file.rows
         if row.texts or row.values
     ]
-    _refuse(path, problems)
+    table.refuse(path, problems)
     return list(dict.fromkeys(concept for row in file.rows for concept in row.concepts))
 
 
@@ -107,7 +105,7 @@ def check(file: File, run: RunConfig, fits: Callable) -> list[tuple]:
         if same != row.line:
             problems.append((row.line, f"{row.concepts[0]!r} with the same settings is on line {same} already"))
         found.append((row.concepts, values, own))
-    _refuse(file.path, problems)
+    table.refuse(file.path, problems)
     return found
 
 
@@ -142,36 +140,24 @@ def _settings(run: RunConfig, row: Asked) -> tuple[dict, RunConfig]:
 
 
 def _of_csv(text: str) -> tuple[list[Asked], list, list]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=None, strict=True)  # a quote must be closed
-    rows, names, problems, line = [], [], [], 0
-    try:
-        names = [(name or "").strip() for name in reader.fieldnames or ()]
-        if "name" not in names:
-            return [], [], [(1, f"no column name (its columns: {', '.join(names) or 'none'})")]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice or "" in names:
-            return (
-                [],
-                [],
-                [(1, f"column {twice[0]!r} is there twice" if twice and twice[0] else "a column without a name")],
-            )
-        reader.fieldnames, line = names, 1
-        for row in reader:
-            line = reader.line_num
-            if None in row:
-                problems.append((line, f"{len(names) + len(row[None])} cells, but {len(names)} columns"))
-                continue
-            cells = {name: (cell or "").strip() for name, cell in row.items()}
-            words = [word.strip() for word in cells.get("words", "").split(";") if word.strip()]
-            wrong = _wrong_texts([cells["name"], *words])
-            if wrong:
-                problems.append((line, wrong))
-                continue
-            texts = tuple((name, cell) for name, cell in cells.items() if name not in _OWN and cell)
-            rows.append(Asked(line, (cells["name"], *words), texts))
-    except csv.Error as error:
-        unclosed = str(error) == "unexpected end of data"
-        problems.append((line + 1, "a quote that is opened in this row is never closed" if unclosed else str(error)))
+    names, found, problems = table.read(text)
+    if not names and problems:
+        return [], [], problems
+    if "name" not in names:
+        return [], [], [(1, f"no column name (its columns: {', '.join(names) or 'none'})")]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or "" in names:
+        return [], [], [(1, f"column {twice[0]!r} is there twice" if twice and twice[0] else "a column without a name")]
+    rows = []
+    for line, row in found:
+        cells = {name: (cell or "").strip() for name, cell in row.items()}
+        words = [word.strip() for word in cells.get("words", "").split(";") if word.strip()]
+        wrong = _wrong_texts([cells["name"], *words])
+        if wrong:
+            problems.append((line, wrong))
+            continue
+        texts = tuple((name, cell) for name, cell in cells.items() if name not in _OWN and cell)
+        rows.append(Asked(line, (cells["name"], *words), texts))
     return rows, [name for name in names if name not in _OWN], problems
 
 
@@ -219,11 +205,3 @@ def _each_once(pairs: list[tuple]) -> dict:
     if twice:
         raise ValueError(f"{twice[0]!r} is there twice")
     return found
-
-
-def _refuse(path: Path, problems: list[tuple[int, str]]) -> None:
-    """Raises an `AegisError` that lists the problems, if there are any."""
-    if problems:
-        listed = [f"line {line}: {what}" for line, what in sorted(problems)[:LISTED]]
-        more = [f"and {len(problems) - LISTED} lines more"] * (len(problems) > LISTED)
-        raise AegisError(f"{path}: {'; '.join(listed + more)}")

@@ -5,7 +5,7 @@ where the world has what draws them, and to the base's own images of them from o
 those, two draws of one model, is the floor.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -73,9 +73,16 @@ def drawn(pipeline, concept: Concept, *, n: int, seed: int) -> tuple[np.ndarray,
     return sample(pipeline, prompts, seed=_seed(seed, _IMAGES), steps=STEPS, guidance=GUIDANCE), prompts
 
 
-def featured(rulers: Mapping[str, Callable], images: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """{ruler: {name: features (n, d)}} of sets of images."""
-    return {ruler: {name: of(rows) for name, rows in images.items()} for ruler, of in rulers.items()}
+def featured(
+    rulers: Mapping[str, Callable], images: Mapping[str, Iterable[np.ndarray]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """{ruler: {name: features (n, d)}} of sets of images, each in parts: for a user's memory may have no room."""
+    found: dict[str, dict] = {ruler: {} for ruler in rulers}
+    for name, parts in images.items():
+        rows = [[of(part) for of in rulers.values()] for part in parts]
+        for ruler, features in zip(rulers, zip(*rows)):
+            found[ruler][name] = np.concatenate(features)
+    return found
 
 
 def distances(rulers: Mapping[str, Callable], images: np.ndarray, to: Mapping[str, Mapping]) -> dict[str, dict]:

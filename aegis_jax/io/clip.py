@@ -32,12 +32,16 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Both towers, the tokenizer, and what is done to pictures: preprocessor_config.json with its defaults."""
+    """Both towers, the tokenizer, and what is done to pictures: preprocessor_config.json with its defaults.
+
+    weights, settings: the files of all this.
+    """
 
     model: Model
     tokenizer: Tokenizer
     preparation: dict
     weights: tuple[pathlib.Path, ...]
+    settings: tuple[pathlib.Path, ...]
 
     def image_features(self, images) -> np.ndarray:
         """uint8 (n, H, W, 3) -> (n, E), as the projection gives them."""
@@ -129,6 +133,7 @@ def load_clip(source, *, revision: str | None = None) -> Clip:
         tokenizer,
         _preparation(folder, clip_model.image_size(config)),
         tuple(hub.model_weights(folder)),
+        tuple(hub.model_settings(folder)),
     )
 
 

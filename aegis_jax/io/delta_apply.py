@@ -24,6 +24,7 @@ def apply_delta(model, path: str | os.PathLike) -> pipeline.Pipeline:
     Raises `AegisError` if the file is no whole delta, was made for another base model, or replaces a tensor that was
     changed since the pipeline was loaded.
     """
+    path = hub.expand(path)
     loaded = model if isinstance(model, pipeline.Pipeline) else pipeline.load_pipeline(model)
     if loaded.source is None:
         raise AegisError("the pipeline was built in memory, a delta file needs the base model: load it from its files")

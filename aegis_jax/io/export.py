@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from aegis_jax.diffusion.conditioning import check_loaded
 from aegis_jax.errors import AegisError
 from aegis_jax.io import convert, safetensors, tensors
 from aegis_jax.io.destination import new_folder
@@ -59,10 +60,11 @@ def save_pipeline(
     written. Beside the pipeline and the drift themselves only a few tensors are in memory at a time;
     a mapping that makes its arrays when asked saves the memory for all of them.
 
-    Raises `AegisError` if the destination exists, the disk is full, a component has no weights that
-    diffusers would look for, the source has changed since it was loaded, or a changed tensor holds
-    values that are not finite in `dtype`, and `Stopped` on SIGTERM; nothing is left behind then.
+    Raises `AegisError` for what is no pipeline, if the destination exists, the disk is full, a component
+    has no weights that diffusers would look for, the source has changed since it was loaded, or a changed
+    tensor holds values that are not finite in `dtype`, and `Stopped` on SIGTERM; nothing is left behind then.
     """
+    check_loaded(pipeline)
     dtype = None if dtype is None else safetensors.dtype_name(dtype)
     check_complete(pipeline)
     with new_folder(folder, overwrite=overwrite, needed=written_bytes(pipeline)) as (unfinished, destination):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pathlib
 import re
 
@@ -92,8 +93,15 @@ def model_weights(folder: pathlib.Path) -> list[pathlib.Path]:
     return [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
 
 
+def model_settings(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What else a single model's answers depend on: configs, of how pictures are prepared too, and its tokenizer."""
+    return sorted([*folder.glob("*.json"), *folder.glob("merges.txt")])
+
+
 def expand(path) -> pathlib.Path:
-    """A path with its ~ spelled out; `AegisError` where that is nobody's home, not UTF-8, or a circle of links."""
+    """A path with its ~ spelled out; `AegisError` where that is nobody's home, not UTF-8, a circle, or no path."""
+    if not isinstance(path, str | os.PathLike):
+        raise AegisError(f"wanted a path or a name, found an object of type {type(path).__name__}")
     try:
         path = pathlib.Path(path).expanduser()
     except RuntimeError:

@@ -31,8 +31,11 @@ def load(what: str, options: dict[str, str]) -> Judge:
     network = _on(network.eval(), values.get("device", "cpu"))
     several = network.config.problem_type == "multi_label_classification"
     labels = _labels(network.config)
-    if 1 < len(labels) <= values.get("top", 1):
-        raise AegisError(f"option top={values['top']}: with {len(labels)} labels each would count as shown")
+    if len(labels) == 1 and not several:
+        raise AegisError(
+            f"{folder} has one label, {labels[0]!r}, and says of no picture that it is without it: wanted two, or in "
+            'its config.json "problem_type": "multi_label_classification" for one that is shown from 0.5 on'
+        )
 
     @torch.no_grad()
     def logits(images: np.ndarray):
@@ -62,7 +65,11 @@ def load(what: str, options: dict[str, str]) -> Judge:
         groups=tuple((label,) for label in labels) if several else (),
         top=values.get("top", 1),
         features=features,
-        about={"architecture": type(network).__name__, "processor": type(processor).__name__}
+        about={
+            "architecture": type(network).__name__,
+            "processor": type(processor).__name__,
+            "settings_sha256": digest(hub.model_settings(folder)),
+        }
         | {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
     )
 

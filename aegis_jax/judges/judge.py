@@ -53,6 +53,11 @@ class Judge:
             raise AegisError(f"judge {self.name} has thresholds of labels that it does not have: {sorted(unknown)}")
         if self.top < 1:
             raise AegisError(f"judge {self.name}: top={self.top}, wanted at least 1")
+        if self.top > 1 and self.thresholds is not None:
+            raise AegisError(f"judge {self.name}: top={self.top} does not go with thresholds: these say what is shown")
+        least = min((len(group) for group in self.groups if len(group) > 1), default=1)
+        if 1 < least <= self.top:
+            raise AegisError(f"judge {self.name}: top={self.top} of {least} labels, so that each would count as shown")
 
     def probabilities(self, images) -> np.ndarray:
         """uint8 images (n, H, W, 3) -> float32 (n, labels). Raises `AegisError` for other images."""

@@ -37,22 +37,27 @@ def load(what: str, options: dict[str, str]) -> Judge:
         digest=digest(clip.weights),
         top=values.get("top", 1),
         features=clip.image_features,
-        about={"texts": texts, "labels_sha256": digest([file])},
+        about={"texts": texts, "labels_sha256": digest([file]), "settings_sha256": digest(clip.settings)},
     )
 
 
 def read_labels(file: pathlib.Path) -> dict[str, list[str]]:
     """{label: texts} of a file with a label a line, or label, tab and the text that stands for it.
 
-    A label that has several lines is the mean of its texts. Raises `AegisError` for fewer than two labels.
+    A label that has several lines is the mean of its texts. Raises `AegisError` for fewer than two labels, and for a
+    text without one.
     """
     try:
-        lines = file.read_bytes().decode("utf-8-sig").splitlines()
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise AegisError(f"{file} is not UTF-8 ({error}): save it as that") from None
     texts: dict[str, list[str]] = {}
-    for line in filter(str.strip, lines):
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         label, _, text = (part.strip() for part in line.partition("\t"))
+        if not label:
+            raise AegisError(f"{file}, line {number}: no label before the tab")
         texts.setdefault(label, []).append(text or label)
     if len(texts) < 2:
         raise AegisError(f"{file} has {len(texts)} labels, wanted at least two to choose from")

@@ -6,6 +6,7 @@ What only an attack with model and pictures can see it refuses when its turn com
 import dataclasses
 import typing
 import warnings
+from collections.abc import Iterable
 
 from aegis_jax.attacks import METHODS, configure, find
 from aegis_jax.attacks.family import FAMILY, family
@@ -28,6 +29,15 @@ class FamilyConfig:
     def check(self, method: str, steps: int) -> None:
         if not family(self.members):
             raise AegisError(f"attack {method}: members={self.members!r}, wanted some of {', '.join(FAMILY)}")
+
+
+def listed(name: str, given) -> str:
+    """A list as the command line has it, of such or of Python's. Raises `AegisError` for anything else."""
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, Iterable):
+        raise AegisError(f"{name}={given!r:.80}: wanted a text with commas, or a list")
+    return ",".join(map(str, given))
 
 
 def names(text: str) -> list[str]:

@@ -120,7 +120,8 @@ class Embedded:
         return figures, (3 * n + near["all"]["n"]) * 2 * STEPS
 
     def _references(self, n: int, seed: int) -> dict:
-        return retention.featured(self._rulers, retention.references(self.base, self.concept, n=n, seed=seed))
+        images = retention.references(self.base, self.concept, n=n, seed=seed)
+        return retention.featured(self._rulers, {name: [rows] for name, rows in images.items()})
 
     @functools.cached_property
     def _judge(self):

@@ -14,7 +14,7 @@ from aegis_jax.erasure.texts import naming
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation import retention
 from aegis_jax.evaluation.metrics import neighbours, similarity
-from aegis_jax.io.pictures import picture_files, read_pictures
+from aegis_jax.io.pictures import in_parts, picture_files
 from aegis_jax.judges.judge import digest
 from aegis_jax.report.asked import Asked, check, rulers
 from aegis_jax.report.subject import CLIP_SCORE, DIAGNOSTICS, PLAIN, RETENTION, Column, distance_columns, near_column
@@ -252,10 +252,9 @@ class Pictured:
 
     def _references(self, n: int, seed: int) -> dict:
         texts, seeds, guidances = self._rows(self._retained(n), seed, prompts=self.asked.retain)
-        images = {"base": self._sampled(self.base, texts, [(own + _REFERENCE) % 2**32 for own in seeds], guidances)}
-        if self.asked.real is not None:
-            images = {"real": read_pictures(self.asked.real, self.size()[::-1])} | images
-        return retention.featured(self.rulers, images)
+        real = {} if self.asked.real is None else {"real": in_parts(self.asked.real, self.size()[::-1])}
+        images = self._sampled(self.base, texts, [(own + _REFERENCE) % 2**32 for own in seeds], guidances)
+        return retention.featured(self.rulers, real | {"base": [images]})
 
 
 def _word(label: str) -> str:

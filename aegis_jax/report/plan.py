@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import numbers
 from pathlib import Path
 
 import jax
@@ -17,11 +18,12 @@ from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.judges.judge import digest as digest_of
 from aegis_jax.models.model import flatten
 from aegis_jax.report import asked as of_user
-from aegis_jax.report.chosen import chosen, fitting, names, possible
+from aegis_jax.report.chosen import chosen, fitting, listed, names, possible
 from aegis_jax.report.embedded import Embedded
 from aegis_jax.report.pictured import Pictured
 from aegis_jax.report.rows import Row, baseline_row, check_same_kind, model_row
 from aegis_jax.report.subject import DIAGNOSTICS, PLAIN, RETENTION
+from aegis_jax.run.config import pairs
 from aegis_jax.run.slug import slug
 
 SEEDS = 100_000  # below it the seeds of cases, prompts and noise stay apart
@@ -109,18 +111,23 @@ def plan(
 ) -> tuple[Plan, dict]:  # fmt: skip
     """(the plan, {row's name: pipeline} of the models that are there). Raises `AegisError` for all that cannot be.
 
-    attacks, baselines, seeds, near: lists as on the command line. settings: {attack: {setting: text}}; overrides: (key,
-    text) pairs of the baselines' settings. cases: None for 16 on an embedded world and a prompt set's every row
-    elsewhere. neutral: "none" for no control, None for "thing" where it can be. options: `asked.OPTIONS`, of models
-    that are of no embedded world.
+    attacks, baselines, seeds, near: lists as on the command line, or Python's. settings: {attack: {setting: text}};
+    overrides: (key, text) pairs of the baselines' settings. cases: None for 16 on an embedded world and a prompt set's
+    every row elsewhere. neutral: "none" for no control, None for "thing" where it can be. options: `asked.OPTIONS`, of
+    models that are of no embedded world.
     """
     for package in ("jinja2", "matplotlib"):
         if importlib.util.find_spec(package) is None:
             raise AegisError(f"the report needs {package}: pip install 'aegis_jax[report]'")
     for flag, count, least in (("images", images, 2), ("cases", 1 if cases is None else cases, 1)):
-        if count < least:
-            raise AegisError(f"--{flag} {count}: wanted {least} or more")
-    numbers = _seeds(seeds)
+        if not isinstance(count, numbers.Integral) or count < least:
+            raise AegisError(f"--{flag} {count}: wanted a whole number, {least} or more")
+    images, cases = int(images), None if cases is None else int(cases)
+    if not isinstance(concept, str):
+        raise AegisError(f"concept = {concept!r:.80}, wanted a text")
+    overrides = pairs(overrides)
+    attacks, baselines, near = listed("attacks", attacks), listed("baselines", baselines), listed("near", near)
+    drawn = _seeds(listed("seeds", seeds))
     original = load_pipeline(base)
     found = worlds.of(original)
     within = found[0].name if found else None
@@ -128,6 +135,10 @@ def plan(
     if set(options) - set(of_user.OPTIONS):
         raise TypeError(f"evaluate takes no {sorted(set(options) - set(of_user.OPTIONS))}")
     options = dict.fromkeys(of_user.OPTIONS) | options
+    wanted = names(baselines)
+    if not wanted and (config is not None or overrides):
+        flag = f"--config {config}" if config is not None else f"--config.{overrides[0][0]}"
+        raise AegisError(f"{flag}: settings are those of baselines, so name some by --baselines")
     config = config or within
     subject = _subject(original, within, concept, near, options)
     taken = possible(subject, taken, everything=attacks == "all")
@@ -137,7 +148,7 @@ def plan(
     if neutral not in (None, "none") and control is None:
         raise AegisError(f"--neutral {neutral}: a prompt does not say {concept!r}, and would control nothing")
     unnamed = set(taken) - set(settings or {}) if attacks == "all" else frozenset()
-    taken = fitting(original, subject, taken, cases, numbers, control, unnamed=unnamed)
+    taken = fitting(original, subject, taken, cases, drawn, control, unnamed=unnamed)
     folder = expand(out or Path("evaluations") / slug(concept)).absolute()
     rows, loaded = [Row("base", "base", place(base))], {"base": original}
     for given in [models] if isinstance(models, str | Path) else models:
@@ -146,12 +157,12 @@ def plan(
         check_same_kind(given, pipeline, original)
         rows.append(row)
         loaded[row.name] = pipeline
-    for name in names(baselines):
+    for name in wanted:
         rows.append(baseline_row(name, base, concept, config, overrides, folder, rows))
     said = [("near", near)] if near else []
     said += [(name, str(value)) for name, value in options.items() if value is not None]
     asked = (settings or {}, config and str(config), tuple(overrides), tuple(said))
-    return Plan(subject, concept, place(base), rows, taken, numbers, images, cases, control, folder, *asked), loaded
+    return Plan(subject, concept, place(base), rows, taken, drawn, images, cases, control, folder, *asked), loaded
 
 
 def _subject(original, within: str | None, concept: str, near: str, options: dict):
@@ -168,8 +179,8 @@ def _subject(original, within: str | None, concept: str, near: str, options: dic
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    numbers = names(text)
+    found = names(text)
     most = len(str(SEEDS))  # digits; Python refuses to read thousands of them
-    if not numbers or not all(n.isdecimal() and len(n) <= most and int(n) < SEEDS for n in numbers):
+    if not found or not all(n.isdecimal() and len(n) <= most and int(n) < SEEDS for n in found):
         raise AegisError(f"--seeds {text!r}: wanted whole numbers from 0 to {SEEDS - 1}, with commas between")
-    return tuple(dict.fromkeys(map(int, numbers)))
+    return tuple(dict.fromkeys(map(int, found)))

@@ -1,7 +1,5 @@
 """What the user gives `aegis attack`: folders of pictures, with what each was made from."""
 
-import csv
-import io
 import warnings
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from aegis_jax.erasure.texts import naming
 from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand
 from aegis_jax.io.pictures import picture_files, read_pictures
+from aegis_jax.run import table
 from aegis_jax.run.judging import in_words
 from aegis_jax.run.prompts import INDEX, Prompt, check_index, seed_of, unused
 from aegis_jax.run.prompts import read as read_prompts
@@ -79,12 +78,16 @@ def _pictures(job, folder: Path, indexed: bool = True) -> tuple[np.ndarray, list
 def _ladder(path: Path) -> dict[str, list[str]]:
     """{rung: its wordings} of a .csv with the columns rung and prompt, both in the order of the file."""
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8-sig"), newline="")))
-        found: dict[str, list[str]] = {}
-        for row in rows:
-            found.setdefault(row["rung"].strip(), []).append(row["prompt"].strip())
-    except (UnicodeDecodeError, KeyError, AttributeError, csv.Error):
-        raise AegisError(f"{path}: wanted a .csv in UTF-8 with the columns rung and prompt") from None
+        columns, rows, problems = table.read(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        columns, rows, problems = [], [], []
+    if not {"rung", "prompt"} <= set(columns):
+        raise AegisError(f"{path}: wanted a .csv in UTF-8 with the columns rung and prompt")
+    problems += [(line, "no prompt") for line, row in rows if row["prompt"] is None or row["rung"] is None]
+    table.refuse(path, problems)
+    found: dict[str, list[str]] = {}
+    for _, row in rows:
+        found.setdefault(row["rung"].strip(), []).append(row["prompt"].strip())
     if not found:
         raise AegisError(f"{path} has no wordings")
     return found

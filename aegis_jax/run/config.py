@@ -11,7 +11,8 @@ else its layer sets comes on top.
 import dataclasses
 import difflib
 import importlib.util
-import sys
+import numbers
+import os
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -113,7 +114,7 @@ def merge(
     where: str = "",
 ) -> RunConfig:
     """`config` with typed entries {dotted key: value} and textual overrides set, and checked."""
-    overrides = list(overrides)
+    overrides = pairs(overrides)
     method = dict(overrides).get("method", entries.get("method"))
     if method is not None:
         config = dataclasses.replace(config, erase=switched(config.erase, method))
@@ -128,6 +129,24 @@ def merge(
     config = _replace(config, values)
     config.validate()
     return config
+
+
+def pairs(overrides) -> list[tuple[str, str]]:
+    """Overrides as a list. Raises `AegisError` for what are no (key, text) pairs."""
+    found = [None] if isinstance(overrides, Mapping) or not isinstance(overrides, Iterable) else list(overrides)
+    if not all(isinstance(pair, tuple | list) and list(map(type, pair)) == [str, str] for pair in found):
+        raise AegisError(f"overrides={overrides!r:.80}: wanted pairs of texts, such as [('steps', '500')]")
+    return found
+
+
+def typed(config: RunConfig) -> RunConfig:
+    """The configuration, each value as its key's type. Raises `AegisError` naming every other, as `merge` does."""
+    types, problems, found = keys(config), [], {}
+    for key, value in values(config).items():
+        _set(found, problems, types, key, value, "")
+    if problems:
+        raise AegisError("; ".join(problems))
+    return _replace(config, found)
 
 
 def keys(config: RunConfig | None = None) -> dict[str, typing.Any]:
@@ -157,6 +176,9 @@ def values(config: RunConfig) -> dict[str, typing.Any]:
 
 def find(source) -> Path:
     """The file of a config. A bare name is always one of ours; a path, with a separator or .py, is the user's file."""
+    if not isinstance(source, str | os.PathLike):
+        kind = f"the class {source.__name__}" if isinstance(source, type) else f"of type {type(source).__name__}"
+        raise AegisError(f"config is {kind}: give settings such as EraseConfig(), a dict of them, or a config's name")
     path = Path(source)
     if path.suffix == ".py" and path.is_file():
         return path
@@ -219,11 +241,15 @@ def _unknown(key: str, types) -> str:
 
 
 def _checked(kind, value):
-    """`value` as `kind`, or TypeError; an int passes as float, a list as tuple."""
+    """`value` as `kind`, or TypeError; an int passes as float, a list as tuple, NumPy's numbers as Python's."""
     if kind == tuple[str, ...] and isinstance(value, (tuple, list)):
         return tuple(_checked(str, item) for item in value)
-    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
-        return float(value)
+    number = {int: numbers.Integral, float: numbers.Real}.get(kind)
+    if number and isinstance(value, number) and type(value) is not bool:
+        try:
+            return kind(value)
+        except OverflowError:  # a whole number beyond the floats
+            raise TypeError from None
     if type(value) is kind:
         return value
     raise TypeError

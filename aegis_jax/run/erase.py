@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -117,14 +117,19 @@ def _loaded(run: RunConfig) -> Pipeline:
 
 
 def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None = None) -> RunConfig:
-    """The settings that the arguments of `erase` ask for; saved: those of the run to go on with."""
-    given, overrides = {}, list(overrides)
+    """The settings that the arguments of `erase` ask for; saved: those of the run to go on with.
+
+    Raises `AegisError` for arguments and values of other types, and for values out of range.
+    """
+    given, overrides = {}, run_config.pairs(overrides)
     if isinstance(pipeline, Pipeline):
         given["model"] = place(pipeline.source.folder.path) if pipeline.source else ""
     elif pipeline is not None:
         given["model"] = place(pipeline)
     if concepts is not None:
-        given["concepts"] = [concepts] if isinstance(concepts, str) else list(concepts)
+        given["concepts"] = [concepts] if isinstance(concepts, str) else concepts
+        if isinstance(concepts, Iterable):
+            given["concepts"] = list(given["concepts"])
     if saved:  # a config file names the model it was written for, which the run need not have had
         given = {key: getattr(saved, key) for key in ("model", "revision", "variant")} | given
     if config is None:
@@ -134,12 +139,12 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
         run = config
     elif isinstance(config, dict):
         run = run_config.merge(RunConfig(), run_config.flat(config))
-    elif dataclasses.is_dataclass(config):
+    elif dataclasses.is_dataclass(config) and hasattr(config, "method") and not isinstance(config, type):
         run = dataclasses.replace(saved or RunConfig(), erase=config)
     else:
         run = run_config.load(config)
-    run = on_this_device(run_config.merge(run, given, overrides))
-    run = dataclasses.replace(run, concepts=tuple(dict.fromkeys(run.concepts)))  # twice would count twice
+    run = on_this_device(run_config.merge(run_config.typed(run), given, overrides))
+    run = dataclasses.replace(run, concepts=each_once(run.concepts))
     if not (run.model or isinstance(pipeline, Pipeline)):
         raise AegisError("no model given: name a diffusers folder, a hub id, world or canvas")
     if not run.concepts:
@@ -147,6 +152,11 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
     if saved:
         refuse_other("this run", _computed(saved), _computed(run))
     return run
+
+
+def each_once(concepts: Iterable[str]) -> tuple[str, ...]:
+    """Concepts without the spaces around their names; one that is there twice would count twice."""
+    return tuple(dict.fromkeys(text.strip() or text for text in concepts))
 
 
 def on_this_device(run: RunConfig) -> RunConfig:

@@ -13,11 +13,10 @@ from aegis_jax import judges
 from aegis_jax.errors import AegisError
 from aegis_jax.evaluation.interval import share
 from aegis_jax.io.hub import expand
-from aegis_jax.io.pictures import picture_files, read_picture
+from aegis_jax.io.pictures import AT_ONCE, picture_files, read_picture
 from aegis_jax.judges.judge import Judge
 from aegis_jax.run.folder import write_text
 
-_AT_ONCE = 64  # pictures in memory
 _LISTED = 3  # labels of a picture in the table
 
 
@@ -58,12 +57,14 @@ def in_words(tally: dict) -> str:
 def judge_folder(folder, spec: str, labels: list[str], out=None) -> None:
     """`aegis judge`: a table of what each picture shows, and how many show the labels asked for.
 
-    out: a CSV of every label's probability. Raises `AegisError` where it exists.
+    out: a CSV of every label's probability. Raises `AegisError` where it exists, or its folder does not.
     """
     judge, file = judges.load(spec), None if out is None else expand(out)
     asked = [judge.find(label) for label in labels]
     if file is not None and file.exists():
         raise AegisError(f"{file} exists: choose another --out")
+    if file is not None and not file.parent.is_dir():
+        raise AegisError(f"{file.parent} is no folder: make it or choose another --out")
     files = picture_files(expand(folder))
     p = np.concatenate([judge.probabilities(images) for images in _together(files)])
     shown = judge.shown(p)
@@ -86,7 +87,7 @@ def judge_folder(folder, spec: str, labels: list[str], out=None) -> None:
 
 def _together(files: list[Path]) -> Iterator[np.ndarray]:
     """The pictures in order, those of one size that follow each other stacked."""
-    for i in range(0, len(files), _AT_ONCE):
-        pictures = map(read_picture, files[i : i + _AT_ONCE])
+    for i in range(0, len(files), AT_ONCE):
+        pictures = map(read_picture, files[i : i + AT_ONCE])
         for _, same in itertools.groupby(pictures, key=np.shape):
             yield np.stack(list(same))

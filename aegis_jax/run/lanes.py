@@ -8,7 +8,8 @@ Nothing is written, and a group of lanes that is interrupted is to be begun agai
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+import numbers
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from aegis_jax.io.pipeline import Pipeline, load_pipeline
 from aegis_jax.parallel.mesh import lanes_mesh
 from aegis_jax.run import cache
 from aegis_jax.run.config import RunConfig
-from aegis_jax.run.erase import EraseResult, in_full, off_device, on_device, settings, trained, with_drift
+from aegis_jax.run.erase import EraseResult, each_once, in_full, off_device, on_device, settings, trained, with_drift
 from aegis_jax.run.folder import device_errors
 from aegis_jax.run.loop import NonFiniteError
 from aegis_jax.run.progress import Progress, Silent
@@ -79,9 +80,11 @@ def erase_each(
 
 
 def _runs(concepts) -> list[tuple[str, ...]]:
-    if isinstance(concepts, str) or not concepts:
+    listed = [] if isinstance(concepts, str) or not isinstance(concepts, Iterable) else list(concepts)
+    runs = [[run] if isinstance(run, str) or not isinstance(run, Iterable) else list(run) for run in listed]
+    if not runs or not all(run and all(isinstance(text, str) for text in run) for run in runs):
         raise AegisError(f"concepts={concepts!r}; give a list with a text, or a list of texts, for each erasure")
-    return [(run,) if isinstance(run, str) else tuple(run) for run in concepts]
+    return [each_once(run) for run in runs]
 
 
 def erase_lanes(
@@ -168,8 +171,8 @@ def _together(
 
 
 def _check(lanes: int) -> None:
-    if lanes < 1:
-        raise AegisError(f"lanes={lanes}, wanted 1 or more")
+    if not isinstance(lanes, numbers.Integral) or lanes < 1:
+        raise AegisError(f"lanes={lanes!r}, wanted a whole number, 1 or more")
 
 
 def _refused(run: RunConfig, runs: list) -> str | None:

@@ -1,5 +1,7 @@
 """The progress line: step, rate, time left, loss. Plain lines where there is no terminal."""
 
+import io
+import os
 import sys
 import time
 
@@ -10,8 +12,8 @@ class Progress:
     """Shows how a run goes on `stream` (standard error by default)."""
 
     def __init__(self, stream=None):
-        self._stream = stream or sys.stderr
-        self.is_terminal = self._stream.isatty()
+        self._stream = stream or sys.stderr or io.StringIO()  # None: it is closed (2>&-), and nobody reads
+        self.is_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._is_open = False  # a line that the next text overwrites
 
     def say(self, text: str) -> None:
@@ -55,10 +57,19 @@ class Progress:
 
     def _show(self, text: str) -> None:
         if self.is_terminal:
-            print(f"\r\033[K{text}", end="", file=self._stream, flush=True)
+            # A line that wraps leaves its first row behind when it is overwritten.
+            print(f"\r\033[K{text[: self._room()]}", end="", file=self._stream, flush=True)
             self._is_open = True
         else:
             print(text, file=self._stream, flush=True)
+
+    def _room(self) -> int:
+        """Letters that fit into a row; of a terminal that does not say how wide it is, 79."""
+        try:
+            width = os.get_terminal_size(self._stream.fileno()).columns
+        except OSError:
+            width = 0
+        return (width or 80) - 1
 
 
 class Silent:

@@ -5,10 +5,12 @@ import dataclasses
 import hashlib
 import io
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from aegis_jax.errors import AegisError
+from aegis_jax.run import table
 from aegis_jax.run.folder import write_text
 
 SEEDS = ("evaluation_seed", "sd_seed", "seed")  # columns that the field's files have; the first there counts
@@ -86,10 +88,17 @@ KNOWN = {
 }
 
 
-def read(path: Path) -> PromptSet:
-    """A file of prompts. A .csv has a column prompt and may have one of `SEEDS`, `GUIDANCES`, `CASES`; any other file
-    is text with one prompt a line, empty lines left out.
+def read(path: str | os.PathLike) -> PromptSet:
+    """A file of prompts. A .csv has a column prompt and may have one of `SEEDS`, `GUIDANCES`, `CASES`; a .txt, or a
+    file without a suffix, has one prompt a line, empty lines left out.
+
+    Raises `AegisError` for other files, and for a .csv naming every line that cannot be read.
     """
+    path = Path(path)
+    if path.suffix.lower() not in (".csv", ".txt", ""):
+        raise AegisError(
+            f"{path}: prompts are read from a .csv, or from a .txt with one a line: save it as one of these"
+        )
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -99,7 +108,7 @@ def read(path: Path) -> PromptSet:
     if path.suffix.lower() == ".csv":
         prompts = _rows(path, text, said)
     else:
-        prompts = [Prompt(line.strip()) for line in text.splitlines() if line.strip()]
+        prompts = [Prompt(line.strip()) for line in text.split("\n") if line.strip()]
     if not prompts:
         raise AegisError(f"{path} has no prompts")
     return PromptSet(path, prompts, said, hashlib.sha256(content).hexdigest())
@@ -122,28 +131,29 @@ def _says(text: str, value) -> bool:
 
 
 def _rows(path: Path, text: str, said: dict[str, set[str]]) -> list[Prompt]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns, rows, problems = table.read(text)
+    if not columns:
+        table.refuse(path, problems)
+    names = {name.lower(): name for name in columns}
+    if "prompt" not in names:
+        raise AegisError(f"{path} has no column prompt (its columns: {', '.join(names) or 'none'})")
+    table.refuse(path, problems)
+    seed_column, guidance_column, case_column = (
+        next((names[name] for name in known if name in names), None) for known in (SEEDS, GUIDANCES, CASES)
+    )
+    settings = [(_SETTINGS[name], column) for name, column in names.items() if name in _SETTINGS]
     prompts = []
-    try:
-        names = {name.strip().lower(): name for name in reader.fieldnames or ()}
-        if "prompt" not in names:
-            raise AegisError(f"{path} has no column prompt (its columns: {', '.join(names) or 'none'})")
-        seed_column, guidance_column, case_column = (
-            next((names[name] for name in known if name in names), None) for known in (SEEDS, GUIDANCES, CASES)
-        )
-        columns = [(_SETTINGS[name], column) for name, column in names.items() if name in _SETTINGS]
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if row[names["prompt"]] is None:
-                raise AegisError(f"{where}: no prompt")
-            seed = None if seed_column is None else seed_of(row[seed_column], seed_column, where)
-            guidance = None if guidance_column is None else _guidance(row[guidance_column], guidance_column, where)
-            case = "" if case_column is None else (row[case_column] or "").strip()
-            prompts.append(Prompt(row[names["prompt"]], seed, guidance, case))
-            for name, column in columns:
-                said.setdefault(name, set()).add(row[column] or "")
-    except csv.Error as error:
-        raise AegisError(f"{path}, after line {reader.line_num}: {error}") from error
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        if row[names["prompt"]] is None:
+            raise AegisError(f"{where}: no prompt")
+        seed = (seed_column and row[seed_column]) or ""
+        seed = seed_of(seed, seed_column, where) if seed.strip() else None
+        guidance = None if guidance_column is None else _guidance(row[guidance_column], guidance_column, where)
+        case = "" if case_column is None else (row[case_column] or "").strip()
+        prompts.append(Prompt(row[names["prompt"]], seed, guidance, case))
+        for name, column in settings:
+            said.setdefault(name, set()).add(row[column] or "")
     return prompts
 
 

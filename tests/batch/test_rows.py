@@ -6,7 +6,7 @@ import pytest
 
 from aegis_jax.batch import rows
 from aegis_jax.errors import AegisError
-from aegis_jax.run import config
+from aegis_jax.run import config, table
 from aegis_jax.run.erase import on_this_device
 
 
@@ -92,7 +92,7 @@ a name that is far too long for it,,,,,
         "; line 1: unknown config key 'stpes'; did you mean 'steps'?; line 3: config key 'steps': got 'many' (str)",
         "; line 4: the name is empty; line 5: 'star' with the same settings is on line 2 already; line 6: config: step",
         "; line 7: config: trainable='everything' (want full | ",
-        "; line 8: 7 cells, but 6 columns; line 9: concept 'a name that is far",
+        "; line 8: 7 cells, but 6 columns (quote a cell with a comma); line 9: concept 'a name that is far",
     ):
         assert part in said
     assert said.count("line ") == 10 and "\n" not in said
@@ -147,7 +147,7 @@ def test_what_is_refused(checked, text, ending, parts):
 def test_no_more_are_listed_than_can_be_read(checked):
     with pytest.raises(AegisError) as refused:
         checked("name,steps\n" + "star,0\n" * 50)
-    assert str(refused.value).count("; line ") == rows.LISTED - 1 and "and 30 lines more" in str(refused.value)
+    assert str(refused.value).count("; line ") == table.LISTED - 1 and "and 30 lines more" in str(refused.value)
 
 
 def test_a_file_that_is_not_there(tmp_path):

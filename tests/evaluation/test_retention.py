@@ -51,7 +51,8 @@ def test_distances_are_of_each_ruler_to_each_set():
     sets = {name: rng.integers(0, 256, (n, 4, 4, 3)).astype(np.uint8) for name, n in (("real", 9), ("base", 7))}
     images = rng.integers(0, 256, (8, 4, 4, 3)).astype(np.uint8)
     rulers = {"mean": lambda x: x.mean((1, 2)), "corner": lambda x: x[:, 0, 0].astype(float)}
-    found = retention.distances(rulers, images, retention.featured(rulers, sets))
+    parts = {"real": iter([sets["real"][:4], sets["real"][4:]]), "base": [sets["base"]]}
+    found = retention.distances(rulers, images, retention.featured(rulers, parts))
     assert list(found) == [f"frechet_{ruler}_{name}" for ruler in rulers for name in sets]
     for ruler, of in rulers.items():
         for name, other in sets.items():

@@ -22,11 +22,11 @@ PROCESSOR = {
 NAMES = ("church, church building", "crane", "tench, Tinca tinca", "crane")
 
 
-def vit(**more):
+def vit(labels=NAMES, **more):
     return transformers.ViTForImageClassification(
         transformers.ViTConfig(
             hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16,
-            patch_size=8, id2label=dict(enumerate(NAMES)), label2id={name: i for i, name in enumerate(NAMES)}, **more,
+            patch_size=8, id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)}, **more,
         )
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def test_the_first_few_count_where_that_is_said(tmp_path):
     assert three.name.endswith("?top=3")
     p = first.probabilities(IMAGES)
     assert (first.shown(p).sum(1) == 1).all() and (three.shown(p).sum(1) == 3).all()
-    with pytest.raises(AegisError, match=f"top={len(first.labels)}: with {len(first.labels)} labels each would"):
+    with pytest.raises(AegisError, match="top=4 of 4 labels, so that each would"):
         judges.load(f"hf:{tmp_path}?top={len(first.labels)}")
 
 
@@ -105,6 +105,27 @@ def test_several_labels_at_once(tmp_path):
         wanted = network(pixel_values=pixels()).logits.sigmoid().numpy()
     np.testing.assert_allclose(judge.probabilities(IMAGES), wanted, atol=1e-5)
     np.testing.assert_array_equal(judge.shown(wanted), wanted >= 0.5)
+    with pytest.raises(AegisError, match="top=3 does not go with thresholds"):
+        judges.load(f"hf:{tmp_path}?top=3")
+
+
+def test_a_single_label_is_shown_from_a_half_on_or_refused(tmp_path):
+    network = saved(vit(problem_type="multi_label_classification", labels=("nsfw",)), tmp_path)
+    judge = judges.load(f"hf:{tmp_path}")
+    with torch.no_grad():
+        wanted = network(pixel_values=pixels()).logits.sigmoid().numpy()
+    np.testing.assert_array_equal(judge.shown(judge.probabilities(IMAGES)), wanted >= 0.5)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"problem_type": None}))
+    with pytest.raises(AegisError, match='has one label, .nsfw., and .* "problem_type": "multi_label_classification"'):
+        judges.load(f"hf:{tmp_path}")
+
+
+def test_what_pictures_are_prepared_by_is_part_of_its_record(tmp_path):
+    saved(vit(), tmp_path)
+    first = judges.load(f"hf:{tmp_path}").record("church")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | {"image_mean": [0, 0, 0]}))
+    assert judges.load(f"hf:{tmp_path}").record("church") != first
 
 
 def test_what_is_no_classifier_is_refused(tmp_path):

@@ -40,13 +40,16 @@ def test_one_label_of_each_group_is_shown(p):
             assert [k for k in columns if shown[k]] == [wanted], group
 
 
-@hypothesis.given(probabilities(GROUPS), st.integers(1, 4))
+TRIPLES = (("a", "b", "c"), ("d", "e", "f"), ("g",))
+
+
+@hypothesis.given(probabilities(TRIPLES), st.integers(1, 2))
 def test_the_first_few_of_a_group(p, top):
-    found = judge(labels=tuple("abcde"), groups=GROUPS, top=top).shown(p)
-    np.testing.assert_array_equal(found[:, :3].sum(1), min(top, 3))
-    np.testing.assert_array_equal(found[:, 3:].sum(1), min(top, 2))
-    # No label that is shown has less than one that is not.
-    assert all(row[:3][shown[:3]].min() >= row[:3][~shown[:3]].max(initial=0) for row, shown in zip(p, found))
+    found = judge(labels=tuple("abcdefg"), groups=TRIPLES, top=top).shown(p)
+    for columns in (slice(0, 3), slice(3, 6)):
+        np.testing.assert_array_equal(found[:, columns].sum(1), top)
+        # No label that is shown has less than one that is not.
+        assert all(row[shown].min() >= row[~shown].max() for row, shown in zip(p[:, columns], found[:, columns]))
 
 
 def test_thresholds_hold_each_on_their_own():
@@ -93,6 +96,9 @@ def test_labels_are_found_as_people_write_them():
         ({"groups": (("a", "b", "c"), ("a",))}, "each of its labels once"),
         ({"thresholds": {"x": 0.5}}, r"does not have: \['x'\]"),
         ({"top": 0}, "top=0"),
+        ({"top": 3}, "top=3 of 3 labels, so that each would count"),
+        ({"top": 2, "groups": (("a", "b"), ("c",))}, "top=2 of 2 labels"),
+        ({"top": 2, "thresholds": {"a": 0.5}}, "top=2 does not go with thresholds"),
     ],
 )
 def test_a_judge_that_makes_no_sense_is_refused(change, said):

@@ -1,12 +1,15 @@
 """clip: against transformers' own CLIPModel, on random weights."""
 
 import hashlib
+import itertools
+import shutil
 
 import numpy as np
 import pytest
 
 from aegis_jax import judges
 from aegis_jax.errors import AegisError
+from aegis_jax.evaluation.metrics import similarity
 from aegis_jax.judges.zero_shot import read_labels
 
 torch = pytest.importorskip("torch")
@@ -51,18 +54,39 @@ def test_it_chooses_as_transformers_does(made):
 
 def test_labels_of_another_file(made, tmp_path):
     (tmp_path / "few.txt").write_text("cat\nchurch\n")
-    judge = judges.load(f"clip:{made[1]}?labels={tmp_path}/few.txt&top=2")
-    assert judge.labels == ("cat", "church") and judge.top == 2
+    judge = judges.load(f"clip:{made[1]}?labels={tmp_path}/few.txt")
+    assert judge.labels == ("cat", "church")
+    assert judges.load(f"clip:{made[1]}?top=2").top == 2
+    with pytest.raises(AegisError, match="top=2 of 2 labels, so that each would count as shown"):
+        judges.load(f"clip:{made[1]}?labels={tmp_path}/few.txt&top=2")
     with pytest.raises(AegisError, match="none.txt is missing: wanted what to choose from"):
         judges.load(f"clip:{made[1]}?labels={tmp_path}/none.txt")
     with pytest.raises(AegisError, match="say which"):
         judges.load("clip:")
 
 
+def test_what_pictures_and_texts_are_prepared_by_is_part_of_what_it_is(made, tmp_path):
+    folder = shutil.copytree(made[1], tmp_path / "clip")
+    seen = [(judges.load(f"clip:{folder}").record("dog"), similarity.embedder(folder).digest)]
+    for name, change in (
+        ("preprocessor_config.json", lambda text: text.replace('"resample": 3', '"resample": 2')),
+        ("merges.txt", lambda text: text[: text.rstrip().rindex("\n") + 1]),
+    ):
+        (folder / name).write_text(change((folder / name).read_text()))
+        seen.append((judges.load(f"clip:{folder}").record("dog"), similarity.embedder(folder).digest))
+    assert all(one != other for rows in zip(*seen) for one, other in itertools.combinations(rows, 2))
+    assert len({record["sha256"] for record, _ in seen}) == 1  # that of the weights alone
+
+
 def test_files_of_labels(tmp_path):
     file = tmp_path / "labels.txt"
     file.write_bytes("\ufeffcat\na dog\t\n".encode())
     assert read_labels(file) == {"cat": ["cat"], "a dog": ["a dog"]}
+    file.write_text("cat\u2028dog\r\nring\n")
+    assert list(read_labels(file)) == ["cat\u2028dog", "ring"]
+    file.write_text("cat\ndog\n\n\ta text\n")
+    with pytest.raises(AegisError, match="labels.txt, line 4: no label before the tab"):
+        read_labels(file)
     file.write_text("cat\n\ncat\tthe cat\n")
     with pytest.raises(AegisError, match="has 1 labels, wanted at least two"):
         read_labels(file)

@@ -70,6 +70,8 @@ WORLD = ["--base", "world", "--concept", "star"]
         ([*WORLD, "--attack.tina=5"], ["--attack.NAME.KEY=VALUE"]),
         ([*WORLD, "--baselines", "esdd"], ["'esdd'", "'esd'"]),
         ([*WORLD, "--baselines", "esd", "--config.speed=1"], ["'speed'"]),
+        ([*WORLD, "--config", "missing.py"], ["--config missing.py", "name some by --baselines"]),
+        ([*WORLD, "--config.speed=1"], ["--config.speed", "name some by --baselines"]),
         ([*WORLD, "--seeds", "0,x"], ["--seeds '0,x'"]),
         ([*WORLD, "--seeds", str(SEEDS)], ["--seeds"]),
         ([*WORLD, "--seeds", "1" * 5000], ["--seeds", "wanted whole numbers"]),

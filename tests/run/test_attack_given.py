@@ -124,6 +124,13 @@ def test_wordings_are_read_by_rung_and_a_control_names_another_word(folder, monk
 
 def test_wordings_that_cannot_be_read_are_one_line(folder, tmp_path, pictures):
     file = tmp_path / "words.csv"
-    file.write_text(f'rung,prompt\nname,"{"a" * 200_000}"\n')  # more than csv reads as one cell
-    with pytest.raises(AegisError, match="words.csv: wanted a .csv in UTF-8 with the columns rung and prompt"):
-        attack.attack(folder, "dog", method="ladder", images=pictures, ladder=file, out=tmp_path / "1")
+    for text, said in (
+        (f'rung,prompt\nname,"{"a" * 200_000}"\n', "line 2: field larger than"),
+        ("rung,prompt\nname,a dog\nname,a dog, a hound\n", "line 3: 3 cells, but 2 columns"),
+        ('rung,prompt\nname,"a dog\nother,a hound\n', "line 2: a quote that is opened in this row is never closed"),
+        ("rung,prompt\nname\n", "line 2: no prompt"),
+        ("rung\tprompt\nname\ta dog\n", "wanted a .csv in UTF-8 with the columns rung and prompt"),
+    ):
+        file.write_text(text)
+        with pytest.raises(AegisError, match=f"words.csv: {said}"):
+            attack.attack(folder, "dog", method="ladder", images=pictures, ladder=file, out=tmp_path / "1")

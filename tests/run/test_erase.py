@@ -292,6 +292,10 @@ def test_the_worlds_settings_are_taken_however_it_is_named():
 
 
 def test_a_concept_that_is_named_twice_counts_once():
-    for given in ({"concepts": ["star", "red", "star"]}, {"overrides": [("concepts", "star,red,star")]}):
+    for given in (
+        {"concepts": ["star", "red", "star"]},
+        {"concepts": ["star ", " red", "star"]},
+        {"overrides": [("concepts", "star,red,star")]},
+    ):
         run = run_erase.settings("world", given.get("concepts"), None, given.get("overrides", ()))
         assert run.concepts == ("star", "red")

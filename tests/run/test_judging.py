@@ -62,6 +62,7 @@ def test_bad_input(capsys, monkeypatch, pictures, tmp_path):
     for argv, said in (
         ((pictures, "--label", "blue"), "no label 'blue'"),
         ((pictures / "none",), "holds no .png"),
+        ((pictures, "--out", pictures / "none" / "p.csv"), f"{pictures / 'none'} is no folder: make it or choose"),
     ):
-        code, _, err = run(capsys, monkeypatch, judge(), *argv)
-        assert code == 2 and said in err and len(err.splitlines()) == 1
+        code, out, err = run(capsys, monkeypatch, judge(), *argv)
+        assert code == 2 and not out and said in err and len(err.splitlines()) == 1

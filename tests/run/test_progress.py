@@ -1,6 +1,8 @@
 """run/progress.py: what a user sees, with and without a terminal."""
 
 import io
+import os
+import sys
 
 import pytest
 
@@ -11,6 +13,11 @@ from aegis_jax.run.progress import Progress
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+@pytest.fixture(autouse=True)
+def a_terminal_that_can(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
 
 
 @pytest.fixture
@@ -54,6 +61,29 @@ def test_a_terminal_line_is_overwritten_and_ended(clock):
     text = run(Terminal())
     assert text.count("\n") == 2 and text.endswith("\nthe end\n")
     assert text.count("\r") == 41
+
+
+@pytest.mark.parametrize(("columns", "longest"), [(40, 39), (0, 79)])
+def test_a_line_is_cut_to_the_terminals_row(clock, monkeypatch, columns, longest):
+    monkeypatch.setattr(Terminal, "fileno", lambda self: 5)
+    monkeypatch.setattr(progress_lib.os, "get_terminal_size", lambda number: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(progress_lib, "duration", lambda seconds: "9" * 60)
+    rows = run(Terminal()).split("\n")[0].split("\r\033[K")
+    assert max(map(len, rows)) == longest
+
+
+def test_a_terminal_that_understands_no_escapes_gets_plain_lines(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert run(Terminal()) == run(io.StringIO()) and "\033" not in run(Terminal())
+
+
+def test_where_standard_error_is_closed_nothing_is_said(clock, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    shown = Progress()
+    shown.start(0, 1)
+    shown.update(1, 0.5)
+    shown.say("the end")
+    assert not shown.is_terminal and capsys.readouterr() == ("", "")
 
 
 def test_a_resumed_run_counts_its_own_steps(clock):

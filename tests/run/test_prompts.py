@@ -28,7 +28,8 @@ def write(tmp_path, text, name="prompts.csv", encoding="utf-8"):
         (UDA, [Prompt("a star", 932309623, 7.0, "21"), Prompt("a dog", 2, 16.0, "3")], True),
         (I2P, [Prompt("two\nlines", 2868251644, 7.0)], True),
         ("Prompt , seed\na,1\n", [Prompt("a", 1)], False),
-        ("prompt\na\n\n,\n", [Prompt("a"), Prompt("")], False),
+        ('prompt\na\n\n""\n', [Prompt("a"), Prompt("")], False),
+        ("prompt,seed\na,1\nb,\nc\n", [Prompt("a", 1), Prompt("b"), Prompt("c")], False),
         ("seed,sd_seed,prompt\n1,2,a\n", [Prompt("a", 2)], False),
         ("prompt,sd_guidance_scale,evaluation_guidance\na,7.5,3\n", [Prompt("a", None, 3.0)], True),
     ],
@@ -43,9 +44,10 @@ def test_csv(tmp_path, text, wanted, noted, encoding):
 
 
 def test_text(tmp_path):
-    path = write(tmp_path, "a red star\n\n  a dog, a cat \r\n梵高\n", "prompts.txt")
-    found = lib.read(path)
-    assert (found.prompts, found.said) == ([Prompt("a red star"), Prompt("a dog, a cat"), Prompt("梵高")], {})
+    for name in ("prompts.txt", "prompts"):
+        found = lib.read(str(write(tmp_path, "a red star\n\n  a dog,\u2028a cat \r\n梵高\n", name)))
+        prompts = [Prompt("a red star"), Prompt("a dog,\u2028a cat"), Prompt("梵高")]  # U+2028 is a letter of its line
+        assert (found.prompts, found.said) == (prompts, {})
 
 
 def test_what_a_report_says_of_a_file(tmp_path, monkeypatch):
@@ -75,13 +77,18 @@ def test_the_fields_files_are_known_by_hash():
         ("text,seed\na,1\n", "no column prompt .its columns: text, seed."),
         ("prompt,seed\n", "has no prompts"),
         ("seed,prompt\n1\n", "line 2: no prompt"),
-        ("prompt,seed\na,1\nb,\n", "line 3: seed = '', wanted a whole number"),
+        ("prompt\na cat\na star, red\n", "line 3: 2 cells, but 1 columns .quote a cell with a comma.$"),
+        ("prompt,seed\na, b,1\nc,2\n,3,,\n", "line 2: 3 cells, but 2 columns .*; line 4: 4 cells"),
+        ('prompt\na\n"a star\na ring\na moon\n', "line 3: a quote that is opened in this row is never closed"),
+        ('prompt\n"a star\na "red" ring\n', "line 2: ',' expected after '\"'"),
+        ('"prompt\na star\n', "line 1: a quote that is opened"),
+        ("prompt;seed\na, b;1\n", "no column prompt .its columns: prompt;seed."),
+        ("prompt,seed\na,1\nb,x\n", "line 3: seed = 'x', wanted a whole number"),
         ("prompt,seed\na,1.5\n", "line 2: seed = '1.5'"),
         ("prompt,seed\na,inf\n", "line 2: seed = 'inf'"),
-        ("prompt,evaluation_seed\na\n", "line 2: evaluation_seed = ''"),
         ("prompt,evaluation_guidance\na,high\n", "line 2: evaluation_guidance = 'high', wanted a number"),
         ("prompt,guidance\na,inf\n", "line 2: guidance = 'inf'"),
-        ("prompt\n" + "x" * 200_000 + "\n", "after line 1: field larger than"),
+        ("prompt\n" + "x" * 200_000 + "\n", "line 2: field larger than"),
     ],
 )
 def test_bad_csv(tmp_path, text, part):
@@ -95,6 +102,9 @@ def test_other_bad_files(tmp_path):
         lib.read(write(tmp_path, "\n \n", "a.txt"))
     with pytest.raises(AegisError, match="not UTF-8"):
         lib.read(write(tmp_path, "é", encoding="latin-1"))
+    for name in ("a.tsv", "a.jsonl", "a.CSV.gz"):
+        with pytest.raises(AegisError, match=f"{name}: prompts are read from a .csv, or from a .txt"):
+            lib.read(write(tmp_path, "prompt\tseed\na\t1\n", name))
 
 
 def test_the_index_is_a_prompts_file_too(tmp_path):

@@ -23,7 +23,7 @@ def distances(
     original,
     erased,
     concept: str,
-    words: Sequence[str],
+    words: str | Sequence[str],
     *,
     adversarial: Mapping[str, str | Conditioning] | None = None,
     n: int = 8,
@@ -34,13 +34,13 @@ def distances(
 ) -> dict:
     """{"t": timestep, "n": latents, "words": {word: {"d0": ..., "d1": ..., "d2": ...}}}.
 
-    words: words or whole prompts. adversarial: for some of them what an attack found, a text or one row of
+    words: words or whole prompts, or one. adversarial: for some of them what an attack found, a text or one row of
     conditioning; d2 is None for the others. at: which of the `steps` timesteps of DDIM, counted as Python counts: the
     paper speaks of the last, taken here for that where the picture is all but done; at 0, the first, it is noise.
 
     Raises `AegisError` for words of `adversarial` that are not among `words`, and models of other latents.
     """
-    adversarial = dict(adversarial or {})
+    words, adversarial = [words] if isinstance(words, str) else words, dict(adversarial or {})
     unknown = sorted(set(adversarial) - set(words))
     if unknown or not words or n < 1:
         raise AegisError(f"diagnostics of {len(words)} words and {n} latents; adversarial has {unknown} besides")

@@ -21,8 +21,9 @@ def near(pipeline, concept: str, words: Sequence[str], count: int = 5) -> list[t
     common would make all cosines large. Words that are the concept itself, whatever their case, are left out; which of
     the others are its synonyms is the caller's to say, by leaving them out of the list.
 
-    Raises `AegisError` for fewer than two other words.
+    Raises `AegisError` for fewer than two other words; a text is one.
     """
+    words = [words] if isinstance(words, str) else words
     others = list(dict.fromkeys(word for word in words if word.strip().lower() != concept.strip().lower()))
     if len(others) < 2:
         raise AegisError(f"{len(others)} words besides {concept!r}, wanted at least two to choose from")
@@ -42,7 +43,7 @@ def _ends(pipeline, texts: list[str]) -> np.ndarray:
 
 
 def shown_rates(
-    pipeline, judge: Judge, prompts: Mapping[str, Sequence[str]], *, seed: int, steps: int, guidance: float
+    pipeline, judge: Judge, prompts: Mapping[str, str | Sequence[str]], *, seed: int, steps: int, guidance: float
 ) -> dict[str, dict]:
     """{label: share of the images of its prompts that show it}, with "all" of them together.
 
@@ -50,6 +51,7 @@ def shown_rates(
     so that two models are compared on the same noise.
     """
     labels = [judge.find(text) for text in prompts]  # before anything is sampled
+    prompts = {name: [row] if isinstance(row, str) else row for name, row in prompts.items()}
     texts = [text for row in prompts.values() for text in row]
     shown = judge.shown(judge.probabilities(sample(pipeline, texts, seed=seed, steps=steps, guidance=guidance)))
     rates, start = {}, 0

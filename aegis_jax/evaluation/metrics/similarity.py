@@ -35,7 +35,7 @@ class Embedder:
     Attributes:
       images: uint8 (n, H, W, 3) -> unit vectors (n, E). texts: n texts -> unit vectors (n, E).
       features: uint8 (n, H, W, 3) -> (n, E), for the Frechet distance.
-      digest: sha256 of the weights.
+      digest: sha256 of the weights, and of a folder's configs and tokenizer with them (`judges.judge.digest`).
     """
 
     images: Callable[[np.ndarray], np.ndarray]
@@ -50,7 +50,7 @@ def embedder(source, *, revision: str | None = None) -> Embedder:
         from aegis_jax.io.clip import load_clip
 
         clip = load_clip(source, revision=revision)
-        return Embedder(clip.embed_images, clip.embed_texts, clip.image_features, digest(clip.weights))
+        return Embedder(clip.embed_images, clip.embed_texts, clip.image_features, digest(clip.weights + clip.settings))
     from aegis_jax import worlds
     from aegis_jax.io.pipeline import load_pipeline
     from aegis_jax.judges.world import own_size

@@ -95,6 +95,7 @@ def test_what_must_be_nothing(models):
         ({"words": []}, "0 words"),
         ({"at": 4}, "at=4 is none of 4"),
         ({"n": 0}, "0 latents"),
+        ({"words": "sky", "n": 0}, "diagnostics of 1 words"),
     ],
 )
 def test_bad_input(models, change, said):
