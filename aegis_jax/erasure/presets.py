@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 
 from aegis_jax.erasure import advunlearn, aegis, age, stereo
-from aegis_jax.erasure.aegis.config import DrawnWordsConfig, LatentsOf2025
+from aegis_jax.erasure.aegis.config import DrawnWordsConfig, LatentsOf2025, StartedConfig
 from aegis_jax.erasure.closed.room import METHODS as CLOSED
 from aegis_jax.erasure.method import Method
 from aegis_jax.errors import AegisError
@@ -81,6 +81,7 @@ _AEGIS = {
     "esd+": ("ESD with what aegis+ adds: preservation, context, push", _merge(_ESD, _WORDS)),
     "aegis+": ("kept prefixes of four tokens, preservation, the concept in context, a push there", _PLUS),
     "aegis+near": ("aegis+ that preserves most what the UNet draws, and draws like the concept", _PLUS | _NEAR),
+    "aegis+near-speed": ("aegis+near that starts from SPEED's solution", _PLUS | _NEAR),
     "aegis+-redrawn": ("aegis+, v and p drawn anew at every step", _merge(_PLUS, {"soft": {"life": "step"}})),
     "aegis+-no-aet": ("aegis+ without the target: c' := c_e", _merge(_PLUS, {"soft": {"use": "prompt"}})),
     "aegis+-no-prompt": ("aegis+ without the prompt: c* := c_e", _merge(_PLUS, {"soft": {"use": "target"}})),
@@ -92,6 +93,8 @@ _AEGIS = {
         _merge(_PLUS, _TWO_LATENTS),
     ),
 }
+
+_STARTED = ("aegis+near-speed",)
 
 # name: (what it is, the method, what it changes in its defaults)
 _CLOSED = {
@@ -113,7 +116,8 @@ _TRAINED = {
 
 def _presets():
     for name, (about, changes) in _AEGIS.items():
-        settings = _changed(aegis.method.settings, changes | {"method": name})
+        defaults = StartedConfig() if name in _STARTED else aegis.method.settings
+        settings = _changed(defaults, changes | {"method": name})
         yield Preset(name, about, aegis.method, settings, frozenset(changes).intersection(SCALE))
     for name, (about, method, changes, own) in _TRAINED.items():
         yield Preset(name, about, method, _changed(method.settings, changes | {"method": name}), frozenset(own))

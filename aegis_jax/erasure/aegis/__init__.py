@@ -12,11 +12,12 @@ def described(config: EraseConfig, concepts: int) -> str:
     """Scale of a run, how many latents each concept has had in it, what it changes and what it used."""
     counts = latents_of_concepts(config, concepts)
     each = f"{min(counts)}" + (f" or {max(counts)}" if max(counts) > min(counts) else "")
+    started = f" They start from the solution of {config.start}, a closed form, at its defaults." * bool(config.start)
     return (
         f"{config.steps} steps of {config.batch} latent(s), Adam at {config.learning_rate:g}, trainable tensors: "
-        f"{config.trainable}. Latents of each concept: {each}. Only the UNet differs from the original: text encoder, "
-        "VAE, tokenizer and scheduler are its own, byte for byte. The concept was given by name alone; no other data "
-        "was used."
+        f"{config.trainable}.{started} Latents of each concept: {each}. Only the UNet differs from the original: text "
+        "encoder, VAE, tokenizer and scheduler are its own, byte for byte. The concept was given by name alone; no "
+        "other data was used."
     )
 
 

@@ -109,6 +109,8 @@ class EraseConfig:
     words: WordsConfig = WordsConfig()
     latents: LatentsConfig = LatentsConfig()
 
+    start: ClassVar[str] = ""  # a closed form (closed/room.py), at its defaults, whose solution the drift starts from
+
     @property
     def has_target(self) -> bool:
         return self.soft.use in ("both", "target")
@@ -132,6 +134,13 @@ class EraseConfig:
     @property
     def moves_kappa(self) -> bool:
         return self.words.context == "push"
+
+
+@dataclasses.dataclass(frozen=True)
+class StartedConfig(EraseConfig):
+    """A run that does not start from theta0."""
+
+    start: ClassVar[str] = "speed"
 
 
 def check(config: EraseConfig) -> None:

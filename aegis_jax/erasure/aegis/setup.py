@@ -9,10 +9,11 @@ import numpy as np
 
 from aegis_jax.diffusion.conditioning import encode
 from aegis_jax.diffusion.template import padded
-from aegis_jax.erasure import adam, latents, trainable
+from aegis_jax.erasure import adam, groups, latents, trainable
 from aegis_jax.erasure.aegis import near, rectify, soft, words
 from aegis_jax.erasure.aegis.config import EraseConfig, check, check_concepts
 from aegis_jax.erasure.aegis.state import Frozen, State
+from aegis_jax.erasure.closed.room import METHODS
 from aegis_jax.erasure.networks import SETUP, embed_ids, networks
 from aegis_jax.erasure.texts import concept_tokens
 from aegis_jax.errors import AegisError
@@ -85,8 +86,8 @@ def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=No
 def setup_each(pipeline, runs: list, config: EraseConfig, placement=None) -> list[tuple[State, Frozen]]:
     """The same for several runs, of as many concepts each; what is not the concepts' own is one array in all of them.
 
-    That holds for the first state too, which no concept has had a part in: it serves one run, or their copies
-    (`erasure.lanes.stack`).
+    That holds for the first state too, but for the drift of `config.start`: no concept has had a part in it. It serves
+    one run, or their copies (`erasure.lanes.stack`).
     """
     runs = [[concepts] if isinstance(concepts, str) else list(concepts) for concepts in runs]
     if not runs or not all(runs):
@@ -103,7 +104,26 @@ def setup_each(pipeline, runs: list, config: EraseConfig, placement=None) -> lis
         placement.check_batch(config.batch)
     frozen = freeze_each(pipeline, runs, config, placement)
     state = _first_state(frozen[0], count, config)
-    return [(state, each) for each in frozen]
+    if not config.start:
+        return [(state, each) for each in frozen]
+    drifts = [_started(pipeline, concepts, state.drift, config) for concepts in runs]
+    place = (lambda drift: drift) if placement is None else placement.place
+    return [(dataclasses.replace(state, drift=place(drift)), each) for drift, each in zip(drifts, frozen)]
+
+
+def _started(pipeline, concepts: list[str], drift: dict, config: EraseConfig) -> dict:
+    """The drift, all 0, with what the closed form `config.start` changes for these concepts."""
+    like, closed = trainable.select(pipeline.unet.params, config.trainable), METHODS[config.start]
+    if any(isinstance(x, jax.core.Tracer) for x in like.values()):  # `jax.eval_shape` asks for shapes
+        return drift
+    _, solution = closed.start(pipeline, concepts, closed.settings)
+    if solution.drift.keys() - like.keys():
+        raise AegisError(
+            f"trainable={config.trainable}: method={config.method} starts from a change of the cross-attention's keys "
+            "and values; choose xattn, kv or full"
+        )
+    moves = {path: solution.drift.get(path, jnp.zeros(x.shape, jnp.float32)) for path, x in like.items()}
+    return groups.stack(moves, like)
 
 
 def _first_state(frozen: Frozen, concepts: int, config: EraseConfig) -> State:
