@@ -79,7 +79,7 @@ def _settled(run: RunConfig) -> RunConfig:
 def compiled_step(pipeline: Pipeline, run: RunConfig, chip: str, lanes: int, say=lambda text: None) -> dict:
     """The step's fullest moment on an absent TPU chip by its compiler: {"phase", "programs", "collectives"}.
 
-    Programs that need less than a hundredth of the largest are taken as estimated. At full size this takes an hour.
+    Programs that need less than a hundredth of the largest are taken as estimated. Of SD 1.4 this takes minutes.
     """
     run = _settled(run)
     device = compiled.absent_chip(chip)
