@@ -6,6 +6,7 @@ saved. Schedulers take a code other than 0 as "not finished", which is what an i
 """
 
 import argparse
+import os
 import re
 import sys
 import traceback
@@ -27,6 +28,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed (2>&-): what is printed there would else go to the other, or to a file
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # Names and concepts may hold what a terminal that is not UTF-8 cannot show: \u68b5 instead of a traceback.
         if getattr(stream, "errors", None) == "strict":
@@ -144,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--concepts", metavar="N", type=int, default=1, help="how many to erase, one a run (default: 1)")
     sub.add_argument("--price", metavar="DOLLARS", type=float, help="of a chip-hour")
     sub.add_argument("--utilisation", metavar="SHARE", type=float, help="of the chip's peak (default: assumed)")
-    sub.add_argument("--compile", action="store_true", help="ask the TPU's compiler (extra plan; up to hours)")
+    sub.add_argument("--compile", action="store_true", help="ask the TPU's compiler (extra plan; minutes or more)")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
     file_arguments.add(command, _add_weights, MODEL)

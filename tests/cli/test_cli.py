@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -318,3 +320,10 @@ def test_verify_without_torch_says_how_to_get_it(capsys, folder, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert "pip install 'aegis_jax[torch]'" in refused(capsys, "verify", folder)
+
+
+def test_what_is_printed_on_a_closed_stream_goes_nowhere_else(tmp_path):
+    """With 2>&- Python has no sys.stderr, and print would take standard output in its place."""
+    command = f'"{sys.executable}" -m aegis_jax world show --out nowhere/a.png 2>&-'
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and not list(tmp_path.iterdir())
