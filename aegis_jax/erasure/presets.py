@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 
 from aegis_jax.erasure import advunlearn, aegis, age, stereo
-from aegis_jax.erasure.aegis.config import DrawnWordsConfig, LatentsOf2025, StartedConfig
+from aegis_jax.erasure.aegis.config import DrawnWordsConfig, LatentsOf2025
 from aegis_jax.erasure.closed.room import METHODS as CLOSED
 from aegis_jax.erasure.method import Method
 from aegis_jax.errors import AegisError
@@ -94,8 +94,6 @@ _AEGIS = {
     ),
 }
 
-_STARTED = ("aegis+near-speed",)
-
 # name: (what it is, the method, what it changes in its defaults)
 _CLOSED = {
     "uce": ("UCE: concepts' last tokens to the empty prompt's, by least squares", "uce", {}),
@@ -116,8 +114,7 @@ _TRAINED = {
 
 def _presets():
     for name, (about, changes) in _AEGIS.items():
-        defaults = StartedConfig() if name in _STARTED else aegis.method.settings
-        settings = _changed(defaults, changes | {"method": name})
+        settings = _changed(aegis.method.settings, changes | {"method": name})
         yield Preset(name, about, aegis.method, settings, frozenset(changes).intersection(SCALE))
     for name, (about, method, changes, own) in _TRAINED.items():
         yield Preset(name, about, method, _changed(method.settings, changes | {"method": name}), frozenset(own))

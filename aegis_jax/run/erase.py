@@ -144,7 +144,10 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
     else:
         run = run_config.load(config)
     run = on_this_device(run_config.merge(run_config.typed(run), given, overrides))
-    run = dataclasses.replace(run, concepts=each_once(run.concepts))
+    concepts = each_once(run.concepts)
+    if saved and each_once(saved.concepts) == concepts:  # by an older version that kept spaces and repeats
+        concepts = saved.concepts
+    run = dataclasses.replace(run, concepts=concepts)
     if not (run.model or isinstance(pipeline, Pipeline)):
         raise AegisError("no model given: name a diffusers folder, a hub id, world or canvas")
     if not run.concepts:

@@ -23,7 +23,8 @@ def read(text: str) -> tuple[list[str], list[tuple[int, dict[str, str | None]]],
         reader.fieldnames, line = columns, 1
         for row in reader:
             line = reader.line_num
-            if surplus := row.pop(None, None):
+            surplus = row.pop(None, ())
+            if any(cell.strip() for cell in surplus):  # a comma at the end, as spreadsheets write it, cuts nothing
                 count = len(columns) + len(surplus)
                 problems.append((line, f"{count} cells, but {len(columns)} columns (quote a cell with a comma)"))
             else:

@@ -299,3 +299,12 @@ def test_a_concept_that_is_named_twice_counts_once():
     ):
         run = run_erase.settings("world", given.get("concepts"), None, given.get("overrides", ()))
         assert run.concepts == ("star", "red")
+
+
+def test_a_run_of_an_older_spelling_is_gone_on_with():
+    """Spaces around a concept, and one given twice, were once kept: what is recorded so stays so."""
+    saved = dataclasses.replace(run_erase.settings("world", "star", None), concepts=("star ", "star"))
+    assert run_erase.settings(None, ["star"], None, saved=saved).concepts == ("star ", "star")
+    assert run_erase.settings(None, None, None, saved=saved).concepts == ("star ", "star")
+    with pytest.raises(AegisError, match="concepts"):
+        run_erase.settings(None, ["heart"], None, saved=saved)

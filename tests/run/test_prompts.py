@@ -78,7 +78,7 @@ def test_the_fields_files_are_known_by_hash():
         ("prompt,seed\n", "has no prompts"),
         ("seed,prompt\n1\n", "line 2: no prompt"),
         ("prompt\na cat\na star, red\n", "line 3: 2 cells, but 1 columns .quote a cell with a comma.$"),
-        ("prompt,seed\na, b,1\nc,2\n,3,,\n", "line 2: 3 cells, but 2 columns .*; line 4: 4 cells"),
+        ("prompt,seed\na, b,1\nc,2\n,3,,d\n", "line 2: 3 cells, but 2 columns .*; line 4: 4 cells"),
         ('prompt\na\n"a star\na ring\na moon\n', "line 3: a quote that is opened in this row is never closed"),
         ('prompt\n"a star\na "red" ring\n', "line 2: ',' expected after '\"'"),
         ('"prompt\na star\n', "line 1: a quote that is opened"),
@@ -140,3 +140,10 @@ def test_a_row_of_the_index_with_other_than_a_cell_for_each_column(tmp_path, cel
     with pytest.raises(AegisError, match="prompts.csv, line 3: wanted 11 cells, one for each column: mend it"):
         lib.check_index(tmp_path)
     assert path.exists()
+
+
+def test_commas_at_the_end_of_a_row_cut_nothing(tmp_path):
+    """As spreadsheets write rows of a table that was once wider."""
+    (tmp_path / "prompts.csv").write_text("prompt,seed\na cat,1,\na dog,2,, \n")
+    found = lib.read(tmp_path / "prompts.csv").prompts
+    assert [(row.text, row.seed) for row in found] == [("a cat", 1), ("a dog", 2)]

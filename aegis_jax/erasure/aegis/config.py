@@ -16,6 +16,7 @@ LIVES = ("step", "run")
 RULES = ("released", "total", "fixed", "constant", "none")
 CONTEXTS = ("none", "erase", "push")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+STARTS = {"aegis+near-speed": "speed"}  # presets that do not start from theta0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,10 @@ class EraseConfig:
     words: WordsConfig = WordsConfig()
     latents: LatentsConfig = LatentsConfig()
 
-    start: ClassVar[str] = ""  # a closed form (closed/room.py), at its defaults, whose solution the drift starts from
+    @property
+    def start(self) -> str:
+        """The closed form (closed/room.py), at its defaults, whose solution the drift starts from; "": from 0."""
+        return STARTS.get(self.method, "")
 
     @property
     def has_target(self) -> bool:
@@ -136,13 +140,6 @@ class EraseConfig:
         return self.words.context == "push"
 
 
-@dataclasses.dataclass(frozen=True)
-class StartedConfig(EraseConfig):
-    """A run that does not start from theta0."""
-
-    start: ClassVar[str] = "speed"
-
-
 def check(config: EraseConfig) -> None:
     """Raises `AegisError` naming every setting that is out of its range."""
     with checking(config) as need:
@@ -156,7 +153,8 @@ def check(config: EraseConfig) -> None:
         need(0 <= config.seed < 2**32, "seed", "0 to 2**32 - 1")
         need(0 < config.learning_rate < math.inf, "learning_rate", "a positive number")
         need(math.isfinite(config.eta), "eta", "a finite number")
-        choice(config.trainable, "trainable", trainable.UNET)
+        # A closed form changes keys and values.
+        choice(config.trainable, "trainable", ("full", "xattn", "kv") if config.start else trainable.UNET)
         choice(config.compute_dtype, "compute_dtype", COMPUTE_DTYPES)
         choice(soft.use, "soft.use", USES)
         choice(soft.life, "soft.life", LIVES)

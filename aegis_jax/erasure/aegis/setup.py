@@ -101,14 +101,17 @@ def setup_each(pipeline, runs: list, config: EraseConfig, placement=None) -> lis
     check(config)
     check_concepts(config, count)
     if placement is not None:
+        if config.start:
+            raise AegisError(f"method={config.method} starts on the host: leave mesh.data and mesh.fsdp at 1")
         placement.check_batch(config.batch)
     frozen = freeze_each(pipeline, runs, config, placement)
     state = _first_state(frozen[0], count, config)
     if not config.start:
         return [(state, each) for each in frozen]
-    drifts = [_started(pipeline, concepts, state.drift, config) for concepts in runs]
-    place = (lambda drift: drift) if placement is None else placement.place
-    return [(dataclasses.replace(state, drift=place(drift)), each) for drift, each in zip(drifts, frozen)]
+    return [
+        (dataclasses.replace(state, drift=_started(pipeline, concepts, state.drift, config)), each)
+        for concepts, each in zip(runs, frozen)
+    ]
 
 
 def _started(pipeline, concepts: list[str], drift: dict, config: EraseConfig) -> dict:
@@ -117,13 +120,14 @@ def _started(pipeline, concepts: list[str], drift: dict, config: EraseConfig) ->
     if any(isinstance(x, jax.core.Tracer) for x in like.values()):  # `jax.eval_shape` asks for shapes
         return drift
     _, solution = closed.start(pipeline, concepts, closed.settings)
-    if solution.drift.keys() - like.keys():
-        raise AegisError(
-            f"trainable={config.trainable}: method={config.method} starts from a change of the cross-attention's keys "
-            "and values; choose xattn, kv or full"
-        )
-    moves = {path: solution.drift.get(path, jnp.zeros(x.shape, jnp.float32)) for path, x in like.items()}
-    return groups.stack(moves, like)
+    moves = {path: np.asarray(x) for path, x in solution.drift.items()}
+    zero = lambda path: np.zeros(like[path].shape, np.float32)  # noqa: E731
+    # The others, which may be as large as the model, stay as they are.
+    touched = {name: paths for name, paths in groups.groups(like).items() if not moves.keys().isdisjoint(paths)}
+    return drift | {
+        name: jnp.asarray(np.stack([moves[path] if path in moves else zero(path) for path in paths]))
+        for name, paths in touched.items()
+    }
 
 
 def _first_state(frozen: Frozen, concepts: int, config: EraseConfig) -> State:

@@ -5,14 +5,17 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 import aegis_jax
 from aegis_jax.erasure import groups, lanes, trainable
+from aegis_jax.erasure.aegis.config import EraseConfig
 from aegis_jax.erasure.aegis.setup import setup, setup_each
 from aegis_jax.erasure.presets import preset
 from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.models.model import flatten
+from aegis_jax.parallel.mesh import Placement
 from tests.tiny import FEWEST
 
 
@@ -64,9 +67,18 @@ def test_lanes_start_each_from_its_own(pipeline):
     assert any(not np.array_equal(*pair) for pair in zip(*(jax.tree.leaves(run[0].drift) for run in runs)))
 
 
-def test_a_set_without_keys_and_values_is_refused(pipeline):
-    with pytest.raises(AegisError, match="trainable=noxattn: method=aegis.near-speed starts from .* choose xattn"):
-        setup(pipeline, "star", settings(trainable="noxattn"))
+def test_what_cannot_start_so_is_refused_before_anything_is_prepared(pipeline):
+    with pytest.raises(AegisError, match="trainable='noxattn' .want full | xattn | kv"):
+        preset("aegis+near-speed").method.check(settings(trainable="noxattn"))
+    with pytest.raises(AegisError, match="method=aegis.near-speed starts on the host: leave mesh.data and mesh.fsdp"):
+        setup(
+            pipeline, "star", settings(), Placement(Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp")))
+        )
+
+
+def test_the_preset_is_what_starts_so():
+    assert EraseConfig(method="aegis+near-speed").start == "speed"
+    assert dataclasses.replace(settings(), method="aegis+near").start == ""
 
 
 def test_shapes_are_known_without_the_weights(pipeline):
