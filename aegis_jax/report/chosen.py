@@ -72,34 +72,39 @@ def _configured(name: str, given: dict[str, str], usual: dict):
     return FamilyConfig(**values) if name == SOFT_PROMPT else configure(name, usual | values)
 
 
-def possible(subject, attacks: dict, *, everything: bool) -> dict:
-    """Those that the subject has all for. Raises `AegisError` for another that was named; of `everything` a warning
-    says that it is left out."""
+def possible(subject, attacks: dict, *, everything: bool) -> tuple[dict, dict[str, str]]:
+    """(those that the subject has all for, {another: why it is left out}). Raises `AegisError` for another that was
+    named; of `everything` a warning says so too."""
     lacking = {name: reason for name in attacks if (reason := subject.lacks(name))}
     if lacking and not everything:
         name, reason = next(iter(lacking.items()))
         raise AegisError(f"--attacks {name} needs {reason}")
     for name, reason in lacking.items():
         warnings.warn(f"--attacks all leaves out {name}, which needs {reason}", stacklevel=2)
-    return {name: config for name, config in attacks.items() if name not in lacking}
+    left_out = {name: f"needs {reason}" for name, reason in lacking.items()}
+    return {name: config for name, config in attacks.items() if name not in lacking}, left_out
 
 
-def fitting(pipeline, subject, attacks: dict, cases: int, seeds, neutral, *, unnamed=frozenset()) -> dict:
-    """Those whose settings can be, and that fit the model and every prompt. Raises `AegisError` for another, before its
-    turn comes; of `unnamed` ones, for which nobody asked by name, a warning says that it is left out."""
+def fitting(
+    pipeline, subject, attacks: dict, cases: int, seeds, neutral, *, unnamed=frozenset()
+) -> tuple[dict, dict[str, str]]:
+    """(those whose settings can be, and that fit the model and every prompt, {another: why it is left out}). Raises
+    `AegisError` for another, before its turn comes; of `unnamed` ones, for which nobody asked by name, a warning says
+    so too."""
     said = (subject.texts(cases, seed, word) for seed in seeds for word in (None, neutral))
     prompts = list(dict.fromkeys(text for texts in said for text in texts))
-    taken = {}
+    taken, left_out = {}, {}
     for name, config in attacks.items():
         try:
             _check_fit(pipeline, subject, prompts, name, config)
         except AegisError as refused:
             if name not in unnamed:
                 raise
+            left_out[name] = str(refused)
             warnings.warn(f"--attacks all leaves out {name}: {refused}", stacklevel=2)
         else:
             taken[name] = config
-    return taken
+    return taken, left_out
 
 
 def _check_fit(pipeline, subject, prompts: list[str], name: str, config) -> None:

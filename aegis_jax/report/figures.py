@@ -26,7 +26,7 @@ def report(what: Plan, lines: list[dict], about: dict) -> dict:
         "versions": versions(), **json.loads(json.dumps(what.subject.about())), "kept": list(what.subject.kept),
         "columns": [dataclasses.asdict(column) for column in what.subject.columns],
         "seeds": list(what.seeds), "images": what.images, "cases": what.cases, "neutral": what.neutral,
-        "attacks": {name: _about(name, config) for name, config in what.attacks.items()},
+        "attacks": {name: _about(name, config) for name, config in what.attacks.items()}, "left_out": what.left_out,
         "rows": rows, "seconds": sum(row["seconds"] for row in rows),
         "unet_evaluations": sum(row["unet_evaluations"] for row in rows),
     }  # fmt: skip

@@ -40,6 +40,7 @@ class Plan:
       neutral: the control's word, or None.
       settings, config, overrides: what the user gave of attacks and baselines, for the commands in the report.
       options: likewise of the subject, (flag, value).
+      left_out: {attack: why not}, of all attacks those that cannot be.
     """
 
     subject: object
@@ -56,6 +57,7 @@ class Plan:
     config: str | None
     overrides: tuple[tuple[str, str], ...]
     options: tuple[tuple[str, str], ...] = ()
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def cells(self) -> list[tuple[Row, dict]]:
         """(row, cell) of all there is to measure; a cell names all that its figures depend on but for the models."""
@@ -141,14 +143,14 @@ def plan(
         raise AegisError(f"{flag}: settings are those of baselines, so name some by --baselines")
     config = config or within
     subject = _subject(original, within, concept, near, options)
-    taken = possible(subject, taken, everything=attacks == "all")
+    taken, lacking = possible(subject, taken, everything=attacks == "all")
     if cases is None:
         cases = CASES if within else len(subject.asked.prompts.prompts)
     control = None if neutral == "none" else subject.control(neutral or "thing")
     if neutral not in (None, "none") and control is None:
         raise AegisError(f"--neutral {neutral}: a prompt does not say {concept!r}, and would control nothing")
     unnamed = set(taken) - set(settings or {}) if attacks == "all" else frozenset()
-    taken = fitting(original, subject, taken, cases, drawn, control, unnamed=unnamed)
+    taken, unfit = fitting(original, subject, taken, cases, drawn, control, unnamed=unnamed)
     folder = expand(out or Path("evaluations") / slug(concept)).absolute()
     rows, loaded = [Row("base", "base", place(base))], {"base": original}
     for given in [models] if isinstance(models, str | Path) else models:
@@ -161,7 +163,7 @@ def plan(
         rows.append(baseline_row(name, base, concept, config, overrides, folder, rows))
     said = [("near", near)] if near else []
     said += [(name, str(value)) for name, value in options.items() if value is not None]
-    asked = (settings or {}, config and str(config), tuple(overrides), tuple(said))
+    asked = (settings or {}, config and str(config), tuple(overrides), tuple(said), lacking | unfit)
     return Plan(subject, concept, place(base), rows, taken, drawn, images, cases, control, folder, *asked), loaded
 
 

@@ -23,7 +23,7 @@ def pipeline(tmp_path_factory):
 def checked(pipeline, attacks, settings, prompts=PROMPTS, **how):
     subject = types.SimpleNamespace(text="church", steps=25, texts=lambda n, seed, neutral: prompts[:n])
     taken = chosen(attacks, {name: given for name, given in settings.items()}, {})
-    return fitting(pipeline, subject, taken, 2, (0, 1), "thing", **how)
+    return fitting(pipeline, subject, taken, 2, (0, 1), "thing", **how)  # (taken, left out)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_what_fits_is_let_pass(pipeline):
     settings = {name: {"tokens": "4"} for name in ("ring-a-bell", "p4d-n", "word-search", "unlearndiffatk")}
     settings["cce"] = {"initial": "church"}
     settings["soft-prompt"] = {"members": "before-4-denoising"}
-    assert list(checked(pipeline, "all", settings, PROMPTS[:1])) == list(METHODS)
+    assert list(checked(pipeline, "all", settings, PROMPTS[:1])[0]) == list(METHODS)
 
 
 def test_of_all_attacks_one_that_does_not_fit_is_left_out(pipeline):
     """One prompt too long for P4D-K would else refuse an evaluation by all the others."""
     with pytest.warns(UserWarning, match="--attacks all leaves out p4d-k: attack p4d-k: prompt 'a red church"):
-        taken = checked(pipeline, "p4d-k,tina,ladder", {}, unnamed={"p4d-k", "tina", "ladder"})
-    assert list(taken) == ["tina", "ladder"]
+        taken, left_out = checked(pipeline, "p4d-k,tina,ladder", {}, unnamed={"p4d-k", "tina", "ladder"})
+    assert list(taken) == ["tina", "ladder"] and "the text encoder sees 14" in left_out.pop("p4d-k") and not left_out
     with pytest.raises(AegisError, match="attack p4d-k: prompt"):
         checked(pipeline, "p4d-k,tina", {}, unnamed={"tina"})

@@ -93,6 +93,7 @@ def test_it_asks_for_nothing_and_runs_nothing(source):
 
 def test_what_users_wrote_is_text(report, what):
     evil = copy.deepcopy(report) | {"concept": EVIL, "neutral": EVIL, "command": EVIL, "base": EVIL}
+    evil["left_out"] = {"p4d-k": EVIL}
     for row in evil["rows"]:
         row |= {"name": EVIL, "method": EVIL}
         row["pictures"]["prompts"] = [EVIL] * 4
@@ -101,7 +102,8 @@ def test_what_users_wrote_is_text(report, what):
     written = page.html(evil, what)
     assert "<script" not in written and "alert(1)" in written
     found = Page(written)
-    assert found.open == [] and found.text.count(EVIL) > 20
+    assert found.open == [] and found.text.count(EVIL) > 20 and f"p4d-k was left out: {EVIL}" in found.text
+    assert report["left_out"] == {} and "left out" not in page.html(report, what)
     assert all("script" not in "".join(attributes) for _, attributes in found.tags)  # no attribute's name was made
 
 
