@@ -29,7 +29,7 @@ from aegis_jax.diffusion.conditioning import Conditioning, encode, encode_ids
 from aegis_jax.diffusion.template import padded
 from aegis_jax.errors import AegisError
 from aegis_jax.io import user_cache
-from aegis_jax.models.model import flatten
+from aegis_jax.models.model import hash_into
 
 NAME, EMBEDDING = "ring-a-bell", "ring-a-bell-embedding"
 _RING = 0x817C  # folded into the seed, so that no other part of the program draws the same numbers
@@ -177,10 +177,8 @@ def ring_a_bell(pipeline, concept: str, given: Given, config: RingABellConfig, p
 def _digest(text, *arrays) -> str:
     """Of what all searches by a text encoder share, its weights and this code among it."""
     found = hashlib.sha256(Path(__file__).read_bytes())
-    found.update(json.dumps([text.config, jax.__version__, jax.default_backend()], sort_keys=True).encode())
-    for path, leaf in sorted(flatten(text.params).items()):
-        found.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
-        found.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    found.update(f"{jax.__version__} {jax.default_backend()}".encode())
+    hash_into(found, "text_encoder", text)
     for array in arrays:
         found.update(np.asarray(array).tobytes())
     return found.hexdigest()

@@ -9,10 +9,12 @@ dict is the diffusers / transformers module path, because the modules use the sa
 import concurrent.futures
 import contextlib
 import dataclasses
+import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from aegis_jax.models.initial import NoKeys
@@ -33,6 +35,15 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
+
+
+def hash_into(digest, name: str, model: "Model") -> None:
+    """Feeds a digest of hashlib all that a model's outputs depend on, under that name: its config and parameters."""
+    digest.update(json.dumps(model.config, sort_keys=True).encode())
+    for path, leaf in sorted(flatten(model.params).items()):
+        array = np.asarray(leaf)
+        digest.update(f"{name}.{path} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
 
 
 class Graph:

@@ -8,7 +8,6 @@ import numbers
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from aegis_jax import __version__, worlds
 from aegis_jax.attacks import find
@@ -16,7 +15,7 @@ from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand, place
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.judges.judge import digest as digest_of
-from aegis_jax.models.model import flatten
+from aegis_jax.models.model import hash_into
 from aegis_jax.report import asked as of_user
 from aegis_jax.report.chosen import chosen, fitting, listed, names, possible
 from aegis_jax.report.embedded import Embedded
@@ -98,12 +97,7 @@ def model_digest(pipeline) -> str:
     words = [file for file in pipeline.tokenizer.folder.iterdir() if file.suffix in (".json", ".txt")]
     digest.update(f"tokenizer {pipeline.tokenizer.model_max_length} {digest_of(words)}".encode())
     for name in ("unet", "vae", "text_encoder"):
-        model = getattr(pipeline, name)
-        digest.update(json.dumps(model.config, sort_keys=True).encode())
-        for path, leaf in sorted(flatten(model.params).items()):
-            array = np.ascontiguousarray(leaf)
-            digest.update(f"{name}.{path} {array.dtype} {array.shape}".encode())
-            digest.update(array.view(np.uint8).data)
+        hash_into(digest, name, getattr(pipeline, name))
     return digest.hexdigest()
 
 

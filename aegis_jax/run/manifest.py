@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from aegis_jax.models.model import flatten
+from aegis_jax.models.model import hash_into
 
 PACKAGES = "aegis_jax jax jaxlib flax optax orbax-checkpoint numpy transformers".split()
 
@@ -48,12 +47,7 @@ def fingerprint(pipeline) -> str:
     """
     digest = hashlib.sha256(json.dumps(pipeline.scheduler, sort_keys=True).encode())
     for name in ("unet", "text_encoder"):
-        model = getattr(pipeline, name)
-        digest.update(json.dumps(model.config, sort_keys=True).encode())
-        for path, leaf in sorted(flatten(model.params).items()):
-            array = np.asarray(leaf)
-            digest.update(f"{name}.{path} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        hash_into(digest, name, getattr(pipeline, name))
     return digest.hexdigest()
 
 
