@@ -11,7 +11,7 @@ from aegis_jax.erasure.presets import PRESETS
 from aegis_jax.evaluation.metrics import neighbours
 from aegis_jax.report.plan import plan
 from aegis_jax.run import config
-from aegis_jax.run.erase import settings
+from aegis_jax.run.asked import settings
 from tests.run import untrained
 
 IMAGES = np.zeros((2, 32, 32, 3), np.uint8)

@@ -15,7 +15,8 @@ from aegis_jax.errors import AegisError
 from aegis_jax.io import delta
 from aegis_jax.io.hub import expand, place
 from aegis_jax.io.pipeline import load_pipeline
-from aegis_jax.run.erase import off_device, settings
+from aegis_jax.run.asked import settings
+from aegis_jax.run.erase import off_device
 from aegis_jax.run.lanes import LANES
 from aegis_jax.run.progress import Progress
 

@@ -20,8 +20,8 @@ from aegis_jax.erasure.presets import PRESETS
 from aegis_jax.errors import AegisError
 from aegis_jax.run import config as run_config
 from aegis_jax.run import table
+from aegis_jax.run.asked import on_this_device
 from aegis_jax.run.config import RunConfig
-from aegis_jax.run.erase import on_this_device
 
 _OWN = ("name", "words")
 _NOT_THE_METHODS = {field.name for field in dataclasses.fields(RunConfig)} - {"erase"}

@@ -9,7 +9,7 @@ from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import expand, place
 from aegis_jax.models.model import flatten
 from aegis_jax.run import config as run_config
-from aegis_jax.run.erase import settings as erase_settings
+from aegis_jax.run.asked import settings as erase_settings
 from aegis_jax.run.folder import RunFolder
 
 

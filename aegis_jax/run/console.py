@@ -16,9 +16,9 @@ from aegis_jax.io.hub import commit, expand, place
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.parallel import processes
 from aegis_jax.run import claim, loop
+from aegis_jax.run.asked import settings as erase_settings
 from aegis_jax.run.claim import one_at_a_time
 from aegis_jax.run.erase import erase as erase_concepts
-from aegis_jax.run.erase import settings as erase_settings
 from aegis_jax.run.folder import RunFolder
 from aegis_jax.run.progress import Progress
 from aegis_jax.run.prompts import COLUMNS, Prompt, check_index, unused, write_index

@@ -4,26 +4,24 @@ import contextlib
 import dataclasses
 import functools
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax import worlds
 from aegis_jax.erasure.programs import compile_ahead
 from aegis_jax.errors import AegisError
 from aegis_jax.io import convert
 from aegis_jax.io.destination import remove_leftovers
 from aegis_jax.io.export import check_complete, save_pipeline, written_bytes
-from aegis_jax.io.hub import place
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
-from aegis_jax.models.model import Model, compute_dtype, flatten, unflatten
+from aegis_jax.models.model import Model, flatten, unflatten
 from aegis_jax.parallel import processes
 from aegis_jax.parallel.mesh import make_placement
 from aegis_jax.run import card, loop, manifest, picture
-from aegis_jax.run import config as run_config
+from aegis_jax.run.asked import computed, defaults, settings
 from aegis_jax.run.checkpoint import Checkpoints, refuse_other
 from aegis_jax.run.config import RunConfig
 from aegis_jax.run.folder import MetricsFile, RunFolder, device_errors, disk_errors, write_json, write_text
@@ -99,7 +97,7 @@ def erase(
     with processes.first_holds(claimed):
         saved = processes.agreed(folder.reopen) if resume else None
         run = processes.agreed(lambda: settings(pipeline, concepts, config, overrides, saved))
-        processes.same("setting", _computed(run))
+        processes.same("setting", computed(run))
         with device_errors(run.method.smaller):
             if not isinstance(pipeline, Pipeline):
                 pipeline = processes.agreed(lambda: _loaded(run))
@@ -114,69 +112,6 @@ def erase(
 
 def _loaded(run: RunConfig) -> Pipeline:
     return off_device(load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None))
-
-
-def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None = None) -> RunConfig:
-    """The settings that the arguments of `erase` ask for; saved: those of the run to go on with.
-
-    Raises `AegisError` for arguments and values of other types, and for values out of range.
-    """
-    given, overrides = {}, run_config.pairs(overrides)
-    if isinstance(pipeline, Pipeline):
-        given["model"] = place(pipeline.source.folder.path) if pipeline.source else ""
-    elif pipeline is not None:
-        given["model"] = place(pipeline)
-    if concepts is not None:
-        given["concepts"] = [concepts] if isinstance(concepts, str) else concepts
-        if isinstance(concepts, Iterable):
-            given["concepts"] = list(given["concepts"])
-    if saved:  # a config file names the model it was written for, which the run need not have had
-        given = {key: getattr(saved, key) for key in ("model", "revision", "variant")} | given
-    if config is None:
-        asked = run_config.merge(RunConfig(), given, [(key, text) for key, text in overrides if key == "model"])
-        run = saved or run_config.load(asked.model if asked.model in worlds.NAMES else None)
-    elif isinstance(config, RunConfig):
-        run = config
-    elif isinstance(config, dict):
-        run = run_config.merge(RunConfig(), run_config.flat(config))
-    elif dataclasses.is_dataclass(config) and hasattr(config, "method") and not isinstance(config, type):
-        run = dataclasses.replace(saved or RunConfig(), erase=config)
-    else:
-        run = run_config.load(config)
-    run = on_this_device(run_config.merge(run_config.typed(run), given, overrides))
-    concepts = each_once(run.concepts)
-    if saved and each_once(saved.concepts) == concepts:  # by an older version that kept spaces and repeats
-        concepts = saved.concepts
-    run = dataclasses.replace(run, concepts=concepts)
-    if not (run.model or isinstance(pipeline, Pipeline)):
-        raise AegisError("no model given: name a diffusers folder, a hub id, world or canvas")
-    if not run.concepts:
-        raise AegisError("no concept given: name at least one, such as star")
-    if saved:
-        refuse_other("this run", _computed(saved), _computed(run))
-    return run
-
-
-def each_once(concepts: Iterable[str]) -> tuple[str, ...]:
-    """Concepts without the spaces around their names; one that is there twice would count twice."""
-    return tuple(dict.fromkeys(text.strip() or text for text in concepts))
-
-
-def on_this_device(run: RunConfig) -> RunConfig:
-    """What "auto" means here, in its stead: a run keeps what it was started with, wherever it goes on."""
-    if not hasattr(run.erase, "compute_dtype"):
-        return run
-    name = compute_dtype(run.erase.compute_dtype).name
-    return dataclasses.replace(run, erase=dataclasses.replace(run.erase, compute_dtype=name))
-
-
-def _computed(run: RunConfig) -> dict:
-    """The settings that the result depends on, for telling one run from another."""
-    kept = run_config.values(dataclasses.replace(RunConfig(), erase=run.erase))
-    own = run_config.values(run)
-    names = {field.name for field in dataclasses.fields(RunConfig)} - {"erase"}
-    kept = {key: own[key] for key in kept if key.partition(".")[0] not in names}
-    return {"concepts": list(run.concepts), **kept}
 
 
 def _in_full(pipeline: Pipeline, name: str) -> Model:
@@ -319,15 +254,10 @@ def _check_space(run, pipeline, state, folder, resume: bool):
     folder.check_space(needed, count)
 
 
-def _defaults(run) -> dict:
-    """What `_computed` gives for the method's own settings: a checkpoint older than one of them resumes with these."""
-    return _computed(dataclasses.replace(RunConfig(), erase=run.method.settings))
-
-
 def _train(run, pipeline, state, step_fn, folder, base, story, progress):
     """The loop with its checkpoints and metrics; returns the last state."""
-    identity = {BASE: base, **_computed(run)}
-    with Checkpoints(folder.checkpoints, identity, run.checkpoint.keep, _defaults(run)) as checkpoints:
+    identity = {BASE: base, **computed(run)}
+    with Checkpoints(folder.checkpoints, identity, run.checkpoint.keep, defaults(run)) as checkpoints:
         done = checkpoints.latest or 0
         processes.same(f"{folder.checkpoints} (do their hosts share it?)", {"steps done": done})
         if done:

@@ -19,8 +19,9 @@ from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import Pipeline, load_pipeline
 from aegis_jax.parallel.mesh import lanes_mesh
 from aegis_jax.run import cache
+from aegis_jax.run.asked import each_once, settings
 from aegis_jax.run.config import RunConfig
-from aegis_jax.run.erase import EraseResult, each_once, in_full, off_device, on_device, settings, trained, with_drift
+from aegis_jax.run.erase import EraseResult, in_full, off_device, on_device, trained, with_drift
 from aegis_jax.run.folder import device_errors
 from aegis_jax.run.loop import NonFiniteError
 from aegis_jax.run.progress import Progress, Silent

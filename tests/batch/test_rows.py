@@ -7,7 +7,7 @@ import pytest
 from aegis_jax.batch import rows
 from aegis_jax.errors import AegisError
 from aegis_jax.run import config, table
-from aegis_jax.run.erase import on_this_device
+from aegis_jax.run.asked import on_this_device
 
 
 def fits(run, concepts):

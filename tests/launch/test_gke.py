@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aegis_jax import cli
-from aegis_jax.run.erase import settings
+from aegis_jax.run.asked import settings
 
 LAUNCH = Path(__file__).parent.parent.parent / "launch"
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is in the extra dev")

@@ -16,6 +16,7 @@ from aegis_jax.erasure.aegis.config import EraseConfig
 from aegis_jax.errors import AegisError
 from aegis_jax.models.model import flatten, unflatten
 from aegis_jax.run import erase as run_erase
+from aegis_jax.run.asked import settings
 from aegis_jax.run.config import RunConfig
 from aegis_jax.run.folder import disk_errors
 from tests.run.runs import erase, files, metrics
@@ -285,10 +286,10 @@ def test_disk_errors_pass_others_on(tmp_path):
 
 
 def test_the_worlds_settings_are_taken_however_it_is_named():
-    wanted = run_erase.settings("world", "red", None)
+    wanted = settings("world", "red", None)
     overrides = [("model", "world"), ("concepts", "red")]
-    assert run_erase.settings(None, None, None, overrides) == wanted
-    assert run_erase.settings("world", None, None, overrides[1:]) == wanted != run_erase.settings("world", "star", None)
+    assert settings(None, None, None, overrides) == wanted
+    assert settings("world", None, None, overrides[1:]) == wanted != settings("world", "star", None)
 
 
 def test_a_concept_that_is_named_twice_counts_once():
@@ -297,14 +298,14 @@ def test_a_concept_that_is_named_twice_counts_once():
         {"concepts": ["star ", " red", "star"]},
         {"overrides": [("concepts", "star,red,star")]},
     ):
-        run = run_erase.settings("world", given.get("concepts"), None, given.get("overrides", ()))
+        run = settings("world", given.get("concepts"), None, given.get("overrides", ()))
         assert run.concepts == ("star", "red")
 
 
 def test_a_run_of_an_older_spelling_is_gone_on_with():
     """Spaces around a concept, and one given twice, were once kept: what is recorded so stays so."""
-    saved = dataclasses.replace(run_erase.settings("world", "star", None), concepts=("star ", "star"))
-    assert run_erase.settings(None, ["star"], None, saved=saved).concepts == ("star ", "star")
-    assert run_erase.settings(None, None, None, saved=saved).concepts == ("star ", "star")
+    saved = dataclasses.replace(settings("world", "star", None), concepts=("star ", "star"))
+    assert settings(None, ["star"], None, saved=saved).concepts == ("star ", "star")
+    assert settings(None, None, None, saved=saved).concepts == ("star ", "star")
     with pytest.raises(AegisError, match="concepts"):
-        run_erase.settings(None, ["heart"], None, saved=saved)
+        settings(None, ["heart"], None, saved=saved)
