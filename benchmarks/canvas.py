@@ -5,6 +5,7 @@
     python -m benchmarks canvas --table              measures nothing, writes the tables of what there is
     python -m benchmarks canvas --matrix             40 things erased by a closed form: which hurts which
     python -m benchmarks canvas --many 1 10 40       so many things out of one model at once, by the presets of JOINT
+    python -m benchmarks canvas --many 10 --presets 'uce, others preserved'     a closed form told what else there is
     python -m benchmarks canvas --unasked --concepts twemoji     what is shown unasked: the floor of any attack
 
 Every preset runs at the scale of configs/canvas.py, which is that of the world. `aegis+near` was made on the fox, and
@@ -39,6 +40,7 @@ SIZES = {"images": 64, "attack_steps": 100, "restarts": 2, "n": 16}
 EVALUATIONS = {0: 41, 1: 43, 2: 45}
 MATRIX = 40  # things
 JOINT = ("uce", "speed", "aegis+near")
+OTHERS = ", others preserved"  # behind a closed form's name: what it holds is every other thing, and the hands
 STEPS_A_THING = 150  # of AEGIS for many at once, where that is more than for one
 ATTACKED = 3  # of many
 
@@ -79,7 +81,10 @@ def settings(cell: dict):
     """What a cell's erasure runs with."""
     from aegis_jax.run import config
 
-    given = {"concepts": cell["concept"], "method": cell["preset"], "seed": str(cell["seed"])}
+    given = {"concepts": cell["concept"], "method": cell["preset"].removesuffix(OTHERS), "seed": str(cell["seed"])}
+    if cell["preset"].endswith(OTHERS):
+        things = [thing.value.name for thing in concepts_of().things]
+        given["preserve"] = ",".join([name for name in (*things, *HANDS) if name not in cell["concept"].split(",")])
     run, count = config.load("canvas", list(given.items())), cell["concept"].count(",") + 1
     if count > 1 and run.erase.steps > 1:  # a closed form has one
         run = config.merge(run, {"steps": max(run.erase.steps, STEPS_A_THING * count)})
@@ -198,6 +203,7 @@ def preserved(original, config, concepts: list[str]) -> tuple[set[int], set[int]
 
 def check(concepts, presets) -> str | None:
     """What is wrong with these names, if anything is."""
+    from aegis_jax.erasure.closed.room import METHODS as CLOSED
     from aegis_jax.erasure.presets import PRESETS as KNOWN
 
     of = concepts_of()
@@ -205,7 +211,10 @@ def check(concepts, presets) -> str | None:
         found = of.named(name)
         if len(found) != 1 or found[0][1] == "subgroup":
             return f"--concepts {name}: wanted things and styles of the canvas"
-    unknown = [name for name in presets if name not in KNOWN]
+    told = [name.removesuffix(OTHERS) for name in presets if name.endswith(OTHERS)]
+    if not all(name in CLOSED for name in told):
+        return f"--presets: only closed forms are told what to preserve: {', '.join(CLOSED)}"
+    unknown = [name for name in presets if name.removesuffix(OTHERS) not in KNOWN]
     return f"--presets {unknown[0]}: there are: {', '.join(KNOWN)}" if unknown else None
 
 

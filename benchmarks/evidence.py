@@ -21,7 +21,9 @@ from benchmarks.evidence_table import SHARES, VALUES
 
 RESULT = "evidence.jsonl"
 CONCEPTS, SEEDS = ("star", "red", "striped"), (0, 1, 2)
-METHODS = ("base", "oracle", "esd", "advunlearn", "stereo", "age", "uce", "speed", "paper", "released", "aegis+")
+METHODS = (
+    "base", "oracle", "esd", "advunlearn", "stereo", "age", "uce", "speed", "paper", "released", "aegis+", "aegis+near",
+)  # fmt: skip
 BASE, ORACLE = METHODS[:2]  # the others are presets
 # Over three seeds every figure of the table is of 200 generations or more.
 FULL = {"images": 100, "cases": 70, "settings": {}, "steps": None}

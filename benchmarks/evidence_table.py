@@ -88,7 +88,9 @@ def provenance(lines: list[dict], command: str) -> str:
     """What the table was made by: command, machines, versions, dates, time."""
     if not lines:
         return f"Not run yet. Command: `{command}`."
-    about, hours = [line["about"] for line in lines], sum(line["figures"]["seconds"] for line in lines) / 3600
+    # Lines of 2026-11-29 and before have a cell's own time alone.
+    seconds = sum(line["figures"].get("seconds", line["seconds"]) for line in lines)
+    about, hours = [line["about"] for line in lines], seconds / 3600
     each = lambda values: ", ".join(dict.fromkeys(map(str, values)))  # noqa: E731
     dates, machines = sorted(found["date"] for found in about), [f"{a['cores']} cores of {a['cpu']}" for a in about]
     return (

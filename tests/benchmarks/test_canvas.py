@@ -116,6 +116,14 @@ def test_many_at_once_are_split_into_what_went_what_is_near_and_the_rest():
     assert steps == [500, 1500]  # a thing's 500 are enough for three
 
 
+def test_a_closed_form_may_be_told_what_else_there_is():
+    told, plain = (canvas.many([3], [name])[1] for name in ("uce" + canvas.OTHERS, "uce"))
+    things = {thing.value.name for thing in CONCEPTS.things}
+    erased, found = told["concept"].split(","), canvas.settings(told).erase
+    assert found.method == "uce" and set(found.preserve) == {*things, *canvas.HANDS} - set(erased)
+    assert told["of"] != plain["of"] and canvas.settings(plain).erase.preserve == ()
+
+
 def test_a_cell_is_of_its_settings_its_attack_and_its_size():
     first, *rest = canvas.grid(["fox"], ["esd"], [0])
     assert first["concept"] == "" and "members" not in first and len(rest) == 1
@@ -137,7 +145,8 @@ def test_no_setting_is_chosen_on_what_is_kept_apart():
 @pytest.mark.parametrize(
     ("asked", "told"),
     [(["--concepts", "foks"], "--concepts foks"), (["--concepts", "mammal"], "--concepts mammal"),
-     (["--presets", "esdd"], "--presets esdd"), (["--many", "5", "96"], "wanted 1 to 95 things")],
+     (["--presets", "esdd"], "--presets esdd"), (["--presets", "esd, others preserved"], "only closed forms"),
+     (["--many", "5", "96"], "wanted 1 to 95 things")],
 )  # fmt: skip
 def test_wrong_names_are_one_line(asked, told, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
