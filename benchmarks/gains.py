@@ -27,9 +27,7 @@ LOOKED_AT = 16  # latents at each step of the grid, for the odds
 
 
 def grid(gains, concepts) -> list[dict]:
-    return [
-        {**cell, "set": "gains", "gain": gain} for gain in gains for cell in study.screening(("aegis+",), concepts)
-    ]
+    return [{**cell, "set": "gains", "gain": gain} for gain in gains for cell in study.screening(("aegis+",), concepts)]
 
 
 def measure(cell: dict) -> dict:
