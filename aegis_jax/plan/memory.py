@@ -1,6 +1,6 @@
 """Bytes on one chip in every phase of a run, by what they are for.
 
-A run's peak is not always in its step: the pictures at its end need both pipelines, whole and in float32.
+A run's peak is not always in its step: the pictures at its end need a pipeline, whole and in float32.
 """
 
 import dataclasses
@@ -153,8 +153,13 @@ def around(pipeline: Pipeline, run: RunConfig, step: Step, lanes: bool) -> list[
     text = {"text encoder": whole["text_encoder"]}
     export = Phase("export", {"drift": there["drift"], **text, "one tensor": 2 * one}, "tensors are written")
     both = {f"{name}, before and after": 2 * each for name, each in named.items()}
-    drawn = _pictures(pipeline, run) if run.picture.images else NOTHING
-    return [load, resume, save, export, Phase("pictures", both | {PROGRAM: drawn}, "both pipelines, sampling")]
+    result = Phase("result", both, "both pipelines, as they are handed over")
+    if not run.picture.images:
+        return [load, resume, save, export, result]
+    texts = "text encoder, before and after"
+    drawn = {name: each for name, each in named.items() if name != "text encoder"} | {texts: both[texts]}
+    drawn[PROGRAM] = _pictures(pipeline, run)
+    return [load, resume, save, export, Phase("pictures", drawn, "sampling, a pipeline at a time"), result]
 
 
 def _whole(model) -> np.ndarray:

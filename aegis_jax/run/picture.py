@@ -86,16 +86,22 @@ def check(pipeline, settings) -> None:
         raise AegisError(f"picture: {error} (picture.images=0 leaves the picture out)") from error
 
 
-def before_after(before, after, path: Path, run, say=lambda text: None) -> None:
-    """Samples both pipelines for the same prompts from the same noise and writes the grid; `say` is told of what."""
+def sampled(pipeline, run) -> np.ndarray:
+    """The picture's images of one pipeline, uint8 (n, H, W, 3), from the run's noise; the other need not be there."""
     settings = run.picture
-    shown = rows(run.concepts, settings.images, world=run.world)
-    caption = left_out(run.concepts, shown)
-    say(f"sampling {path}{caption}")
-    prompts = [prompt for row in shown for prompt in row.prompts]
-    how = {"seed": run.erase.seed, "steps": settings.steps, "guidance": settings.guidance}
-    images = [sample(pipeline, prompts, **how) for pipeline in (before, after)]
-    grid(shown, *images, f"{run.erase.method}{caption}").save(path)
+    prompts = [prompt for row in rows(run.concepts, settings.images, world=run.world) for prompt in row.prompts]
+    return sample(pipeline, prompts, seed=run.erase.seed, steps=settings.steps, guidance=settings.guidance)
+
+
+def caption(run) -> str:
+    """What the picture leaves out of a run with many concepts (`left_out`)."""
+    return left_out(run.concepts, rows(run.concepts, run.picture.images, world=run.world))
+
+
+def save(before: np.ndarray, after: np.ndarray, path: Path, run) -> None:
+    """Writes the grid of what both pipelines have `sampled`."""
+    shown = rows(run.concepts, run.picture.images, world=run.world)
+    grid(shown, before, after, f"{run.erase.method}{left_out(run.concepts, shown)}").save(path)
 
 
 def grid(shown: list[Row], before: np.ndarray, after: np.ndarray, caption: str = "") -> Image.Image:

@@ -17,6 +17,7 @@ from aegis_jax.run import config as run_config
 from tests.tiny import FEWEST
 
 SETTINGS = {"concepts": ["red star"], "compute_dtype": "bfloat16", "low_memory": True, "steps": 6}
+WHOLE = ("unet", "vae", "text_encoder")
 PARTS = {"theta0", "theta0's low bits", "text encoder", "drift", "optimiser", "rest", "pool"}
 
 
@@ -65,6 +66,18 @@ def test_lanes_bytes_are_those_of_stacked_runs(folder, found):
     start = next(phase for phase in found.phases(lanes) if phase.name == "start")
     parts = {name: each for name, each in start.parts.items() if name in PARTS}
     assert planned(parts, lanes) == live(state, frozen)
+
+
+def test_pictures_are_sampled_of_a_pipeline_at_a_time(folder, full):
+    run, step = full
+    pipeline = load_pipeline(folder)
+    nbytes = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(getattr(pipeline, name).params)) for name in WHOLE}
+    phases = {phase.name: phase for phase in memory.around(pipeline, run, step, lanes=False)}
+    drawn, result = phases["pictures"].bytes(), phases["result"].total()
+    assert drawn.pop(memory.PROGRAM) > 0 and result == 2 * sum(nbytes.values())
+    assert sum(drawn.values()) == sum(nbytes.values()) + nbytes["text_encoder"]  # that one stays
+    without = memory.around(pipeline, run_config.merge(run, {"picture.images": 0}), step, lanes=False)
+    assert [phase.name for phase in without] == [name for name in phases if name != "pictures"]
 
 
 def test_moments_follow_donation_and_the_working_weights(full):

@@ -108,7 +108,7 @@ def test_grid(size):
 def test_both_sides_start_from_the_same_noise(folder, tmp_path):
     pipeline = aegis_jax.load_pipeline(folder)
     run = RunConfig(concepts=("star",), picture=PictureConfig(images=1, steps=1))
-    picture.before_after(pipeline, pipeline, tmp_path / "p.png", run)
+    picture.save(picture.sampled(pipeline, run), picture.sampled(pipeline, run), tmp_path / "p.png", run)
     grid = np.asarray(Image.open(tmp_path / "p.png"))
     shift = picture.TILE + 4 * picture.GAP
     body = grid[18 + 2 * picture.GAP :]
