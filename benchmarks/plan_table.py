@@ -4,11 +4,13 @@
 
 From shapes alone, on any machine, minutes for each model and set of weights; nothing is compiled and nothing runs.
 Every row says what of it is an estimate and what an assumption. Results go to the file as they come, and what the file
-holds already, of the same settings and versions, is not computed again.
+holds already, of the same settings, versions and planner, is not computed again.
 """
 
+import hashlib
 import json
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax looks for a device: none is needed
 
@@ -104,10 +106,16 @@ def main(argv) -> dict:
     return result
 
 
+def _code() -> str:
+    """A hash of the planner's own files."""
+    files = sorted(pathlib.Path(plan.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
 def _known(out) -> dict:
     """What the file holds already, or an empty result."""
     new = {"settings": SETTINGS, "versions": plan.versions(), "assumed share of peak": cost.MEASURED, "facts": {}}
-    new = json.loads(json.dumps(new))
+    new = json.loads(json.dumps(new | {"code": _code()}))
     old = json.loads(out.read_text()) if out.exists() else {}
     same = all(old.get(key) == new[key] for key in new if key != "facts")
     return (new | {"facts": old["facts"]} if same else new) | {"about": trials.about()}

@@ -7,6 +7,7 @@ import pytest
 
 import aegis_jax
 from aegis_jax import AegisError, EraseConfig
+from aegis_jax.diffusion.sample import latent_shape
 from aegis_jax.erasure.presets import PRESETS
 from aegis_jax.evaluation.metrics import neighbours
 from aegis_jax.report.plan import plan
@@ -15,6 +16,7 @@ from aegis_jax.run.asked import settings
 from tests.run import untrained
 
 IMAGES = np.zeros((2, 32, 32, 3), np.uint8)
+LATENTS = np.zeros((1, 4, 4, 4), np.float32)
 A_PIPELINE = "wanted a Pipeline, as load_pipeline gives one, found a str"
 A_PATH = "wanted a path or a name, found an object of type "
 PAIRS = "wanted pairs of texts, such as [('steps', '500')]"
@@ -28,6 +30,11 @@ def pipeline(tmp_path_factory):
 CALLS = [
     (lambda p: aegis_jax.sample("world", "a star"), A_PIPELINE),
     (lambda p: aegis_jax.encode_text("world", "a star"), A_PIPELINE),
+    (lambda p: aegis_jax.predict_noise("world", LATENTS, 1, LATENTS[0]), A_PIPELINE),
+    (lambda p: aegis_jax.predict_noise(p, LATENTS, "late", LATENTS[0]), "text embedding has shape"),
+    (lambda p: aegis_jax.predict_noise(p, LATENTS, "late", aegis_jax.encode_text(p, "a star")), "t = late, wanted"),
+    (lambda p: aegis_jax.decode("world", LATENTS), A_PIPELINE),
+    (lambda p: latent_shape("world"), A_PIPELINE),
     (lambda p: aegis_jax.save_pipeline("world", "there"), A_PIPELINE),
     (lambda p: aegis_jax.attack("world", "star", images=IMAGES), A_PIPELINE),
     (lambda p: aegis_jax.attack(p, "star", images=IMAGES, original="world"), A_PIPELINE),

@@ -97,8 +97,9 @@ def predict_noise(pipeline, latents, t, text_emb) -> jax.Array:
     """The UNet's noise prediction for latents z_t, (n, h, w, C): always epsilon, v is converted.
 
     latents (n, h, w, C); t (n,) or one number; text_emb (n, L, D) or a `Conditioning` of n rows.
-    AegisError for wrong shapes or a t off the schedule.
+    AegisError for what is no pipeline, wrong shapes or a t off the schedule.
     """
+    check_loaded(pipeline)
     schedule = schedule_lib.make_schedule(pipeline.scheduler)
     latents = _checked_latents(pipeline, latents, None)
     cond = text_emb if isinstance(text_emb, Conditioning) else Conditioning(_as_float(text_emb, "text_emb"))
@@ -107,7 +108,7 @@ def predict_noise(pipeline, latents, t, text_emb) -> jax.Array:
     total = schedule.alphas_cumprod.shape[0]
     if t.shape not in ((), (len(latents),)):
         raise AegisError(f"t has shape {t.shape}, wanted () or ({len(latents)},), one per latent")
-    if not np.all((t == np.floor(t)) & (t >= 0) & (t < total)):
+    if t.dtype.kind not in "iuf" or not np.all((t == np.floor(t)) & (t >= 0) & (t < total)):
         raise AegisError(f"t = {t.tolist()}, wanted whole numbers from 0 to {total - 1}")
     t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), (len(latents),))
     model = pipeline.unet
@@ -115,7 +116,8 @@ def predict_noise(pipeline, latents, t, text_emb) -> jax.Array:
 
 
 def decode(pipeline, latents) -> jax.Array:
-    """Latents in the UNet's scale (n, h, w, C) -> float32 images in [0, 1], (n, H, W, 3)."""
+    """Latents in the UNet's scale (n, h, w, C) -> float32 images in [0, 1], (n, H, W, 3). AegisError as above."""
+    check_loaded(pipeline)
     config = pipeline.vae.config
     latents = _as_float(latents, "latents")
     channels = config.get("latent_channels", 4)
@@ -203,6 +205,7 @@ def pixels_per_latent(pipeline) -> int:
 
 def latent_shape(pipeline, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
     """(h, w, C) for images of that many pixels; sizes that are None are those which the UNet's config.json states."""
+    check_loaded(pipeline)
     channels = _channels(pipeline.unet.config)
     factor = pixels_per_latent(pipeline)
     for name, pixels in (("height", height), ("width", width)):

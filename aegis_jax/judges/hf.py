@@ -110,6 +110,8 @@ def _opened(transformers, folder):
 
 
 def _on(network, device: str):
+    if device.partition(":")[0] == "meta":  # PyTorch has that one, but nothing is computed on it
+        raise AegisError(f"option device={device!r}: PyTorch has none of that name that computes")
     try:
         return network.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device, or a PyTorch without it

@@ -84,7 +84,8 @@ def _asked() -> dict | None:
         return {}
     number, address = os.environ.get("AEGIS_PROCESS_ID", "").strip(), os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     numbered = count.isdecimal() and number.isdecimal() and int(number) < int(count)
-    if not (numbered and re.fullmatch(r".+:\d+", address)):
+    port = re.fullmatch(r".+:(\d{1,5})", address, re.ASCII)
+    if not (numbered and port and 0 < int(port[1]) < 2**16):
         raise AegisError(
             f"AEGIS_NUM_PROCESSES={count!r}, AEGIS_PROCESS_ID={number!r}, JAX_COORDINATOR_ADDRESS={address!r}; wanted "
             "how many (or auto), which one from 0 on, and HOST:PORT of process 0"

@@ -91,7 +91,7 @@ def test_the_first_few_count_where_that_is_said(tmp_path):
         judges.load(f"hf:{tmp_path}?top={len(first.labels)}")
 
 
-@pytest.mark.parametrize("device", ["nonsense", "meta:x", *([] if torch.cuda.is_available() else ["cuda"])])
+@pytest.mark.parametrize("device", ["nonsense", "meta:x", "meta", *([] if torch.cuda.is_available() else ["cuda"])])
 def test_a_device_that_pytorch_does_not_have_is_refused(tmp_path, device):
     saved(vit(), tmp_path)
     with pytest.raises(AegisError, match=f"option device='{device}': PyTorch has none"):

@@ -211,6 +211,7 @@ def test_a_stuck_process_is_found():
         {"AEGIS_NUM_PROCESSES": "2", "AEGIS_PROCESS_ID": "2", "JAX_COORDINATOR_ADDRESS": "localhost:1"},
         {"AEGIS_NUM_PROCESSES": "2", "AEGIS_PROCESS_ID": "1"},
         {"AEGIS_NUM_PROCESSES": "2", "AEGIS_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "localhost"},
+        {"AEGIS_NUM_PROCESSES": "2", "AEGIS_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "localhost:65536"},
     ],
 )
 def test_a_wrong_environment_is_one_line(environment, monkeypatch, capsys):
