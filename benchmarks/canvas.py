@@ -18,6 +18,7 @@ that was stopped goes on there. The tables of docs/canvas.md come from here.
 
 import dataclasses
 import hashlib
+import pathlib
 
 import numpy as np
 
@@ -93,14 +94,20 @@ def settings(cell: dict):
 
 def digest(cell: dict, members) -> str:
     """A hash of what the cell's names stand for: settings, the attack's members, the canvas's weights."""
+    return digest_of(None if cell["preset"] == BASE else settings(cell), members, "canvas")
+
+
+def digest_of(run, members, within: str) -> str:
+    """The same of a run's settings, or of none, on an embedded world."""
+    import aegis_jax
     from aegis_jax.attacks.family import family
-    from aegis_jax.canvas import WEIGHTS
 
     names = [f"{name}: {cells.stated(member)}" for name, member in sorted(family(members).items())]
-    if cell["preset"] != BASE:
-        names.append(cells.stated(dataclasses.replace(settings(cell).erase, seed=0)))
+    if run is not None:
+        names.append(cells.stated(dataclasses.replace(run.erase, seed=0)))
     found = hashlib.sha256("".join(names).encode())
-    for path in sorted(WEIGHTS.rglob("*.safetensors")):
+    weights = pathlib.Path(aegis_jax.__file__).parent / within / "weights"
+    for path in sorted(weights.rglob("*.safetensors")):
         found.update(path.read_bytes())
     return found.hexdigest()[:12]
 
