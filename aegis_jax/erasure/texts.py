@@ -29,6 +29,11 @@ def concept_tokens(tokenizer, concept: str, slots: int = 0) -> list[int]:
     return tokens
 
 
+def folded(text: str) -> str:
+    """A text as CLIP's tokenizers read it: whatever the case, and the number of spaces."""
+    return " ".join(text.lower().split())
+
+
 def check_text_width(config: dict, text_params) -> None:
     """Raises `AegisError` if a UNet of that config.json takes text of another width than the text encoder's."""
     wanted = config.get("cross_attention_dim", 1280)

@@ -6,6 +6,7 @@ needs no text.
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import logging
 import os
@@ -115,6 +116,14 @@ class Tokenizer:
         found = [i for piece, i in vocabulary.items() if self._is_word(piece)]
         found = found or [i for i in vocabulary.values() if i not in self._clip.all_special_ids]
         return self._known(np.sort(np.array(found, np.int64))).astype(np.int32)
+
+    def digest(self) -> str:
+        """sha256 of its files and of `model_max_length`, which together decide its ids."""
+        found = hashlib.sha256(str(self.model_max_length).encode())
+        for file in sorted(self.folder.iterdir()):
+            if file.suffix == ".json" or file.name == "merges.txt":
+                found.update(file.name.encode() + b"\0" + file.read_bytes())
+        return found.hexdigest()
 
     def _is_word(self, piece: str) -> bool:
         """Whether a piece of the vocabulary ends a word and is of letters, at least two."""

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 
 from aegis_jax import worlds
+from aegis_jax.erasure.presets import SCALE, SCALE_OF_LATENTS, preset
+from aegis_jax.erasure.texts import folded
 from aegis_jax.errors import AegisError
 from aegis_jax.io.hub import place
 from aegis_jax.io.pipeline import Pipeline
@@ -33,12 +35,20 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
         run = saved or run_config.load(asked.model if asked.model in worlds.NAMES else None)
     elif isinstance(config, RunConfig):
         run = config
+        _check_kinds(run.erase)
     elif isinstance(config, dict):
-        run = run_config.merge(RunConfig(), run_config.flat(config))
+        entries = run_config.flat(config)
+        if saved and entries.get("method") == saved.erase.method:  # it is that already, with the run's own settings
+            del entries["method"]
+        run = run_config.merge(saved or RunConfig(), entries)
     elif dataclasses.is_dataclass(config) and hasattr(config, "method") and not isinstance(config, type):
+        _check_kinds(config)
+        _check_name(config)
         run = dataclasses.replace(saved or RunConfig(), erase=config)
     else:
         run = run_config.load(config)
+    if saved and not run.concepts:
+        run = dataclasses.replace(run, concepts=saved.concepts)
     run = on_this_device(run_config.merge(run_config.typed(run), given, overrides))
     concepts = each_once(run.concepts)
     if saved and each_once(saved.concepts) == concepts:  # by an older version that kept spaces and repeats
@@ -54,8 +64,44 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
 
 
 def each_once(concepts: Iterable[str]) -> tuple[str, ...]:
-    """Concepts without the spaces around their names; one that is there twice would count twice."""
-    return tuple(dict.fromkeys(text.strip() or text for text in concepts))
+    """Concepts without the spaces around their names; one that is there twice, in whatever case, would count twice."""
+    found = {}
+    for text in concepts:
+        found.setdefault(folded(text) or text, text.strip() or text)
+    return tuple(found.values())
+
+
+def _check_kinds(erase) -> None:
+    """Raises `AegisError` for settings that are not of their preset's classes: some of what makes it lies there."""
+    wanted = preset(erase.method).settings
+    pairs = [(erase, wanted)] + [
+        (getattr(erase, f.name), getattr(wanted, f.name))
+        for f in dataclasses.fields(wanted)
+        if dataclasses.is_dataclass(getattr(wanted, f.name)) and dataclasses.is_dataclass(getattr(erase, f.name, None))
+    ]
+    for found, right in pairs:
+        if type(found) is not type(right):
+            raise AegisError(
+                f"method={erase.method} has settings of class {type(right).__name__}, got {type(found).__name__}; "
+                f"{_instead(erase.method)}"
+            )
+
+
+def _check_name(erase) -> None:
+    """Raises `AegisError` for settings that bear a preset's name and have none of what makes it."""
+    of = preset(erase.method)
+    usual, wanted, found = (run_config.flat(dataclasses.asdict(each)) for each in (type(erase)(), of.settings, erase))
+    scale = {*SCALE, *(f"latents.{key}" for key in SCALE_OF_LATENTS), "method"} - of.own
+    makes = [key for key in wanted if key not in scale and wanted[key] != usual.get(key)]
+    if makes and all(found[key] == usual.get(key) for key in makes):
+        raise AegisError(
+            f"{type(erase).__name__}(method={erase.method!r}) has none of that preset's settings ({', '.join(makes)}), "
+            f"so it would be another method under its name; {_instead(erase.method)}"
+        )
+
+
+def _instead(name: str) -> str:
+    return f"give config={{'method': {name!r}, ...}}, or change aegis_jax.erasure.presets.preset({name!r}).settings"
 
 
 def on_this_device(run: RunConfig) -> RunConfig:

@@ -198,7 +198,7 @@ def _read_file(source) -> dict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:  # whatever the user's Python raises
+    except (Exception, SystemExit) as error:  # whatever the user's Python raises
         raise AegisError(f"{path}: {type(error).__name__}: {error}") from error
     if not hasattr(config, "to_dict"):
         raise AegisError(f"{path}: get_config() gave {type(config).__name__}, wanted ConfigDict")

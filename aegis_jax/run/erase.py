@@ -28,8 +28,6 @@ from aegis_jax.run.folder import MetricsFile, RunFolder, device_errors, disk_err
 from aegis_jax.run.progress import Progress, Silent
 from aegis_jax.run.tensors import TensorLog
 
-BASE = "base model"  # the key of its fingerprint where runs are compared
-
 
 @dataclasses.dataclass(frozen=True)
 class EraseResult:
@@ -186,11 +184,11 @@ def _in_memory(run, pipeline, progress) -> EraseResult:
 
 
 def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
-    base = manifest.fingerprint(pipeline)
-    processes.same("model", {BASE: base})
+    origin = processes.agreed(lambda: manifest.identity(pipeline))
+    processes.same("model", origin)
     story = processes.first(folder.read_manifest) if resume else {}
     if story:
-        processes.agreed(lambda: refuse_other(folder.path, {BASE: story["model"]["fingerprint"]}, {BASE: base}))
+        processes.agreed(lambda: refuse_other(folder.path, manifest.identity_of(story, origin), origin))
     if story.get("status") == "finished":
         progress.say(f"{folder.path} is finished already")
         erased = processes.agreed(lambda: load_pipeline(folder.pipeline))
@@ -200,8 +198,8 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     if run.picture.images:
         processes.agreed(lambda: picture.check(pipeline, run.picture))
     state, step_fn = _start(run, pipeline, progress)
-    story = processes.first(functools.partial(_begun, run, pipeline, state, folder, base, resume, story))
-    drift = _drift(run, pipeline, _train(run, pipeline, state, step_fn, folder, base, story, progress))
+    story = processes.first(functools.partial(_begun, run, pipeline, state, folder, origin, resume, story))
+    drift = _drift(run, pipeline, _train(run, pipeline, state, step_fn, folder, origin, story, progress))
     del state, step_fn  # the export needs none of it
     progress.say(f"writing {folder.pipeline}")
     processes.first(functools.partial(_export, run, pipeline, drift, folder))
@@ -216,7 +214,7 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     return EraseResult(erased, metrics, log.arrays(), log.names, folder.path, run, pipeline, measured)
 
 
-def _begun(run, pipeline, state, folder, base, resume: bool, story: dict) -> dict:
+def _begun(run, pipeline, state, folder, origin: dict, resume: bool, story: dict) -> dict:
     """The manifest of a run that may now write into its folder."""
     remove_leftovers(folder.pipeline)
     _check_space(run, pipeline, state, folder, resume)
@@ -224,7 +222,7 @@ def _begun(run, pipeline, state, folder, base, resume: bool, story: dict) -> dic
         folder.create(run)
     if story:
         return story | {"resumed": [*story["resumed"], manifest.now()]}
-    return manifest.describe(run, pipeline, base)
+    return manifest.describe(run, pipeline, origin)
 
 
 def _before(run, pipeline, folder, progress) -> np.ndarray | None:
@@ -265,10 +263,10 @@ def _check_space(run, pipeline, state, folder, resume: bool):
     folder.check_space(needed, count)
 
 
-def _train(run, pipeline, state, step_fn, folder, base, story, progress):
+def _train(run, pipeline, state, step_fn, folder, origin, story, progress):
     """The loop with its checkpoints and metrics; returns the last state."""
-    identity = {BASE: base, **computed(run)}
-    with Checkpoints(folder.checkpoints, identity, run.checkpoint.keep, defaults(run)) as checkpoints:
+    identity, older = origin | computed(run), {manifest.TOKENIZER: origin[manifest.TOKENIZER], **defaults(run)}
+    with Checkpoints(folder.checkpoints, identity, run.checkpoint.keep, older) as checkpoints:
         done = checkpoints.latest or 0
         processes.same(f"{folder.checkpoints} (do their hosts share it?)", {"steps done": done})
         if done:

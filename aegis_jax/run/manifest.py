@@ -13,18 +13,24 @@ import jax
 
 from aegis_jax.models.model import hash_into
 
+BASE, TOKENIZER = "base model", "tokenizer"
+_KEPT = {"fingerprint": BASE, "tokenizer": TOKENIZER}  # their keys in a manifest
 PACKAGES = "aegis_jax jax jaxlib flax optax orbax-checkpoint numpy transformers".split()
 
 
-def describe(run, pipeline, base: str) -> dict:
-    """The manifest at the start of a run; base: the `fingerprint` of the pipeline."""
+def describe(run, pipeline, origin: dict) -> dict:
+    """The manifest at the start of a run; origin: the `identity` of the pipeline."""
     device = jax.devices()[0]
     return {
         "status": "running",
         "method": run.erase.method,
         "concepts": list(run.concepts),
         "seed": run.erase.seed,
-        "model": {"given": run.model, "fingerprint": base, "files": source_hashes(pipeline)},
+        "model": {
+            "given": run.model,
+            **{key: origin[name] for key, name in _KEPT.items()},
+            "files": source_hashes(pipeline),
+        },
         "versions": {"python": platform.python_version(), **_versions()},
         "git": _git(),
         "platform": platform.platform(),
@@ -37,6 +43,16 @@ def describe(run, pipeline, base: str) -> dict:
         "started": now(),
         "resumed": [],
     }
+
+
+def identity(pipeline) -> dict[str, str]:
+    """What a run is made from, by the names under which runs are compared."""
+    return {BASE: fingerprint(pipeline), TOKENIZER: pipeline.tokenizer.digest()}
+
+
+def identity_of(story: dict, now: dict[str, str]) -> dict[str, str]:
+    """The same of a manifest; now: what holds for one that is older than a name and says nothing of it."""
+    return {name: story["model"].get(key, now[name]) for key, name in _KEPT.items()}
 
 
 def fingerprint(pipeline) -> str:

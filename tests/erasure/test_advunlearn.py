@@ -10,7 +10,7 @@ from aegis_jax.erasure.advunlearn import step
 from aegis_jax.erasure.advunlearn.config import AdvUnlearnConfig, LatentsConfig, RetainConfig
 from aegis_jax.erasure.advunlearn.setup import NEUTRAL, _retained
 from aegis_jax.erasure.presets import preset
-from aegis_jax.erasure.texts import known
+from aegis_jax.erasure.texts import known, naming
 from aegis_jax.errors import AegisError
 
 
@@ -45,6 +45,27 @@ def test_the_neutral_set_is_what_the_tokenizer_knows_without_the_concept(pipelin
     assert set(found) < set(NEUTRAL)
     with pytest.raises(AegisError, match="of the neutral set known to this tokenizer; name your own"):
         _retained(tokenizer, ["star"], AdvUnlearnConfig(retain=RetainConfig(batch=len(NEUTRAL))))
+
+
+@pytest.mark.parametrize("concept", ["a", "of a", "A dog"])
+def test_no_default_prompt_names_the_concept(pipeline, concept):
+    config = AdvUnlearnConfig(retain=RetainConfig(batch=1))
+    try:
+        found = _retained(pipeline.tokenizer, [concept], config)
+    except AegisError as error:
+        assert "of the neutral set known to this tokenizer; name your own" in str(error)
+    else:
+        assert found and not any(naming(concept).search(text) for text in found)
+    given = AdvUnlearnConfig(retain=RetainConfig(prompts=(f"x {concept} y",), batch=1))
+    with pytest.raises(AegisError, match="which is to be erased; leave it out"):
+        _retained(pipeline.tokenizer, [concept], given)
+
+
+def test_a_run_that_ends_before_its_attack_says_so():
+    config = preset("advunlearn").settings
+    assert "from step 201 on against a prompt that 30 steps of attack" in advunlearn.described(config, 1)
+    early = dataclasses.replace(config, attack=dataclasses.replace(config.attack, warm_up=1.0))
+    assert "without an attack" in advunlearn.described(early, 1) and "from step" not in advunlearn.described(early, 1)
 
 
 def test_prompts_to_retain_take_turns():

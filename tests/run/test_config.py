@@ -106,6 +106,7 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused():
         ("return ml_collections.ConfigDict({'concepts': ['a', 1]})", ["'concepts'"]),
         ("return 1 / 0", ["ZeroDivisionError"]),
         ("return (", ["SyntaxError"]),
+        ("import sys; sys.exit()", ["SystemExit"]),  # code 0 would say that the run was done
     ],
 )
 def test_bad_files(tmp_path, body, parts):
@@ -156,7 +157,7 @@ def test_our_names_are_ours_whatever_else_lies_around(tmp_path, monkeypatch, ins
     with pytest.raises(AegisError, match="'other' not found.*one of world"):
         run_config.load("other")
     for path in ("world.py", "./world.py", "configs/world.py"):  # a path is the user's file
-        with pytest.raises(SystemExit, match="executed"):
+        with pytest.raises(AegisError, match="SystemExit: executed"):
             run_config.load(path)
     with pytest.raises(AegisError, match="not found: give a .py file"):
         run_config.load("configs/world")

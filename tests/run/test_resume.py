@@ -158,6 +158,20 @@ def test_another_base_model_is_refused(cheap_step, folder, tmp_path, monkeypatch
         erase(other, out, resume=True)
 
 
+def test_another_tokenizer_is_refused(cheap_step, folder, tmp_path, monkeypatch):
+    model, out = shutil.copytree(folder, tmp_path / "model"), tmp_path / "run"
+    interrupt(model, out, monkeypatch, 4)
+    told = json.loads((out / "manifest.json").read_text())
+    (model / "tokenizer" / "special_tokens_map.json").write_text('{"pad_token": "!"}')
+    with pytest.raises(AegisError, match="tokenizer was .*, is "):
+        erase(model, out, resume=True)
+    # A run of an older version says nothing of it.
+    del told["model"]["tokenizer"]
+    (out / "manifest.json").write_text(json.dumps(told))
+    with pytest.raises(AegisError, match="tokenizer was .*, is "):  # its checkpoint does
+        erase(model, out, resume=True)
+
+
 def test_how_often_to_save_may_change(cheap_step, folder, tmp_path, monkeypatch):
     out = tmp_path / "run"
     interrupt(folder, out, monkeypatch, 4)

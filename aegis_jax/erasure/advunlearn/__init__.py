@@ -25,11 +25,16 @@ def described(config: AdvUnlearnConfig, concepts: int) -> str:
     retained = ", ".join(map(repr, config.retain.prompts)) or "a small neutral set"
     parts = {"text_encoder": "text encoder", "unet": "UNet"}
     part, others = parts.pop(_component(config)), ", ".join(parts.values())
+    attack = "without an attack"
+    if config.warm_up < config.steps:
+        attack = (
+            f"from step {config.warm_up + 1} on against a prompt that {config.attack.steps} steps of attack have found"
+        )
     return (
         f"{config.steps} steps of {config.batch} latent(s), Adam at {config.learning_rate:g}, trainable tensors: "
-        f"{config.trainable}; from step {config.warm_up + 1} on against a prompt that {config.attack.steps} steps of "
-        f"attack have found. Retained with weight {config.retain.weight:g}: {retained}. Only the {part} differs from "
-        f"the original: {others}, VAE, tokenizer and scheduler are its own, byte for byte. No images were used."
+        f"{config.trainable}; {attack}. Retained with weight {config.retain.weight:g}: {retained}. "
+        f"Only the {part} differs from the original: {others}, VAE, tokenizer and scheduler are its own, byte for "
+        "byte. No images were used."
     )
 
 

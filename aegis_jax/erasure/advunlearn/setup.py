@@ -83,7 +83,9 @@ def check_fit(pipeline, concepts: list[str], config: AdvUnlearnConfig) -> None:
 def _retained(tokenizer, concepts: list[str], config: AdvUnlearnConfig) -> list[str]:
     """The prompts to retain. Raises `AegisError` for too few of them, and for one that cannot be encoded whole."""
     given = list(config.retain.prompts)
-    prompts = given or known(tokenizer, NEUTRAL, concepts)
+    named = [naming(concept) for concept in concepts]
+    neutral = [text for text in known(tokenizer, NEUTRAL, concepts) if not any(each.search(text) for each in named)]
+    prompts = given or neutral
     if len(prompts) < config.retain.batch:
         of = "" if given else " of the neutral set known to this tokenizer; name your own"
         raise AegisError(f"retain.prompts: {len(prompts)}{of}, fewer than retain.batch={config.retain.batch}")
@@ -91,8 +93,8 @@ def _retained(tokenizer, concepts: list[str], config: AdvUnlearnConfig) -> list[
     for prompt in prompts:
         if len(tokenizer.tokens(prompt)) > room:
             raise AegisError(f"retain.prompts: {prompt[:40]!r} has more than {room} tokens; shorten it")
-    for concept in concepts:
-        for prompt in filter(naming(concept).search, prompts):
+    for concept, each in zip(concepts, named):
+        for prompt in filter(each.search, prompts):
             raise AegisError(f"retain.prompts: {prompt[:40]!r} names {concept!r}, which is to be erased; leave it out")
     return prompts
 

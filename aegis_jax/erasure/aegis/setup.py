@@ -27,10 +27,10 @@ def freeze(pipeline, concepts: list[str], config: EraseConfig, placement=None, *
 def freeze_each(pipeline, runs: list[list[str]], config: EraseConfig, placement=None, *, slots=None) -> list[Frozen]:
     """The frozen side of an erasure from a pipeline for each run's concepts; what is not theirs is one array in all.
 
-    slots: soft tokens of the target and of the adversarial prompt, by default config.soft.tokens for both.
+    slots: soft tokens of the target and of the adversarial prompt, by default the config's for both.
     Raises `AegisError` for an empty concept, one that does not fit the tokenizer, or an inpainting-like UNet.
     """
-    tokenizer, slots = pipeline.tokenizer, slots or (config.soft.tokens, config.soft.tokens)
+    tokenizer, slots = pipeline.tokenizer, slots or (_slots(config), _slots(config))
     tokens = [[concept_tokens(tokenizer, concept, max(slots)) for concept in concepts] for concepts in runs]
     net = networks(pipeline, config.trainable, config.compute_dtype, config.latents.steps, placement)
     in_float32 = dataclasses.replace(pipeline, text_encoder=dataclasses.replace(pipeline.text_encoder, params=net.text))
@@ -71,7 +71,12 @@ def check_fit(pipeline, concepts: list[str], config: EraseConfig) -> None:
     """Raises `AegisError` for concepts that `setup` would refuse: by their texts and number."""
     check_concepts(config, len(concepts))
     for concept in concepts:
-        concept_tokens(pipeline.tokenizer, concept, config.soft.tokens)
+        concept_tokens(pipeline.tokenizer, concept, _slots(config))
+
+
+def _slots(config: EraseConfig) -> int:
+    """Positions that a concept's prompts have for soft tokens, or for the words that it stands among."""
+    return config.soft.tokens if config.soft.use != "none" else int(config.words.context != "none")
 
 
 def setup(pipeline, concepts: str | list[str], config: EraseConfig, placement=None) -> tuple[State, Frozen]:

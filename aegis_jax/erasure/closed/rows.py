@@ -12,7 +12,7 @@ import numpy as np
 
 from aegis_jax.diffusion.conditioning import PROMPTS_PER_CALL, encode, encode_ids
 from aegis_jax.erasure.networks import with_text_in_float32
-from aegis_jax.erasure.texts import check_text_width, concept_tokens
+from aegis_jax.erasure.texts import check_text_width, concept_tokens, folded
 from aegis_jax.errors import AegisError
 from aegis_jax.models.model import full_precision
 
@@ -78,8 +78,8 @@ def check_texts(tokenizer, concepts: list[str], guide: Iterable[str], preserve: 
             raise AegisError(
                 f"{key}: {text[:40]!r} has {count} tokens, the text encoder has room for {room}; shorten it"
             )
-    said = {concept.strip().lower() for concept in concepts}
-    both = [text for text in preserve if text.strip().lower() in said]
+    said = {folded(concept) for concept in concepts}
+    both = [text for text in preserve if folded(text) in said]
     if both:
         raise AegisError(f"preserve names {both[0]!r}, which is to be erased; leave it out of one of the two")
 

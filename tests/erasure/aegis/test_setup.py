@@ -12,6 +12,7 @@ from aegis_jax.erasure import latents, networks
 from aegis_jax.erasure.aegis import words
 from aegis_jax.erasure.aegis.config import EraseConfig, GRPConfig, LatentsConfig, SoftConfig, WordsConfig, check
 from aegis_jax.erasure.aegis.setup import _pools, setup, uses_pool
+from aegis_jax.erasure.presets import preset
 from aegis_jax.errors import AegisError
 
 
@@ -33,6 +34,17 @@ def test_what_all_runs_concepts_are_is_encoded_in_one_call(pipeline, monkeypatch
             for one, other in zip(*(jax.tree.leaves(getattr(x, name)) for x in (ours, theirs)), strict=True):
                 np.testing.assert_allclose(one, other, 1e-5, 1e-6)
         assert ours.unet is together[0].unet
+
+
+def test_only_soft_tokens_and_words_take_room_from_a_concept(pipeline):
+    room = pipeline.tokenizer.model_max_length - 2
+    esd, longest = preset("esd").settings, " ".join(["star"] * room)
+    assert len(pipeline.tokenizer.tokens(longest)) == room
+    _, frozen = setup(pipeline, [longest], esd)
+    assert frozen.target_template.shape[1] == room + 2
+    for config in (EraseConfig(), dataclasses.replace(esd, words=WordsConfig(context="erase"))):
+        with pytest.raises(AegisError, match=f"room for {room - 1} besides"):
+            setup(pipeline, [longest], config)
 
 
 def _words(pipeline):
