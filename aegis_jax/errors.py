@@ -21,6 +21,10 @@ class Unavailable(AegisError):
     code = AGAIN
 
 
+class SourceGone(AegisError):
+    """A file is not there, cannot be read, or is no longer what it was when it was looked at first."""
+
+
 def is_full_device(error: BaseException | None) -> bool:
     """Whether XLA has raised `error` because a device's memory is full."""
     # It has no class of its own for that; a CPU's in the middle of a program begins with INTERNAL.

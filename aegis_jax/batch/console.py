@@ -12,10 +12,11 @@ from aegis_jax.batch.ledger import LEASE, Ledger, records, survey
 from aegis_jax.batch.store import Store, open_store
 from aegis_jax.batch.worker import stoppable, work
 from aegis_jax.errors import AegisError
-from aegis_jax.io import delta
+from aegis_jax.io import delta, delta_apply
 from aegis_jax.io.hub import expand, place
 from aegis_jax.io.pipeline import load_pipeline
 from aegis_jax.run.asked import settings
+from aegis_jax.run.config import RunConfig
 from aegis_jax.run.erase import off_device
 from aegis_jax.run.lanes import LANES
 from aegis_jax.run.progress import Progress
@@ -35,6 +36,11 @@ def batch(plan_file, model, out, *, config, overrides, lanes: int | None, lease:
     asked = rows.read(path)
     store = open_store(out, new=True)
     run = settings(model, asked.rows[0].concepts, config, overrides)
+    if run.mesh.data * run.mesh.fsdp > 1:  # of a config file
+        raise AegisError(
+            f"mesh.data={run.mesh.data} x mesh.fsdp={run.mesh.fsdp}: a batch has no meshes, each erasure is on one "
+            "device; set both to 1"
+        )
     pipeline = off_device(load_pipeline(run.model, revision=run.revision or None, variant=run.variant or None))
 
     def fits(run, concepts):
@@ -54,7 +60,7 @@ def batch(plan_file, model, out, *, config, overrides, lanes: int | None, lease:
             work(plan, ledger, erase, erase.width, progress=progress)
         finally:
             progress.end()
-    return _summary(plan, store, run.model)
+    return _summary(plan, store, run)
 
 
 def _worker_name() -> str:
@@ -62,7 +68,7 @@ def _worker_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
-def _summary(plan: plan_lib.Plan, store: Store, model: str) -> int:
+def _summary(plan: plan_lib.Plan, store: Store, run: RunConfig) -> int:
     """Prints what has come of all rows; the exit code."""
     now, where = survey(store), store.place.rstrip("/")
     done = [row for row in plan.rows if row.id in now.done]
@@ -75,5 +81,6 @@ def _summary(plan: plan_lib.Plan, store: Store, model: str) -> int:
         print(f"failed   and {len(failed) - LISTED} more")
     print(f"results  {where}/results")
     if done and "://" not in where:
-        print(f"apply    aegis apply {where}/results/{done[0].file}.safetensors --model {model} --out DIR")
+        first = f"{where}/results/{done[0].file}.safetensors"
+        print(f"apply    {delta_apply.command(first, run.model, run.revision, run.variant)}")
     return 1 if failed else 0

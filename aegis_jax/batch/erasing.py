@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aegis_jax.batch.plan import Row
-from aegis_jax.batch.worker import Result
+from aegis_jax.batch.worker import Result, is_the_machines
 from aegis_jax.errors import AegisError
 from aegis_jax.io.delta_write import write_drift
 from aegis_jax.io.folder import Folder
@@ -71,7 +71,7 @@ class Eraser:
                     base=self._model, hashes=self._hashes, about=about,
                 )  # fmt: skip
             except AegisError as error:
-                if isinstance(error.__cause__, OSError):  # the disk's
+                if is_the_machines(error):
                     raise
                 return error
             content = path.read_bytes()

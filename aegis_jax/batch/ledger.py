@@ -16,9 +16,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from aegis_jax.batch import plan as plan_lib
 from aegis_jax.batch.store import PLAN, Store
@@ -79,10 +81,11 @@ class Ledger:
 
     def claim(self, row: str) -> bool:
         """Claims a row that nobody has claimed; False if somebody has."""
-        generation = self.store.create(f"claims/{row}.json", self._claim("held", 0))
-        if generation is not None:
-            with self._lock:
-                self._held[row] = _Held(generation, 0)
+        with _uninterrupted():
+            generation = self.store.create(f"claims/{row}.json", self._claim("held", 0))
+            if generation is not None:
+                with self._lock:
+                    self._held[row] = _Held(generation, 0)
         return generation is not None
 
     def abandoned(self, rows: Iterable[str]) -> dict[str, int]:
@@ -107,11 +110,12 @@ class Ledger:
 
     def take(self, row: str, lost: int) -> bool:
         """Claims a row that `abandoned` gave; False if another was faster or the owner has come back."""
-        generation = self.store.swap(f"claims/{row}.json", self._claim("held", lost), self._seen[row][0])
-        if generation is None:
-            return False
-        with self._lock:
-            self._held[row] = _Held(generation, lost)
+        with _uninterrupted():
+            generation = self.store.swap(f"claims/{row}.json", self._claim("held", lost), self._seen[row][0])
+            if generation is None:
+                return False
+            with self._lock:
+                self._held[row] = _Held(generation, lost)
         if self.store.read(f"done/{row}.json")[0] is not None:  # since the ledger was looked at
             self._forget(row)
             return False
@@ -142,7 +146,8 @@ class Ledger:
         while attempt < ATTEMPTS:
             key = f"attempts/{row}.{attempt}.json"
             if not final and self.store.create(key, _json({"attempt": attempt, **said})) is not None:
-                self._let_go(row)
+                with _uninterrupted():
+                    self._let_go(row)
                 return
             if final and self.store.read(key)[0] is None:
                 break
@@ -205,6 +210,38 @@ class Ledger:
         # The time is for people; nobody compares clocks. It makes every value another, too.
         said = {"worker": self.worker, "state": state, "lease": self.lease, "lost": lost, "time": time.time()}
         return _json(said)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """While entered, a SIGTERM or SIGINT waits, so that a claim which is there is known to be; a second one does not.
+
+    A store may be slow: a signal comes more likely while it is asked than at any other time.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are that one's
+        yield
+        return
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {signum: handler for signum, handler in handlers.items() if handler is not None}  # None: not Python's
+    came: list[int] = []
+
+    def as_before():
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+    def wait(signum, frame):
+        came.append(signum)
+        as_before()
+
+    try:
+        for signum in handlers:
+            signal.signal(signum, wait)
+        yield
+    finally:
+        if not came:
+            as_before()
+        if came and not isinstance(sys.exception(), KeyboardInterrupt):  # which a second one has raised
+            signal.raise_signal(came[0])
 
 
 def survey(store: Store) -> Survey:

@@ -200,7 +200,7 @@ def _wrong_texts(concepts) -> str | None:
 def _each_once(pairs: list[tuple]) -> dict:
     """A JSON object, or ValueError for a key that it has twice, {"grp": {"mu": 1}, "grp.mu": 2} among them."""
     found = dict(pairs)
-    names = [name for name, value in pairs for name in (run_config.flat({name: value}) or {name: 0})]
+    names = [name for name, value in pairs for name in run_config.flat({name: value})]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{twice[0]!r} is there twice")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from aegis_jax.batch.ledger import Ledger
 from aegis_jax.batch.plan import Plan, Row
 from aegis_jax.batch.store import Unanswered
-from aegis_jax.errors import AegisError, Unavailable, is_full_device
+from aegis_jax.errors import AegisError, SourceGone, Unavailable, is_full_device
 from aegis_jax.run.progress import Silent, duration
 
 STRIKES = 3  # groups in a row that end in an error of no kind that is known: then the machine is at fault
@@ -180,7 +180,7 @@ def _each(found: Iterator) -> Iterator:
         try:
             value = next(found, None)
         except Exception as error:
-            if _is_the_machines(error):
+            if is_the_machines(error):
                 raise
             raise _Failed from error
         if value is None:
@@ -188,10 +188,10 @@ def _each(found: Iterator) -> Iterator:
         yield value
 
 
-def _is_the_machines(error: Exception) -> bool:
-    """Whether an error is of a disk or a device that is full or broken, whatever is erased."""
+def is_the_machines(error: Exception) -> bool:
+    """Whether an error is of this machine, whatever is erased: a full or broken disk or device, a base gone."""
     causes = (error, error.__cause__)
-    return any(isinstance(x, OSError | MemoryError) or is_full_device(x) for x in causes)
+    return any(isinstance(x, OSError | MemoryError | SourceGone) or is_full_device(x) for x in causes)
 
 
 def _told(plan: Plan, ledger: Ledger, before: int, seconds: float) -> str:

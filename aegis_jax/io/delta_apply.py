@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping
 
 import jax
@@ -99,6 +100,13 @@ def write_applied(
             card = next(tensor for each in new.values() for tensor in each.values()).header.metadata.get("card")
             if card is not None:
                 export.write_bytes(root / "README.md", card.encode(errors="replace"))
+
+
+def command(path, base, revision: str | None = None, variant: str | None = None) -> str:
+    """What to type to apply a delta file, DIR standing for the new folder; the base as for `write_applied`."""
+    weights = {"--revision": revision, "--variant": variant}
+    given = [part for option, value in weights.items() if value for part in (option, value)]
+    return shlex.join(["aegis", "apply", str(path), "--model", str(base), *given, "--out", "DIR"])
 
 
 def _write_weights(name: str, weights: folder.Weights, target: pathlib.Path, new: Mapping[str, delta.Tensor]) -> None:

@@ -64,6 +64,8 @@ def write_lora(
         said = dict(next(iter(new.values())).header.metadata)
     if not tensors:
         raise AegisError(f"{path} changes no matrix: a LoRA can say nothing of it")
+    if not whole:
+        raise AegisError(f"{path} changes nothing but the signs of zeros: a LoRA can say nothing of it")
     metadata = {key: said[key] for key in ("base", "concepts", "method") if key in said} | {"format": "pt"}
     metadata["aegis_lora"] = f"{np.sqrt(lost / whole):.4f}"  # what is lost
     if names == "kohya":

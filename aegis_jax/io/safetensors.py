@@ -23,7 +23,7 @@ from typing import BinaryIO
 import ml_dtypes
 import numpy as np
 
-from aegis_jax.errors import AegisError
+from aegis_jax.errors import AegisError, SourceGone
 from aegis_jax.io import parts
 
 DTYPES = {
@@ -140,7 +140,7 @@ def read_tensor(
         count = os.preadv(file.fileno(), [target[read:]], part.start + read)
         if count == 0:
             found = part.start + read - whole.start
-            raise AegisError(f"{header.path}: tensor {key!r} ends after {found} of {whole.nbytes} bytes; {AGAIN}")
+            raise SourceGone(f"{header.path}: tensor {key!r} ends after {found} of {whole.nbytes} bytes; {AGAIN}")
         read += count
     return target.view(part.numpy_dtype).reshape(part.shape)
 
@@ -156,11 +156,11 @@ def _rows(entry: Entry, rows: slice | EllipsisType) -> Entry:
 
 @contextlib.contextmanager
 def open_unchanged(header: Header) -> Iterator[BinaryIO]:
-    """The file of `header` for reading; `AegisError` if it vanished or changed since then."""
+    """The file of `header` for reading; `SourceGone` if it vanished or changed since then."""
     with _opened(header.path) as file:
         status = os.fstat(file.fileno())
         if (status.st_size, status.st_mtime_ns) != (header.size, header.mtime_ns):
-            raise AegisError(
+            raise SourceGone(
                 f"{header.path} has changed since it was loaded: load the pipeline again before exporting it"
             )
         yield file
@@ -271,9 +271,9 @@ def _opened(path: pathlib.Path) -> Iterator[BinaryIO]:
     try:
         file = open(path, "rb")
     except FileNotFoundError:
-        raise AegisError(f"{path} does not exist") from None
+        raise SourceGone(f"{path} does not exist") from None
     except OSError as error:
-        raise AegisError(f"cannot read {path}: {error.strerror or error}") from error
+        raise SourceGone(f"cannot read {path}: {error.strerror or error}") from error
     with file:
         yield file
 

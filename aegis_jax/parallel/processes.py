@@ -64,6 +64,7 @@ def start() -> None:
 def _reach(address: str) -> None:
     """Waits until process 0 listens: JAX would abort, with no word on what to look at."""
     host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")  # of an IPv6 address, which only JAX takes with them
     until = time.monotonic() + COMING
     while True:
         try:

@@ -79,14 +79,23 @@ class Bill:
     dollars: float | None
 
 
+def unknown(run: RunConfig, topology: Topology, share: float | None) -> str | None:
+    """Why nobody can say how long a run takes, or None."""
+    if topology.chip.flops is None:
+        return "this chip's peak is not"
+    if share is None and getattr(run.erase, "compute_dtype", None) == "float32":
+        return "the peak is of bfloat16, not of float32; --utilisation gives the share of it that float32 reaches"
+    return None
+
+
 def bill(
     flops: float, run: RunConfig, topology: Topology, lanes: int, concepts: int, price: float | None, share=None
 ) -> Bill | None:
     """flops: of one step of one run; price: dollars per chip-hour; share: of the peak, by default `utilisation`.
 
-    None for a chip whose peak is not known. Starting, loading, compiling, exporting and pictures are not in it.
+    None where `unknown` says why. Starting, loading, compiling, exporting and pictures are not in it.
     """
-    if topology.chip.flops is None:
+    if unknown(run, topology, share):
         return None
     # In low memory backward passes have one latent at a time; forward passes do better than that.
     together = 1 if getattr(run.erase, "low_memory", False) else getattr(run.erase, "batch", 1)

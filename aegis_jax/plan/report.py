@@ -62,6 +62,7 @@ def report(
         "fits_on": plan.fitting(found, lanes),
         "flops": dataclasses.asdict(found.flops) | {"total": found.flops.total},
         "collectives": collectives, "programs": programs, "bill": bill and dataclasses.asdict(bill),
+        "bill_refused": cost.unknown(found.run, there, share),
         "price": price, "share_given": share is not None, "notes": notes,
         "versions": {"jax": jax.__version__} | ({"libtpu": compiled.version()} if programs else {}),
     }  # fmt: skip
@@ -126,10 +127,10 @@ def _why(refused: str | None) -> str:
 def _money(found: dict) -> list[str]:
     bill = found["bill"]
     if bill is None:
-        return ["time         not known: this chip's peak is not"]
+        return [f"time         not known: {found['bill_refused']}"]
     source = "given" if found["share_given"] else "assumed: SD 1.4's forward pass on one H200, docs/plan.md"
     lines = [
-        f"utilisation  {bill['share']:.0%} of the chip's peak ({source})",
+        f"utilisation  {bill['share']:.0%} of the chip's bfloat16 peak ({source})",
         f"speed        {bill['steps_per_hour']:,.0f} steps, {bill['concepts_per_hour']:.3g} concepts per chip-hour "
         "(by that share)",
         f"time         {bill['concepts']:,} concept(s): {bill['hours']:.3g} h, {bill['chip_hours']:.4g} chip-hours "

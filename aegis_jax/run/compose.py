@@ -52,7 +52,7 @@ class Composed:
 def write(deltas, base, out, *, by="closed", lamb=1.0, seed=0, revision=None, variant=None, overwrite=False) -> None:
     """`aegis compose`: writes the merged delta file and prints what it keeps of each erasure."""
     _check(by, lamb, seed)
-    paths = found(deltas)
+    paths = found(deltas, out)
     path = delta_write.check_path(out, overwrite)
     headers = [delta.read_delta(each) for each in paths]
     concepts = [_concepts(header) for header in headers]
@@ -72,15 +72,20 @@ def write(deltas, base, out, *, by="closed", lamb=1.0, seed=0, revision=None, va
     )  # fmt: skip
     print(text(result))
     print(f"delta    {out} ({count} tensors, {path.stat().st_size / 1e6:.1f} MB)")
-    print(f"apply    aegis apply {out} --model {base} --out DIR")
+    print(f"apply    {delta_apply.command(out, base, revision, variant)}")
 
 
-def found(deltas) -> list[Path]:
-    """The files named, and those of folders (of a batch: of its results), each once; `AegisError` for too few."""
-    paths = []
+def found(deltas, out=None) -> list[Path]:
+    """The files named, and those of folders (of a batch: of its results), each once; `AegisError` for too few.
+
+    out: where the merged one goes; one that lies there is none of a folder's, being what was merged before.
+    """
+    paths, before = [], out and expand(out).resolve()
     for given in map(expand, deltas):
         folder = given / "results" if (given / "results").is_dir() else given
-        inside = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [given]
+        inside = [given]
+        if folder.is_dir():
+            inside = [path for path in sorted(folder.glob("*.safetensors")) if path.resolve() != before]
         if not inside:
             raise AegisError(f"{folder} holds no .safetensors: name delta files, or the folder of a batch")
         paths += inside

@@ -206,10 +206,10 @@ def _read_file(source) -> dict:
 
 
 def flat(tree: Mapping, prefix: str = "") -> dict:
-    """{"grp": {"omega": 1}} -> {"grp.omega": 1}."""
+    """{"grp": {"omega": 1}} -> {"grp.omega": 1}; a mapping that is empty stays, for its key may be none."""
     entries = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             entries |= flat(value, f"{prefix}{key}.")
         else:
             entries[f"{prefix}{key}"] = value
@@ -218,7 +218,8 @@ def flat(tree: Mapping, prefix: str = "") -> dict:
 
 def _set(values, problems, types, key, value, where):
     if key not in types:
-        problems.append(f"{where}{_unknown(key, types)}")
+        if not (isinstance(value, Mapping) and not value and _group(key, types)):  # a group of which nothing is set
+            problems.append(f"{where}{_unknown(key, types)}")
         return
     try:
         values[key] = _checked(types[key], value)
@@ -228,8 +229,13 @@ def _set(values, problems, types, key, value, where):
         )
 
 
+def _group(key: str, types) -> list[str]:
+    """The keys of a group of that name, if there is one."""
+    return sorted(k for k in types if k.startswith(f"{key}."))
+
+
 def _unknown(key: str, types) -> str:
-    group = sorted(k for k in types if k.startswith(f"{key}."))
+    group = _group(key, types)
     if group:
         return f"config key {key!r} is a group: set {', '.join(group)}"
     close = difflib.get_close_matches(key, types, n=1, cutoff=0.5)

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import shlex
+import shutil
 
 import pytest
 
@@ -175,6 +178,53 @@ def test_a_full_disk_is_no_concepts_fault(batch, method, tmp_path, monkeypatch):
     code, _, err = batch("name\nstar\nred\n")
     assert code == 2 and "no space left" in err
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("fate", ["touched", "moved", "cut off"])
+def test_a_base_that_goes_meanwhile_is_no_concepts_fault(batch, method, folder, tmp_path, monkeypatch, fate):  # noqa: F811
+    """Nor of those that another worker is at: the claims are free at once, and the same command goes on."""
+    base = shutil.copytree(folder, tmp_path / "base")
+    file, aside = base / "unet/diffusion_pytorch_model.safetensors", tmp_path / "aside"
+    status, whole = file.stat(), erasing.write_drift
+
+    def gone(*args, **more):
+        if fate == "touched":
+            os.utime(file, ns=(0, status.st_mtime_ns + 1))
+        elif fate == "moved":
+            file.rename(aside)
+        else:
+            os.truncate(file, status.st_size - 1)
+        return whole(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(erasing, "write_drift", gone)
+        code, out, err = batch("name\nstar\nred\n", "--model", base)
+    assert code == 2 and out == "" and f"{file} {'does not exist' if fate == 'moved' else 'has changed'}" in err
+    assert not list((tmp_path / "out").glob("failed/*")) and not list((tmp_path / "out").glob("attempts/*"))
+    if fate == "moved":
+        aside.rename(file)
+    elif fate == "cut off":
+        shutil.copy(folder / "unet" / file.name, file)
+    assert batch("name\nstar\nred\n", "--model", base)[0] == 0
+
+
+def test_a_mesh_of_a_config_file_is_refused_before_anything_is_written(batch, method, tmp_path):  # noqa: F811
+    config = tmp_path / "mesh.py"
+    keys = {"batch": 2, "mesh": {"data": 2}}
+    config.write_text(f"import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({keys})\n")
+    code, out, err = batch("name\nstar\n", "--config", config)
+    assert code == 2 and out == "" and err.count("\n") == 1 and "mesh.data=2 x mesh.fsdp=1: a batch has no mesh" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_that_is_printed_can_be_typed(batch, method, folder, tmp_path):  # noqa: F811
+    base = shutil.copytree(folder, tmp_path / "a base")
+    file = base / "unet/diffusion_pytorch_model.safetensors"
+    file.rename(file.with_suffix(".fp16.safetensors"))
+    code, out, _ = batch("name\nstar\n", "--model", base, "--variant", "fp16", out="an out")
+    typed = shlex.split(out.splitlines()[-1].removeprefix("apply "))
+    assert code == 0 and typed[:2] == ["aegis", "apply"] and typed[-1] == "DIR"
+    assert main([*typed[1:-1], str(tmp_path / "erased")]) == 0
 
 
 def test_a_full_device_is_no_concepts_fault(batch, tmp_path, monkeypatch):

@@ -1,12 +1,14 @@
 """Claims, leases and commits, one call at a time."""
 
 import json
+import signal
 import threading
 
 import pytest
 
 from aegis_jax.batch import plan as plan_lib
 from aegis_jax.batch.ledger import ATTEMPTS, Ledger, records
+from aegis_jax.batch.worker import Stopped, stoppable
 from aegis_jax.errors import AegisError
 from tests.batch import racing
 
@@ -206,3 +208,56 @@ def test_a_store_that_is_slow_to_renew_keeps_nobody(store):
     slow.go.set()
     renewing.join(30), letting_go.join(30)
     assert mine._held == {} and other.abandoned(["b", "c"]) == {"b": 0, "c": 0}
+
+
+class Signalled:
+    """A store with which signals come `before` the first swap of a claim, and `after` it, but before its answer."""
+
+    def __init__(self, store, before=(), after=()):
+        self.store, self.before, self.after = store, before, after
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    def create(self, *args):
+        return self._asked(self.store.create, *args)
+
+    def swap(self, *args):
+        return self._asked(self.store.swap, *args)
+
+    def _asked(self, ask, key, *args):
+        if not key.startswith("claims/"):
+            return ask(key, *args)
+        (before, after), self.before, self.after = (self.before, self.after), (), ()
+        for each in before:
+            signal.raise_signal(each)
+        answer = ask(key, *args)
+        for each in after:
+            signal.raise_signal(each)
+        return answer
+
+
+@pytest.mark.parametrize("what", ["claim", "take", "fail"])
+def test_a_signal_in_the_middle_of_a_claim_leaves_none(store, what):
+    """Nobody has to wait for the lease of what this worker did not yet know to be its own, or no longer."""
+    mine, other = Ledger(store, "mine"), Ledger(store, "other")
+    if what != "claim":
+        assert mine.claim("a")
+    if what == "take":
+        mine.release()
+        assert mine.abandoned(["a"]) == {"a": 0}
+    calls = {"claim": lambda: mine.claim("a"), "take": lambda: mine.take("a", 0)}
+    calls["fail"] = lambda: mine.fail("a", "no luck", final=False)
+    mine.store = Signalled(store, **{"before" if what == "fail" else "after": [signal.SIGTERM]})
+    with pytest.raises(Stopped), stoppable(), mine.renewing():
+        calls[what]()
+    assert other.abandoned(["a"]) == {"a": 0}
+
+
+def test_a_second_signal_does_not_wait_for_the_store(store):
+    mine = Ledger(Signalled(store, after=[signal.SIGTERM, signal.SIGINT]), "mine")
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Stopped) as stopped, stoppable():
+        mine.claim("a")
+    assert stopped.value.signum == signal.SIGINT and not mine._held
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before

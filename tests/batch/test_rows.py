@@ -135,6 +135,11 @@ a name that is far too long for it,,,,,
         ('{"name": "star", "steps": "5"}\n', "jsonl", ["line 1: config key 'steps': got '5' (str)"]),
         ('{"name": "star", "steps": 5}\n{"name": "star", "steps": 5}', "jsonl", ["line 2: 'star' with the same"]),
         ('{"name": "star", "grp": {"omga": 1}}\n', "jsonl", ["unknown config key 'grp.omga'"]),
+        ('{"name": "star", "stpes": {}}\n', "jsonl", ["unknown config key 'stpes'", "did you mean 'steps'?"]),
+        ('{"name": "star", "grp": {"omga": {}}}\n', "jsonl", ["unknown config key 'grp.omga'"]),
+        ('{"name": "star", "steps": {}}\n', "jsonl", ["line 1: config key 'steps': got {} (dict), wanted a whole"]),
+        ('{"name": "star", "method": {}}\n', "jsonl", ["line 1: unknown method {}"]),
+        ('{"name": "star", "grp": {}, "grp": {}}\n', "jsonl", ["no JSON ('grp' is there twice)"]),
     ],
 )
 def test_what_is_refused(checked, text, ending, parts):

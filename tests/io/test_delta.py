@@ -18,7 +18,7 @@ import aegis_jax
 from aegis_jax import AegisError, apply_delta, load_pipeline, save_pipeline, write_delta
 from aegis_jax.cli import main
 from aegis_jax.io.delta import base_hashes
-from aegis_jax.io.delta_apply import write_applied
+from aegis_jax.io.delta_apply import command, write_applied
 from aegis_jax.io.delta_write import write_drift
 from aegis_jax.models.model import flatten, unflatten
 from tests.io.written import unet_tensors
@@ -395,3 +395,9 @@ def test_a_path_that_is_none(erased):
     for path in ("a\0b", "~nobody-of-that-name/x"):
         with pytest.raises(AegisError, match="is not a path|no such home folder"):
             write_delta(full, base, path)
+
+
+def test_the_command_that_applies_has_all_that_the_base_needs():
+    assert command("a b.safetensors", "me/sd") == "aegis apply 'a b.safetensors' --model me/sd --out DIR"
+    assert command("x", "me/sd", "v1", "fp16") == "aegis apply x --model me/sd --revision v1 --variant fp16 --out DIR"
+    assert command("x", "me/sd", "", "") == "aegis apply x --model me/sd --out DIR"

@@ -1,5 +1,7 @@
 """LoRAs of delta files: against the singular value decomposition, and as diffusers adds them to the base."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from aegis_jax import AegisError, load_pipeline
+from aegis_jax import AegisError, load_pipeline, write_delta
 from aegis_jax.cli import main
 from aegis_jax.io.delta import base_hashes
 from aegis_jax.io.delta_write import write_drift
@@ -80,6 +82,20 @@ def test_diffusers_adds_what_is_nearest(made, tmp_path, names, rank, capsys):
     with safe_open(out, "np") as file:
         assert file.metadata()["concepts"] == said["concepts"]
         assert {x.dtype for x in (file.get_tensor(key) for key in file.keys())} == {np.dtype("float32")}
+
+
+def test_a_zeros_sign_is_no_lora(tiny, tmp_path, capsys):
+    paths = [shutil.copytree(tiny(), tmp_path / name) for name in ("base", "erased")]
+    for folder, zero in zip(paths, (0.0, -0.0)):
+        file = folder / "unet/diffusion_pytorch_model.safetensors"
+        tensors = load_file(file)
+        tensors["conv_in.weight"].flat[0] = zero
+        save_file(tensors, file, metadata={"format": "pt"})
+    base, delta, out = paths[0], tmp_path / "delta.safetensors", tmp_path / "out.safetensors"
+    assert write_delta(paths[1], base, delta) == 1
+    assert main(["export", str(delta), "--base", str(base), "--lora", "2", "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "nothing but the signs of zeros" in err and not out.exists()
 
 
 def test_bad_input_is_one_line_and_nothing_is_replaced(made, tiny, tmp_path, capsys):

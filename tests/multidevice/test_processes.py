@@ -234,6 +234,20 @@ def test_a_first_process_that_does_not_come():
     assert done.returncode == processes.AGAIN and done.stderr.count("\n") == 1 and address in done.stderr
 
 
+@pytest.mark.parametrize(("address", "host"), [("[::1]:8476", "::1"), ("host0:8476", "host0")])
+def test_an_address_is_looked_for_as_sockets_have_it(address, host, monkeypatch):
+    """An IPv6 address has brackets for JAX, and none for a socket."""
+    asked = []
+
+    def connect(place, timeout):
+        asked.append(place)
+        return socket.socket()
+
+    monkeypatch.setattr(processes.socket, "create_connection", connect)
+    processes._reach(address)
+    assert asked == [(host, 8476)]
+
+
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -191,17 +192,37 @@ def test_utilisation_is_the_measured_one():
 @pytest.mark.parametrize(
     "text, name",
     [("v5e:1", "v5e:1"), ("v5e:2x4", "v5e:8"), ("v5e:16x16", "v5e:256"), ("v5p", "v5p:4"), ("v5p:2x2x2", "v5p:8")]
-    + [("tpu-v6e-slice:4x4", "v6e:16"), ("h100:8", "h100:8"), ("a100", "a100-80:1")],
+    + [("tpu-v6e-slice:4x4", "v6e:16"), ("h100:8", "h100:8"), ("a100", "a100-80:1"), ("h100:2x4", "h100:8")]
+    + [("v5p:4x4x12", "v5p:192"), ("v5p:2x2x1", "v5p:4"), ("v5p:320", "v5p:320"), ("v5p:16x16x24", "v5p:6144")],
 )
 def test_topologies(text, name):
     assert chips.topology(text).name == name
 
 
 @pytest.mark.parametrize(
-    "text", ["v9", "", "v5e:3", "v5e:0", "v5e:-1", "v5e:2x", "v5p:1", "gpu:0GiB", "gpu:24", "h100:3"]
+    "text, said",
+    [
+        ("v9", "is not known"),
+        ("", "is not known"),
+        ("v5e:3", "v5e does not come in 3 chips; nearest is 1 or 4"),
+        ("v5e:0", "'0' is no number of chips; write v5e:256 or v5e:16x16"),
+        ("v5e:-1", "no number"),
+        ("v5e:2x", "no number"),
+        ("v5e:1x8", "8 chips of v5e come as 2x4"),
+        ("v5e:2x2x2", "8 chips of v5e come as 2x4"),
+        ("v5e:512", "nearest is 256"),
+        ("v5p:1", "v5p does not come in 1 chips; nearest is 4"),
+        ("v5p:100", "nearest is 64 or 128"),
+        ("v5p:2x4x8", "64 chips of v5p come as 4x4x4"),
+        ("v5p:8x8x4", "256 chips of v5p come as 4x4x16 or 4x8x8"),
+        ("v5p:16x16x28", "nearest is 6144"),
+        ("gpu:0GiB", "wanted the memory"),
+        ("gpu:24", "is not known"),
+        ("h100:3", "nearest is 2 or 4"),
+    ],
 )
-def test_unknown_topologies(text):
-    with pytest.raises(AegisError, match="known|comes in|no number|wanted the memory"):
+def test_unknown_topologies(text, said):
+    with pytest.raises(AegisError, match=re.escape(said)):
         chips.topology(text)
 
 
@@ -238,6 +259,20 @@ def test_the_command(folder, planned_before, found, capsys):
     ]
     assert len(rows) == len(said["phases"]) and all(" estimate " in row for row in rows)
     assert "assumed" in text and "counted" in text and "published" in text and "(given)" in text
+
+
+def test_the_peak_of_bfloat16_prices_no_float32(folder, planned_before, capsys):
+    """Unless its share is given: then it is said of what."""
+    ask = [*planned_before, "--model", str(folder), "--price", "1.5", "--config.compute_dtype=float32"]
+    assert main(ask) == 0
+    text = capsys.readouterr().out
+    assert "time         not known: the peak is of bfloat16, not of float32" in text and "$" not in text
+    assert main([*ask, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["bill"] is None and "not of float32" in said["bill_refused"]
+    assert main([*ask, "--utilisation", "0.1"]) == 0
+    text = capsys.readouterr().out
+    assert "10% of the chip's bfloat16 peak (given)" in text and "cost         $" in text
 
 
 def test_without_libtpu_the_estimate_says_so(folder, planned_before, monkeypatch, capsys):

@@ -1,6 +1,8 @@
 """`aegis compose`: what merging does to the concepts' texts, by PyTorch's text encoder, and what is said of it."""
 
 import json
+import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -97,6 +99,20 @@ def test_the_interference_says_what_each_does_to_the_other(made):
     assert compose(loaded, [drifts[0]], [["star"]], lamb=0.0).lost[0] < 1e-4
     with pytest.raises(AegisError, match="conv_in"):
         compose(loaded, [{"conv_in.kernel": np.zeros(1)}], [["moon"]])
+
+
+def test_what_was_merged_before_is_not_merged_again(made, tmp_path, capsys):
+    """By a folder, whatever it is called by; by its name it is."""
+    base, folder = made
+    mine = shutil.copytree(folder / "results", tmp_path / "my own")
+    (tmp_path / "link").symlink_to(mine)
+    out = mine / "all.safetensors"
+    assert run(made, mine, "--by", "sum", "--out", out) == 0
+    first = out.read_bytes()
+    typed = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("apply "))
+    assert main([*typed[1:-1], str(tmp_path / "applied")]) == 0
+    assert run(made, tmp_path / "link", "--by", "sum", "--out", out, "--overwrite") == 0 and out.read_bytes() == first
+    assert run(made, mine, out, "--by", "sum", "--out", out, "--overwrite") == 0 and out.read_bytes() != first
 
 
 def test_bad_input_is_one_line(made, tmp_path, capsys):

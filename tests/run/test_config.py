@@ -88,6 +88,15 @@ def test_bad_overrides(pairs, parts):
         assert part in message
 
 
+def test_a_group_of_which_nothing_is_set_is_as_it_was(tmp_path):
+    keys = {"steps": 7, "grp": {}, "mesh": {}, "latents": {"steps": 3}}
+    path = write(tmp_path, f"return ml_collections.ConfigDict({keys})")
+    plain = run_config.merge(RunConfig(), {"steps": 7, "latents.steps": 3})
+    assert run_config.load(path) == run_config.merge(RunConfig(), run_config.flat(keys)) == plain
+    with pytest.raises(AegisError, match="unknown config key 'stpes'; did you mean 'steps'.*'seed': got {}"):
+        run_config.merge(RunConfig(), run_config.flat({"stpes": {}, "seed": {}}))
+
+
 def test_a_batch_that_the_mesh_does_not_divide_is_refused():
     """Each device would compute all of it."""
     pairs = [("mesh.data", "2"), ("mesh.fsdp", "3"), ("batch", "8")]
