@@ -1,7 +1,7 @@
 """Several values of the world out of one model at once, jointly, under attack: what goes, what stays, what it costs.
 
     python -m benchmarks together                            1, 4 and 8 values by every preset of PRESETS
-    python -m benchmarks together --counts 4 --presets aegis+
+    python -m benchmarks together --counts 4 --presets aegis+ --steps-a-value 500
     python -m benchmarks together --table                    measures nothing
 
 AEGIS trains the values in turn, at the scale of configs/world.py, STEPS_A_VALUE steps for each where that is more than
@@ -23,8 +23,10 @@ ATTACKED = 3
 HOW = {"seed": 0, "evaluation_seed": 41, **canvas.SIZES, "members": sorted(canvas.MEMBERS)}
 
 
-def grid(counts=COUNTS, presets=PRESETS) -> list[dict]:
-    axes = cells.grid(concept=[",".join(VALUES[:count]) for count in counts], preset=presets)
+def grid(counts=COUNTS, presets=PRESETS, steps=STEPS_A_VALUE) -> list[dict]:
+    """steps: of a value, where AEGIS trains them."""
+    longer = {} if steps == STEPS_A_VALUE else {"steps_a_value": (steps,)}
+    axes = cells.grid(concept=[",".join(VALUES[:count]) for count in counts], preset=presets, **longer)
     return [{**cell, **HOW, "of": canvas.digest_of(settings(cell), HOW["members"], "world")} for cell in axes]
 
 
@@ -33,7 +35,7 @@ def settings(cell: dict):
     from aegis_jax.run import config
 
     run = config.load("world", [("concepts", cell["concept"]), ("method", cell["preset"])])
-    steps = max(run.erase.steps, STEPS_A_VALUE * len(run.concepts))
+    steps = max(run.erase.steps, cell.get("steps_a_value", STEPS_A_VALUE) * len(run.concepts))
     return run if run.erase.steps == 1 else config.merge(run, {"steps": steps})  # a closed form has one
 
 
@@ -91,9 +93,10 @@ def main(argv: list[str]) -> None:
         "--counts", nargs="+", type=int, default=COUNTS, choices=range(1, len(VALUES) + 1), metavar="N"
     )
     options.add_argument("--presets", nargs="+", default=PRESETS, choices=KNOWN, metavar="NAME")
+    options.add_argument("--steps-a-value", type=int, default=STEPS_A_VALUE, help="of AEGIS (default: %(default)s)")
     options.add_argument("--table", action="store_true", help="measures nothing")
     given = options.parse_args(argv)
-    wanted = grid(given.counts, given.presets)
+    wanted = grid(given.counts, given.presets, given.steps_a_value)
     if not given.table:
         cells.run(wanted, measure, given.out)
     keys = {cells.key(cell) for cell in wanted}

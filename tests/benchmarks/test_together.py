@@ -8,6 +8,8 @@ def test_cells_are_of_their_settings():
     assert one["concept"] == "star" and four["concept"] == "star,red,striped,heart" and one["of"] != four["of"]
     assert together.settings(one).erase.steps == 500 and together.settings(four).erase.steps == 1000
     assert together.settings(together.grid([8], ["uce"])[0]).erase.steps == 1
+    (longer,) = together.grid([4], ["aegis+"], 500)
+    assert together.settings(longer).erase.steps == 2000 and cells.key(longer) != cells.key(four)
     assert len({cells.key(cell) for cell in together.grid()}) == len(together.COUNTS) * len(together.PRESETS)
 
 
