@@ -7,7 +7,6 @@ from benchmarks import trials
 
 SHARES = ("plain", "held_out", "same", "other", "together", "near")
 VALUES = ("frechet_judge_base", "frechet_judge_real", "clip_score")
-START, END = "<!-- evidence -->", "<!-- end evidence -->"
 
 
 def pooled(lines: list[dict]) -> dict:
@@ -109,10 +108,10 @@ def text(lines: list[dict], command: str, concepts, methods) -> str:
     return provenance(lines, command) + "\n\n" + tables(by, concepts, methods)
 
 
-def into_page(page: pathlib.Path, text: str) -> None:
-    """Puts a text between the page's markers. Raises SystemExit where it has none."""
-    whole = page.read_text("utf-8")
-    found, count = re.subn(f"{START}.*{END}", lambda _: f"{START}\n{text}\n{END}", whole, flags=re.DOTALL)
+def into_page(page: pathlib.Path, text: str, name: str = "evidence") -> None:
+    """Puts a text between the page's markers of that name. Raises SystemExit where it has none."""
+    whole, (start, end) = page.read_text("utf-8"), (f"<!-- {name} -->", f"<!-- end {name} -->")
+    found, count = re.subn(f"{start}.*{end}", lambda _: f"{start}\n{text}\n{end}", whole, flags=re.DOTALL)
     if count != 1:
-        raise SystemExit(f"{page} has no {START} ... {END}")
+        raise SystemExit(f"{page} has no {start} ... {end}")
     page.write_text(found, "utf-8")

@@ -10,6 +10,7 @@ from benchmarks import cells, evidence, evidence_table
 from benchmarks.evidence import BASE, FULL, METHODS, ORACLE, QUICK, Sizes
 
 SIZES = Sizes(**FULL)
+START, END = "<!-- evidence -->", "<!-- end evidence -->"
 ALL = (evidence.CONCEPTS, evidence.SEEDS, METHODS)
 
 
@@ -87,9 +88,9 @@ def test_the_table_says_what_was_not_run_and_which_attack_is_worst(tmp_path):
     assert worst[5:7] == [f"{evidence_table.rate((2, 10))}, p4d-n", f"{evidence_table.rate((9, 10))}, cce"]
     assert "1 lines (a concept, a seed, a method) in 0.5 h" in text and "2 cores of a CPU; jax 1" in text
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{evidence_table.START}\nold\n{evidence_table.END}\nafter\n")
+    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
     evidence_table.into_page(page, r"new \1")
-    assert page.read_text() == f"before\n{evidence_table.START}\nnew \\1\n{evidence_table.END}\nafter\n"
+    assert page.read_text() == f"before\n{START}\nnew \\1\n{END}\nafter\n"
     page.write_text("no markers")
     with pytest.raises(SystemExit, match="has no"):
         evidence_table.into_page(page, "x")
@@ -104,10 +105,11 @@ def test_an_oracle_that_is_not_named_again_stays_in_the_table(tmp_path):
     assert evidence.lines([line(cell)], *ALL, Sizes(8, 8), {}) == []
 
 
-def test_the_committed_page_is_what_the_script_writes(tmp_path, capsys):
+@pytest.mark.parametrize("size", [(), ("--first",)])
+def test_the_committed_page_is_what_the_script_writes(tmp_path, capsys, size):
     page = tmp_path / "evidence.md"
     page.write_text(evidence.PAGE.read_text("utf-8"), "utf-8")
-    evidence.main(["--table", "--page", str(page)])
+    evidence.main(["--table", *size, "--page", str(page)])
     assert page.read_text("utf-8") == evidence.PAGE.read_text("utf-8")
     assert capsys.readouterr().out.count("**") == 6
 
@@ -132,7 +134,7 @@ def test_what_was_measured_is_not_measured_again_and_the_page_has_it(tmp_path, c
     monkeypatch.setattr("aegis_jax.evaluate", evaluate)
     monkeypatch.setattr("aegis_jax.erase", lambda *args, out, **given: out.mkdir(parents=True, exist_ok=True))
     page = tmp_path / "page.md"
-    page.write_text(f"{evidence_table.START}{evidence_table.END}")
+    page.write_text(f"{START}{END}")
     evidence.main(smallest(tmp_path, "--page", str(page)))
     each = ("0", 2, 1, "none")
     assert asked == [([], *each), (["uce"], *each), (["uce"], *each)]  # the last for the page of all together
