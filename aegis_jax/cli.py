@@ -6,6 +6,7 @@ saved. Schedulers take a code other than 0 as "not finished", which is what an i
 """
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -46,7 +47,8 @@ def _notice(message, category, filename, lineno, file=None, line=None) -> None:
 
 
 def _run(argv) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
+    is_all = argv is None  # that this process does
+    argv = list(sys.argv[1:] if is_all else argv)
     if argv[:2] == ["batch", "status"]:
         argv = ["batch status", *argv[2:]]
     args, rest = _parser().parse_known_args(argv)
@@ -59,6 +61,10 @@ def _run(argv) -> int:
     except (AegisError, OSError) as error:
         print(f"aegis: error: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "code", 2)
+    except MemoryError as error:
+        said = f" ({error})" if str(error) else ""
+        print(f"aegis: error: this machine's memory is full{said}; ask for less", file=sys.stderr)
+        return 2
     except Exception as error:
         if not is_full_device(error):
             if args.command is not _batch:
@@ -71,8 +77,20 @@ def _run(argv) -> int:
         return 2
     except KeyboardInterrupt as error:
         signum = getattr(error, "signum", 2)
-        print(f"aegis: stopped: {error or 'interrupted'}", file=sys.stderr)
+        print(f"aegis: stopped: {str(error) or 'interrupted'}", file=sys.stderr)
+        if is_all and args.command in (_sample, _attack, _evaluate):  # others have work to put away
+            _end(128 + signum)
         return 128 + signum
+
+
+def _end(code: int) -> None:
+    """Ends the process where it stands. What XLA is compiling it goes on compiling in a thread of its own, which would
+    end an interpreter that takes its leave by a segmentation fault, with a code of its own and much later.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads
+            stream.flush()
+    os._exit(code)
 
 
 def _overrides(rest: list[str], *, allowed: bool) -> list[tuple[str, str]]:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from aegis_jax.attacks import ladder, p4d, probes, recall, revival, ring_a_bell, word_search
 from aegis_jax.attacks.cce import CCEConfig, cce
 from aegis_jax.attacks.cce import check_fit as check_cce
-from aegis_jax.attacks.given import Given, Pictures
+from aegis_jax.attacks.given import Given, Pictures, is_whole
+from aegis_jax.attacks.images import checked
 from aegis_jax.attacks.result import AttackResult
 from aegis_jax.attacks.search import placed
 from aegis_jax.attacks.soft_prompt import SoftPromptConfig, soft_prompt
@@ -15,6 +16,7 @@ from aegis_jax.attacks.tina import TINAConfig, tina
 from aegis_jax.attacks.unlearndiffatk import UnlearnDiffAtkConfig, unlearndiffatk
 from aegis_jax.attacks.unlearndiffatk import plan as unlearndiffatk_plan
 from aegis_jax.diffusion.conditioning import check_loaded, prompt_list
+from aegis_jax.diffusion.sample import plan
 from aegis_jax.errors import AegisError
 
 
@@ -121,25 +123,30 @@ def attack(
       progress: called with (done, in all, mean loss); steps of all restarts are counted.
       settings: fields of the method's config class.
 
-    Raises `AegisError` for an unknown method or setting, and for what is no pipeline or no text.
+    Raises `AegisError` for an unknown method or setting, and for arguments of other types or lengths.
     """
     for one in (pipeline,) if original is None else (pipeline, original):
         check_loaded(one)
     if not isinstance(concept, str):
         raise AegisError(f"concept = {concept!r:.80}, wanted a text")
-    config = configure(method, settings)
+    config, images = configure(method, settings), checked(images, "images")
+    if not is_whole(image_steps):
+        raise AegisError(f"image_steps = {image_steps!r:.80}, wanted a whole number")
+    _, guidance = plan(pipeline, image_steps, guidance)
+    if without is not None and not (isinstance(without, (list, tuple)) and len(without) == 2):
+        raise AegisError(f"without is a {type(without).__name__}, wanted a pair: images and their prompts")
     given = Given(
         images=images,
         prompts=[concept] * len(images) if prompts is None else prompt_list(prompts, "prompts"),
-        seeds=list(range(len(images))) if seeds is None else list(seeds),
+        seeds=range(len(images)) if seeds is None else seeds,
         original=original,
         judge=judge,
         similarity=similarity,
         probability=probability,
         steps=image_steps,
         guidance=guidance,
-        made_from=made_from,
+        made_from=None if made_from is None else prompt_list(made_from, "made_from"),
         ladder=wordings,
-        without=None if without is None else Pictures(*without),
+        without=None if without is None else Pictures(without[0], prompt_list(without[1], "without")),
     )
     return find(method).run(pipeline, concept, given, config, progress)

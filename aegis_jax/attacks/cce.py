@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aegis_jax.attacks.given import Given, check, groups, take
+from aegis_jax.attacks.given import Given, check, groups, key_of, take
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.result import BACKWARD, PLACEHOLDER, AttackResult
 from aegis_jax.attacks.rows import STEPS_PER_CALL, Counter, per_call
@@ -153,7 +153,7 @@ def cce(pipeline, concept: str, given: Given, config: CCEConfig, progress=None) 
         slots=jnp.stack([template.slots for template in templates]),
     )
     soft = jnp.tile(embeddings(pipeline, word), (config.restarts, config.tokens, 1))
-    base = jax.random.fold_in(jax.random.key(config.seed), _CCE)
+    base = key_of(config.seed, _CCE)
     keys = jax.vmap(lambda r: jax.random.fold_in(base, r))(jnp.arange(config.restarts))
     size, remat = per_call(config.restarts, config.batch * math.prod(data.z_0.shape[1:3]))
     chunk = 1 if on_cpu else math.gcd(config.steps, STEPS_PER_CALL)

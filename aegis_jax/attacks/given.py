@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import numbers
 from collections import Counter
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aegis_jax.attacks.images import checked
 from aegis_jax.diffusion.conditioning import Conditioning, encode, per_latent
 from aegis_jax.diffusion.sample import generate, latent_shape, noise_of
 from aegis_jax.diffusion.schedule import ddim_timesteps
@@ -59,11 +61,46 @@ class Given:
     without: Pictures | None = None
 
     def __post_init__(self):
+        # Looked at here, since JAX takes the last row for one beyond it: a picture too few would go unnoticed.
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put("images", checked(self.images, "images"))
+        put("seeds", _whole_numbers(self.seeds))
         if self.made_from is None:
-            object.__setattr__(self, "made_from", self.prompts)
+            put("made_from", self.prompts)
         if not len(self.images) == len(self.prompts) == len(self.seeds) == len(self.made_from):
             counts = f"{len(self.images)} images, {len(self.prompts)} prompts, {len(self.seeds)} seeds"
             raise AegisError(f"attack: {counts}: wanted one prompt and one seed for each image")
+        if self.beside is not None:
+            put("beside", checked(self.beside, "beside"))
+            if len(self.beside) != len(self.prompts):
+                raise AegisError(
+                    f"beside has {len(self.beside)} images for {len(self.prompts)} prompts, wanted as many"
+                )
+        if self.without is not None:
+            images, prompts = checked(self.without.images, "without"), self.without.prompts
+            if len(images) != len(prompts):
+                raise AegisError(f"without has {len(images)} images and {len(prompts)} prompts, wanted as many")
+            put("without", Pictures(images, list(prompts)))
+
+
+def is_whole(value) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _whole_numbers(seeds) -> list[int]:
+    try:
+        found = list(seeds)
+    except TypeError:
+        found = [None]
+    if not all(map(is_whole, found)):
+        raise AegisError(f"seeds = {seeds!r:.80}, wanted a whole number for each image")
+    return list(map(int, found))
+
+
+def key_of(seed: int, kind: int) -> jax.Array:
+    """Of an attack's draws, by its seed and by a number of its own, which no other part of the program has."""
+    # The generator is named: others (JAX_DEFAULT_PRNG_IMPL) may draw by the place in a batch.
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), kind)
 
 
 def case_numbers(given: Given) -> np.ndarray:
@@ -94,16 +131,20 @@ def check(method: str, config, steps: int) -> None:
     for name, values in getattr(config, "choices", {}).items():
         if getattr(config, name) not in values:
             raise AegisError(f"attack {method}: {name}={getattr(config, name)!r}, wanted one of: {', '.join(values)}")
-    for name, value in vars(config).items():
-        if isinstance(value, float) and not abs(value) <= float(np.finfo(np.float32).max):
-            raise AegisError(f"attack {method}: {name}={value!r}, wanted a finite float32 number")
+    for name, kind in ((field.name, field.type) for field in dataclasses.fields(config) if field.name != "seed"):
+        value = getattr(config, name)
+        if kind is int and not (is_whole(value) and value < 2**31):  # the programs count in int32
+            raise AegisError(f"attack {method}: {name}={value!r:.80}, wanted a whole number below 2**31")
+        if kind is float and not (isinstance(value, numbers.Real) and abs(value) <= float(np.finfo(np.float32).max)):
+            raise AegisError(f"attack {method}: {name}={value!r:.80}, wanted a finite float32 number")
     for name in getattr(config, "positive", ()):
         if not getattr(config, name) > 0:
             raise AegisError(f"attack {method}: {name}={getattr(config, name)!r}, wanted more than 0")
     if not getattr(config, "weight_decay", 0) >= 0:
         raise AegisError(f"attack {method}: weight_decay={config.weight_decay!r}, wanted 0 or more")
-    if not 0 <= getattr(config, "seed", 0) < 2**32:
-        raise AegisError(f"attack {method}: seed={config.seed!r}, wanted 0 to 2**32 - 1")
+    seed = getattr(config, "seed", 0)
+    if not (is_whole(seed) and 0 <= seed < 2**32):
+        raise AegisError(f"attack {method}: seed={seed!r:.80}, wanted a whole number from 0 to 2**32 - 1")
     if hasattr(config, "check"):
         config.check(method, steps)
 

@@ -15,14 +15,23 @@ PIXELS_PER_CALL = 64 * 32 * 32
 _encode_images = jax.jit(lambda graph, params, images: vae.encode(graph, params, images)[0], static_argnums=0)
 
 
+def checked(images, name: str) -> np.ndarray:
+    """Images as an array. Raises `AegisError`, which names them, for what is no uint8 (m, H, W, 3) of at least one."""
+    try:
+        found = np.asarray(images)
+    except ValueError:
+        raise AegisError(f"{name} are of several shapes, wanted uint8 (m, H, W, 3)") from None
+    if found.ndim != 4 or 0 in found.shape or found.shape[-1] != 3 or found.dtype != np.uint8:
+        raise AegisError(f"{name} are {found.dtype} of shape {found.shape}, wanted uint8 (m, H, W, 3)")
+    return found
+
+
 def encode_images(pipeline, images, batch: int = 64) -> jax.Array:
     """uint8 images (m, H, W, 3) -> latents in the UNet's scale (m, h, w, C): the mean of the VAE's posterior.
 
     batch: the most images per call of the VAE; large images take fewer. Raises `AegisError` for what is no uint8 image.
     """
-    images = np.asarray(images)
-    if not len(images) or images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-        raise AegisError(f"images are {images.dtype} of shape {images.shape}, wanted uint8 (m, H, W, 3)")
+    images = checked(images, "images")
     model, scale = pipeline.vae, pipeline.vae.config.get("scaling_factor", 0.18215)
     batch = max(1, min(batch, PIXELS_PER_CALL // math.prod(images.shape[1:3])))
     parts = [

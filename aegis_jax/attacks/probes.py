@@ -128,7 +128,11 @@ def _steps(method: str, text: str, steps: int) -> list[int]:
 
 
 def noise_probe(pipeline, concept: str, given: Given, config: NoiseConfig, progress=None) -> AttackResult:
-    """Noises each prompt's picture, and draws on. A level is named by its timestep."""
+    """Noises each prompt's picture, and draws on. A level is named by its timestep.
+
+    At zero terminal SNR level 1 begins from noise alone, in which nothing of the picture is left: the attack is the
+    prompt from other noise then, and the picture alone is that noise as it is.
+    """
     check(NOISE, config, given.steps)
     left = _steps(NOISE, config.levels, given.steps)
     probe = _Probe(pipeline, given, config.seed, 3 * len(left), progress)
@@ -141,8 +145,8 @@ def noise_probe(pipeline, concept: str, given: Given, config: NoiseConfig, progr
         images = probe.drawn(ATTACK, level, probe.cond, z, first)
         if probe.judged:
             probe.drawn(NO_TEXT, level, probe.empty, z, first)
-            alone = z / np.sqrt(np.asarray(drawer.schedule.alphas_cumprod)[t])
-            probe.seen(NO_MODEL, level, drawer.images(alone))
+            root = float(np.sqrt(drawer.schedule.alphas_cumprod[t]))
+            probe.seen(NO_MODEL, level, drawer.images(z / root if root > 0 else z))
             if other is not None:
                 probe.drawn(OTHER_PICTURE, level, probe.cond, drawer.noised(other, probe.noise, first), first)
     return probe.result(images, z, first, probe.levels[ATTACK][level] if probe.judged else None)

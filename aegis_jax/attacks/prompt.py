@@ -31,7 +31,7 @@ def template(
     """
     if place not in PLACES:
         raise AegisError(f"attack {method}: place={place!r} is unknown; choose one of: {', '.join(PLACES)}")
-    length, gaps = tokenizer.model_max_length, [None] * tokens
+    length = tokenizer.model_max_length
     words = _neutral(tokenizer, neutral, method) if place == "neutral" else tokenizer.tokens(concept)
     if not words:
         raise AegisError(
@@ -44,6 +44,7 @@ def template(
             f"attack {method}: concept {concept[:40]!r} ({len(words)} tokens) and {tokens} learnt tokens exceed the "
             f"{length} positions of the text encoder; use fewer learnt tokens"
         )
+    gaps = [None] * tokens
     return padded(tokenizer, words + gaps if place == "behind" else gaps + words)
 
 
@@ -69,12 +70,14 @@ def insertion(tokenizer, prompt: str, place: str, tokens: int, method: str) -> t
     """
     if place not in INSERTIONS:
         raise AegisError(f"attack {method}: place={place!r} is unknown; choose one of: {', '.join(INSERTIONS)}")
-    said, length = inserted(tokenizer.tokens(prompt), tokens, place), tokenizer.model_max_length
-    if len(said) + 2 > length:
+    words, length = tokenizer.tokens(prompt), tokenizer.model_max_length
+    count = tokens if place == "replace" else len(words) + tokens
+    if count + 2 > length:
         raise AegisError(
-            f"attack {method}: prompt {prompt[:40]!r} and {tokens} learnt tokens make {len(said)} tokens, but the text "
+            f"attack {method}: prompt {prompt[:40]!r} and {tokens} learnt tokens make {count} tokens, but the text "
             f"encoder sees {length - 2}; use fewer learnt tokens, or leave out the prompt or the attack"
         )
+    said = inserted(words, tokens, place)
     return padded(tokenizer, said), said
 
 

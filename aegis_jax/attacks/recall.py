@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.attacks.given import Given, case_numbers, check, groups, take
+from aegis_jax.attacks.given import Given, case_numbers, check, groups, key_of, take
 from aegis_jax.attacks.guided import OTHER_PICTURE, Drawer, others, outcomes
 from aegis_jax.attacks.result import ATTACK, BACKWARD, AttackResult
 from aegis_jax.attacks.rows import Counter, Denoiser, per_call
@@ -109,7 +109,7 @@ class _Attack:
         pipeline, count = drawer.pipeline, len(images)
         self.denoiser = networks(pipeline, "").erased
         self.z_ref = drawer.encoded(images)
-        base = jax.random.fold_in(jax.random.key(config.seed), _RECALL)
+        base = key_of(config.seed, _RECALL)
         self.keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.asarray(case_numbers(drawer.given)))
         share = config.balance
         self.adv = share * self.z_ref + (1 - share) * self._noise(0)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aegis_jax.attacks.given import Given, check, take
+from aegis_jax.attacks.given import Given, check, key_of, take
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.numbers import numbers
 from aegis_jax.attacks.result import ATTACK, FAILED, NOT_NEEDED, SUCCEEDED, TO_WEIGHTS, AttackResult
@@ -90,7 +90,7 @@ class Tuning:
         self.params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), pipeline.unet.params)
         self.rate = (jnp.float32(config.learning_rate), jnp.float32(config.weight_decay))
         self.moments = _optimiser(self.rate).init(self.params)
-        self.key = jax.random.fold_in(jax.random.key(config.seed), _REVIVAL)
+        self.key = key_of(config.seed, _REVIVAL)
         remat = per_call(1, config.batch * math.prod(self.z_0.shape[1:3]))[1]
         self.step = partial(_step, graph=pipeline.unet.graph, batch=config.batch, remat=remat)
         self.schedule, self.losses = make_schedule(pipeline.scheduler), []

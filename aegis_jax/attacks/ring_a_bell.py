@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aegis_jax.attacks.given import Given, Viewer, case_numbers, check, take
+from aegis_jax.attacks.given import Given, Viewer, case_numbers, check, key_of, take
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
+from aegis_jax.attacks.rows import viewer_of
 from aegis_jax.diffusion.conditioning import Conditioning, encode, encode_ids
 from aegis_jax.diffusion.template import padded
 from aegis_jax.errors import AegisError
@@ -144,7 +145,7 @@ def ring_a_bell(pipeline, concept: str, given: Given, config: RingABellConfig, p
     special = {0, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     allowed = jnp.array([i for i in range(min(tokenizer.size, tokenizer.vocabulary)) if i not in special], jnp.int32)
     frame = jnp.asarray(padded(tokenizer, [0] * config.tokens).ids)
-    base = jax.random.fold_in(jax.random.key(config.seed), _RING)
+    base = key_of(config.seed, _RING)
     search = partial(_found, text, config, _digest(text, frame, allowed), frame=frame, allowed=allowed)
     outcomes, viewer = _unaided(pipeline, given, restarts)
     texts = [prompt for prompt in given.prompts for _ in range(restarts)]
@@ -232,7 +233,7 @@ def embedding(pipeline, concept: str, given: Given, config: EmbeddingConfig, pro
 def _unaided(pipeline, given: Given, restarts: int) -> tuple[np.ndarray, Viewer]:
     """(outcomes of all rows, NOT_NEEDED where the prompt as it is shows the concept, else FAILED so far; the viewer)"""
     outcomes = np.full(len(given.prompts) * restarts, FAILED, object)
-    viewer = Viewer(pipeline, given, min(len(outcomes), 16))
+    viewer = viewer_of(pipeline, given, len(outcomes))
     if given.judge is not None:
         outcomes[np.repeat(viewer.shown(given.prompts, viewer.noise(given.seeds)), restarts)] = NOT_NEEDED
     return outcomes, viewer

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.attacks import spaces
-from aegis_jax.attacks.given import Given, Viewer, case_numbers, groups, take
+from aegis_jax.attacks.given import Given, Viewer, case_numbers, groups, key_of, take
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.prompt import insertion
 from aegis_jax.attacks.result import BACKWARD, FAILED, NOT_NEEDED, SUCCEEDED, AttackResult
@@ -201,7 +201,7 @@ def _prepare(pipeline, given: Given, plan: Plan, case) -> tuple[Networks, Fixed,
     ids = jnp.arange(min(pipeline.tokenizer.size, pipeline.tokenizer.vocabulary), dtype=jnp.int32)
     table = clip.embed(text.graph, net.text, ids[None])[0]
     templates, said = zip(*placed(pipeline, given.prompts, plan))
-    base = jax.random.fold_in(jax.random.key(plan.seed), _SEARCH)
+    base = key_of(plan.seed, _SEARCH)
     of_case = [jax.random.fold_in(base, number) for number in case_numbers(given)]
     keys = [jax.random.fold_in(key, r) for key in of_case for r in range(plan.restarts)]
     fixed = Fixed(

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aegis_jax.attacks import prompt, rows
-from aegis_jax.attacks.given import check
+from aegis_jax.attacks.given import check, key_of
 from aegis_jax.attacks.images import encode_images, split
 from aegis_jax.attacks.result import BACKWARD, PLACEHOLDER, AttackResult
 from aegis_jax.attacks.rows import Data, Networks, Rows
@@ -144,7 +144,9 @@ def first_rows(pipeline, members: Mapping[str, SoftPromptConfig], gaps: Mapping[
     for name, config in members.items():
         key, _ = _keys(config.seed)
         count, template = config.restarts, gaps[name]
-        soft = jnp.stack([start(jax.random.fold_in(key, r), (padded,)) for r in range(count)])
+        own = max(PADDED_TOKENS, config.tokens)  # not `padded`: what is drawn may depend on how much is
+        soft = jnp.stack([start(jax.random.fold_in(key, r), (own,)) for r in range(count)])
+        soft = jnp.pad(soft, ((0, 0), (0, padded - own), (0, 0)))
         each = lambda x, count=count: jnp.broadcast_to(x, (count, *jnp.shape(x)))  # noqa: E731
         parts.append(
             Rows(
@@ -160,7 +162,7 @@ def first_rows(pipeline, members: Mapping[str, SoftPromptConfig], gaps: Mapping[
 
 def _keys(seed: int):
     """(key of the starts, key of the draws)."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), _ATTACK))
+    return jax.random.split(key_of(seed, _ATTACK))
 
 
 def _data(z_0, seed: int) -> Data:

@@ -62,8 +62,12 @@ class Nearest:
     decoupled: bool  # AdamW, otherwise Adam with L2
 
     def start(self, keys, table, tokens: int):
-        """The embeddings of tokens drawn evenly from the whole vocabulary."""
-        ids = jax.vmap(lambda key: jax.random.randint(key, (tokens,), 0, len(table), jnp.int32))(keys)
+        """The embeddings of tokens drawn evenly from the whole vocabulary, each by a key of its own.
+
+        So a prompt's do not depend on `tokens`, which is the most that any prompt beside it has.
+        """
+        draw = lambda key, i: jax.random.randint(jax.random.fold_in(key, i), (), 0, len(table), jnp.int32)  # noqa: E731
+        ids = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, jnp.arange(tokens, dtype=jnp.int32))
         return table[ids]
 
     def tokens(self, variable, keys, table):

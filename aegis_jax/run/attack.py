@@ -6,6 +6,8 @@ one, what comes out is written for his eyes and no success is claimed.
 
 import contextlib
 import dataclasses
+import signal
+import threading
 from pathlib import Path
 
 import jax
@@ -28,6 +30,15 @@ from aegis_jax.run.progress import Progress
 
 # How an attack's pictures are made, but of the world; how many of each restart; how many prompts on the world.
 GUIDANCE, STEPS, PICTURES, CASES = 7.5, 50, 4, 16
+_STARTS = 0x57A475  # so that no other part of the program draws the same noise
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM arrived while an attack ran."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +140,31 @@ def attack(
         given = world_cases.cases(before, value, CASES if cases is None else cases, seed=seed, neutral=neutral)
         if find(method).without:
             given = dataclasses.replace(given, without=world_cases.without(before, value, seed=seed))
-    with contextlib.nullcontext() if folder is None else made(folder, is_new=True):
+    with _stopped_by_sigterm(), contextlib.nullcontext() if folder is None else made(folder, is_new=True):
         _given(job, given, value, folder)
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm():
+    """The first SIGTERM, which would leave an empty folder that refuses the next attempt, raises `Stopped`; a second
+    one acts as usual, and a handler of the user's own stays.
+
+    Outside the main thread Python allows no signal handlers.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(signum, frame):
+        signal.signal(signum, signal.SIG_DFL)
+        raise Stopped(signum)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _has(method: str, name: str, value) -> bool:
@@ -213,7 +247,7 @@ def _by_restart(job: Job, given: Given, found) -> list[replay.Picture]:
     """Pictures of every restart, and its loss printed."""
     shape, pictures = (PICTURES, *latent_shape(job.pipeline)), []
     for restart in range(len(found.prompts)):
-        starts = np.random.default_rng(restart).standard_normal(shape, np.float32)
+        starts = np.random.default_rng([_STARTS, job.config.seed, restart]).standard_normal(shape, np.float32)
         pictures += [
             replay.Picture(f"restart-{restart}-{k}", restart, starts[k], None, restart) for k in range(PICTURES)
         ]

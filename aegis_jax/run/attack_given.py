@@ -26,7 +26,8 @@ def of_folder(job, folder: Path, neutral, prompts=None, ladder=None, without=Non
     That is said by the file `prompts`, a prompt for each picture in the order of their names, or by the index that
     `aegis sample` wrote beside them; otherwise every prompt is the concept.
     """
-    images, said = _pictures(job, folder, indexed=find(job.method).says)
+    instead = "say the prompts by --prompts FILE, or move it out of the folder"
+    images, said = _pictures(job, folder, instead, indexed=find(job.method).says and prompts is None)
     if prompts is not None:
         file, found = prompts, read_prompts(expand(prompts))
         prompts, columns = found.prompts, found.said
@@ -59,18 +60,21 @@ def of_folder(job, folder: Path, neutral, prompts=None, ladder=None, without=Non
     if job.asked is not None:
         look["probability"] = job.asked.probability
     if without is not None:
-        others, rows = _pictures(job, expand(without))
+        others, rows = _pictures(job, expand(without), "move it out of the folder")
         look["without"] = Pictures(others, ["" if row is None else row["prompt"] for row in rows])
         if job.asked is not None:
             print(f"and in {in_words(job.asked.counted(others))} of those without it")
     return Given(images, texts, seeds, job.original, made_from=made_from, **look)
 
 
-def _pictures(job, folder: Path, indexed: bool = True) -> tuple[np.ndarray, list[dict | None]]:
-    """The pictures of a folder at the model's size, and what `aegis sample` said of each, if it made them."""
+def _pictures(job, folder: Path, instead: str, indexed: bool = True) -> tuple[np.ndarray, list[dict | None]]:
+    """The pictures of a folder at the model's size, and what `aegis sample` said of each, if it made them.
+
+    instead: what to do about a prompts.csv that says something else.
+    """
     height, width, _ = latent_shape(job.pipeline)
     factor = pixels_per_latent(job.pipeline)
-    index = check_index(folder) if indexed and (folder / INDEX).exists() else {}
+    index = check_index(folder, instead) if indexed else {}
     images = read_pictures(folder, (width * factor, height * factor))
     return images, [index.get(path.name) for path in picture_files(folder)]
 

@@ -1,8 +1,6 @@
 """What `aegis judge` does between parsing and printing, and how `aegis attack` asks a judge of the user's."""
 
-import csv
 import dataclasses
-import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from aegis_jax.io.hub import expand
 from aegis_jax.io.pictures import AT_ONCE, picture_files, read_picture
 from aegis_jax.judges.judge import Judge
 from aegis_jax.run.folder import write_text
+from aegis_jax.run.prompts import csv_text
 
 _LISTED = 3  # labels of a picture in the table
 
@@ -77,11 +76,8 @@ def judge_folder(folder, spec: str, labels: list[str], out=None) -> None:
         hits = shown[:, judge.labels.index(label)]
         print(f"{label!r} is shown in {in_words(share(int(hits.sum()), len(hits)))}")
     if file is not None:
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["file", *judge.labels])
-        writer.writerows([path.name, *(f"{value:.6g}" for value in row)] for path, row in zip(files, p))
-        write_text(file, text.getvalue())
+        rows = ([path.name, *(f"{value:.6g}" for value in row)] for path, row in zip(files, p))
+        write_text(file, csv_text([["file", *judge.labels], *rows]))
         print(f"wrote {file}")
 
 

@@ -3,11 +3,11 @@
 import csv
 import dataclasses
 import hashlib
-import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from aegis_jax.errors import AegisError
 from aegis_jax.run import table
@@ -183,8 +183,11 @@ def _guidance(text: str | None, column: str, where: str) -> float | None:
     return number
 
 
-def check_index(folder: Path) -> dict[str, dict]:
-    """{file: row} of an index that lies in the folder already. Raises `AegisError` for what is no whole one."""
+def check_index(folder: Path, instead: str = "choose another --out") -> dict[str, dict]:
+    """{file: row} of an index that lies in the folder already. Raises `AegisError` for what is no whole one.
+
+    instead: what to do about that.
+    """
     path = folder / INDEX
     if not path.exists():
         return {}
@@ -192,23 +195,27 @@ def check_index(folder: Path) -> dict[str, dict]:
         reader = csv.DictReader(file)
         try:
             if tuple(reader.fieldnames or ()) == COLUMNS:
-                return {row["file"]: _whole(row, f"{path}, line {reader.line_num}") for row in reader}
+                return {row["file"]: _whole(row, f"{path}, line {reader.line_num}", instead) for row in reader}
         except (csv.Error, UnicodeDecodeError):
             pass
-    raise AegisError(f"{path} is no index of this version's aegis sample: choose another --out")
+    raise AegisError(f"{path} is no index of this version's aegis sample: {instead}")
 
 
-def _whole(row: dict, where: str) -> dict[str, str]:
+def _whole(row: dict, where: str, instead: str) -> dict[str, str]:
     """A row of the index; csv puts surplus cells under None, and None for missing ones."""
     if None in row or None in row.values():
-        raise AegisError(f"{where}: wanted {len(COLUMNS)} cells, one for each column: mend it or choose another --out")
+        raise AegisError(f"{where}: wanted {len(COLUMNS)} cells, one for each column: mend it or {instead}")
     return row
 
 
 def write_index(folder: Path, rows: dict[str, dict]) -> None:
     """Writes {file: row} as prompts.csv, which `read` takes as well."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[file] for file in sorted(rows))
-    write_text(folder / INDEX, text.getvalue())
+    write_text(folder / INDEX, csv_text([COLUMNS, *([rows[file][name] for name in COLUMNS] for file in sorted(rows))]))
+
+
+def csv_text(rows: Iterable[Sequence]) -> str:
+    """A .csv of these rows that reads back as it was, whatever is in its cells; lines end with \\n."""
+    lines: list[str] = []
+    # The writer quotes the characters of its own line end alone, so that of a \n would leave a \r in a cell bare.
+    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)

@@ -9,9 +9,7 @@ latents.safetensors   the start noise of every picture under the picture's name,
 attack.json           method, settings, guidance and steps, cost, outcomes with their intervals, versions
 """
 
-import csv
 import dataclasses
-import io
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from aegis_jax import __version__
 from aegis_jax.attacks.result import PLACEHOLDER, AttackResult
 from aegis_jax.io.export import save_pipeline
 from aegis_jax.run.folder import write_json, write_text
+from aegis_jax.run.prompts import csv_text
 
 COLUMNS = ("file", "prompt", "seed", "embedding", "restart", "outcome", "same_tokens", "guidance", "steps", "first")
 
@@ -53,11 +52,7 @@ def write(out: Path, result: AttackResult, pictures: list[Picture], images, abou
     rows = [_row(result, picture, about) for picture in pictures]
     for picture, image in zip(pictures, images, strict=True):
         Image.fromarray(image).save(out / f"{picture.name}.png")
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out / "prompts.csv", text.getvalue())
+    write_text(out / "prompts.csv", csv_text([COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]))
     save_file({p.name: _channels_first(p.start) for p in pictures}, out / "latents.safetensors")
     if result.known is not None:
         parts = {name: getattr(result.known, name) for name in ("mask", "z_0", "noise")}

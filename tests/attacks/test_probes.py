@@ -7,7 +7,7 @@ import pytest
 
 from aegis_jax.attacks import METHODS, attack
 from aegis_jax.attacks.given import Given, case_numbers
-from aegis_jax.attacks.guided import NO_MODEL, NO_TEXT, OTHER_PICTURE
+from aegis_jax.attacks.guided import NO_MODEL, NO_TEXT, OTHER_PICTURE, Drawer
 from aegis_jax.attacks.images import encode_images
 from aegis_jax.attacks.result import ATTACK, FAILED, NOT_NEEDED, SUCCEEDED
 from aegis_jax.errors import AegisError
@@ -167,3 +167,14 @@ def test_bad_input_is_named(pipelines, images, method, change, message):
 def test_probes_say_their_prompts_and_take_pictures_without_the_concept():
     for name in ("noise-probe", "completion-probe", "inpainting-probe", "recall"):
         assert METHODS[name].says and METHODS[name].without and METHODS[name].of == "guided"
+
+
+def test_noise_alone_is_what_a_picture_is_at_zero_terminal_snr(tiny, images):
+    scheduler = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+    pipeline, judge = load_pipeline(tiny(**FEWEST, v_prediction=True, scheduler=scheduler)), Judge()
+    how = {"prompts": PROMPTS, "image_steps": 2, "guidance": 1.0}
+    found = attack(pipeline, "star", method="noise-probe", images=images, judge=judge, levels="1", **how)
+    assert list(found.levels[NO_MODEL]) == ["t=999"] and found.first.tolist() == [0, 0]
+    assert abs(float(found.latents.std()) - 1) < 0.15
+    given = Given(images, PROMPTS, [0, 1])
+    np.testing.assert_array_equal(judge.seen[2], Drawer(pipeline, given, 2).images(found.latents))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aegis_jax.attacks.prompt import template
+from aegis_jax.attacks.prompt import INSERTIONS, PLACES, insertion, template
 from aegis_jax.diffusion.template import fill
 from aegis_jax.errors import AegisError
 from aegis_jax.io.tokenizer import Tokenizer
@@ -74,3 +74,13 @@ def test_what_cannot_be_is_named(tokenizer, change, message):
 def test_a_place_without_the_concept_needs_no_room_for_it(tokenizer):
     found = template(tokenizer[0], "red star", "alone", 8)
     assert (found.slots >= 0).sum() == 8
+
+
+def test_tokens_are_counted_before_a_list_of_them_is_made(tokenizer):
+    count = 10**15  # of which no list fits into any memory
+    for place in PLACES:
+        with pytest.raises(AegisError, match=f"{count} learnt tokens exceed the 10 positions"):
+            template(tokenizer[0], "red star", place, count, "sky")
+    for place in INSERTIONS:
+        with pytest.raises(AegisError, match=f"{count} learnt tokens make 10000.* tokens, but the text encoder sees 8"):
+            insertion(tokenizer[0], "red star", place, count, "unlearndiffatk")

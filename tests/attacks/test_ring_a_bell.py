@@ -10,8 +10,10 @@ import pytest
 
 import aegis_jax
 from aegis_jax.attacks import METHODS, attack, ring_a_bell
+from aegis_jax.attacks.given import Given
 from aegis_jax.attacks.result import FAILED, NOT_NEEDED, SUCCEEDED
 from aegis_jax.attacks.ring_a_bell import PAIRS, bred, distance, targets
+from aegis_jax.attacks.rows import viewer_of
 from aegis_jax.diffusion.template import padded
 from aegis_jax.errors import AegisError
 from aegis_jax.io.pipeline import load_pipeline
@@ -182,3 +184,11 @@ def test_defaults_and_bad_input(pipeline, images):
     for change, told in (({"population": 3}, "wanted at least 4"), ({"tokens": 76}, "wanted at most 75")):
         with pytest.raises(AegisError, match=told):
             attack(pipeline, "star", method="ring-a-bell", images=images, **change)
+
+
+def test_no_more_pictures_go_into_a_call_than_fit(pipeline):
+    given = Given(np.zeros((20, 8, 8, 3), np.uint8), ["star"] * 20, list(range(20)))
+    unet = dataclasses.replace(pipeline.unet, config=pipeline.unet.config | {"sample_size": 64})
+    large = dataclasses.replace(pipeline, unet=unet)
+    for one, most in ((pipeline, 20), (large, 8)):
+        assert ring_a_bell._unaided(one, given, 1)[1].batch == viewer_of(one, given, 20).batch <= most

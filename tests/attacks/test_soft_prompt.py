@@ -10,7 +10,7 @@ import pytest
 from aegis_jax.attacks import attack, rows
 from aegis_jax.attacks.prompt import template
 from aegis_jax.attacks.result import BACKWARD
-from aegis_jax.attacks.soft_prompt import HELD_OUT, SoftPromptConfig, _data, first_rows, networks, soft_prompts
+from aegis_jax.attacks.soft_prompt import HELD_OUT, SoftPromptConfig, _data, first_rows, networks, placed, soft_prompts
 from aegis_jax.diffusion.conditioning import encode_soft
 from aegis_jax.diffusion.schedule import noised
 from aegis_jax.diffusion.vocabulary import embeddings
@@ -194,6 +194,17 @@ def test_the_draws_are_apart_and_every_image_has_its_turn(pipelines):
     for step in range(3):
         _, other_t, other = rows.draws(jax.random.fold_in(data.train_key, step), data.train, 4, 1000)
         assert not set(np.ravel(other)) & set(np.ravel(noise)) and len(set(np.asarray(other_t))) == 4
+
+
+@pytest.mark.parametrize("partitionable", [True, False])
+def test_where_a_restart_starts_does_not_depend_on_longer_ones_beside_it(pipelines, partitionable):
+    members = {"short": FAST, "long": dataclasses.replace(FAST, tokens=12)}
+    gaps = {name: placed(pipelines[0].tokenizer, "red star", config) for name, config in members.items()}
+    with jax.threefry_partitionable(partitionable):
+        alone = first_rows(pipelines[0], {"short": FAST}, gaps).soft
+        beside = first_rows(pipelines[0], members, gaps).soft
+    np.testing.assert_array_equal(beside[:2, :8], alone)
+    assert beside.shape[1] == 12 and not beside[:2, 2:].any() and beside[2:].any(-1).all()
 
 
 def test_progress_counts_every_step_of_every_restart(found, progress):

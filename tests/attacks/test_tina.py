@@ -1,6 +1,7 @@
 """Text-free inversion on a tiny random pipeline: against PyTorch in float64, back to the picture, and in diffusers."""
 
 import dataclasses
+import importlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -110,3 +111,43 @@ def test_defaults_and_bad_input(pipeline, images):
     assert (config.iterations, config.learning_rate) == (25, 1e-3)
     with pytest.raises(AegisError, match="tina: iterations=0"):
         attack(pipeline, "star", method="tina", images=images, iterations=0)
+
+
+ZERO_SNR = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+
+
+@pytest.fixture(scope="module")
+def zero_snr(tiny):
+    return load_pipeline(tiny(**FEWEST, v_prediction=True, scheduler=ZERO_SNR))
+
+
+def test_the_first_step_at_zero_terminal_snr_is_inverted(zero_snr, images, monkeypatch):
+    """There f(z) = z for every z, by the noise that is predicted."""
+    tina = importlib.import_module("aegis_jax.attacks.tina")  # the package has the function by this name
+    refine, reached = tina._refine, []
+
+    def recorded(*args, **how):
+        reached.append(refine(*args, **how))
+        return reached[-1]
+
+    monkeypatch.setattr(tina, "_refine", recorded)
+    z_0, timesteps = encode_images(zero_snr, images), ddim_timesteps(zero_snr.scheduler, 4)
+    z_T, losses = invert(zero_snr, z_0, timesteps, TINAConfig(iterations=10))
+    unet, schedule = zero_snr.unet, make_schedule(zero_snr.scheduler)
+    assert schedule.alphas_cumprod[timesteps[0]] == 0
+    empty = per_latent(encode(zero_snr, ""), 2)
+    back = sample_latents(unet.graph, unet.params, schedule, empty, None, z_T, timesteps, 1.0, last=1)
+    np.testing.assert_allclose(back, reached[-1][0], atol=1e-4)  # where the inversion stood before that step
+    assert len(reached) == 3 * 10 and losses[-1].max() < 1e-8 and np.abs(z_T - back).max() > 0.1
+
+
+def test_what_cannot_be_inverted_at_zero_terminal_snr_is_refused(zero_snr, images):
+    with pytest.raises(AegisError, match="tina: .* pure noise at timestep 999, and a single step .* take more steps"):
+        attack(zero_snr, "star", method="tina", images=images, image_steps=1, iterations=1)
+    epsilon = dataclasses.replace(zero_snr, scheduler=zero_snr.scheduler | {"prediction_type": "epsilon"})
+    with pytest.raises(AegisError, match="pure noise at timestep 999, where an epsilon prediction says nothing"):
+        attack(epsilon, "star", method="tina", images=images, image_steps=2)
+    with pytest.raises(
+        AegisError, match="tina: .* pure noise at timestep 999, where an epsilon prediction says nothing"
+    ):
+        invert(epsilon, encode_images(epsilon, images), ddim_timesteps(epsilon.scheduler, 2), CONFIG)

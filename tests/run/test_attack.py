@@ -3,6 +3,9 @@
 import csv
 import dataclasses
 import json
+import os
+import signal
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -108,6 +111,49 @@ def test_the_picture_written_is_the_one_that_showed_the_concept(folder, monkeypa
     assert [row["seed"] for row in csv.DictReader(open(tmp_path / "1" / "prompts.csv"))] == ["0", "2", "2"]
     starts = load_file(tmp_path / "1" / "latents.safetensors")
     np.testing.assert_array_equal(starts["prompt-001-restart-0"], starts["prompt-002-restart-0"])
+
+
+@pytest.mark.parametrize("name, signum", [("SIGTERM", signal.SIGTERM), ("interrupted", signal.SIGINT)])
+def test_an_attack_that_is_stopped_leaves_no_folder(capsys, folder, monkeypatch, tmp_path, pictures, name, signum):
+    def run(pipeline, concept, given, config, progress):
+        assert (tmp_path / "out").is_dir() and signal.getsignal(signum) is not signal.SIG_DFL  # or this process ends
+        os.kill(os.getpid(), signum)
+        time.sleep(9)
+
+    monkeypatch.setitem(attacks.METHODS, "p4d-n", dataclasses.replace(attacks.METHODS["p4d-n"], run=run))
+    argv = ["attack", "--model", folder, "--images", pictures, "--out", tmp_path / "out", "--concept", "dog"]
+    before = signal.getsignal(signum)
+    assert main([str(a) for a in (*argv, "--method", "p4d-n", "--image-steps", 1)]) == 128 + signum
+    assert capsys.readouterr().err.splitlines()[-1] == f"aegis: stopped: {name}"
+    assert not (tmp_path / "out").exists() and signal.getsignal(signum) is before
+    # As a command: at once, for where a program is being compiled Python's own way out is a segmentation fault.
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr("sys.argv", [str(a) for a in ("aegis", *argv, "--method", "p4d-n", "--image-steps", 1)])
+    main()
+    assert ended == [128 + signum] and not (tmp_path / "out").exists()
+
+
+def test_what_does_not_fit_into_memory_is_one_line(capsys, folder, monkeypatch, tmp_path, pictures):
+    def run(pipeline, concept, given, config, progress):
+        return np.empty(2**60, np.uint8)
+
+    monkeypatch.setitem(attacks.METHODS, "p4d-n", dataclasses.replace(attacks.METHODS["p4d-n"], run=run))
+    argv = ["attack", "--model", folder, "--images", pictures, "--out", tmp_path / "out", "--concept", "dog"]
+    told = refused(capsys, *argv, "--method", "p4d-n", "--image-steps", 1)
+    assert "this machine's memory is full (Unable to allocate 1.00 EiB" in told and not (tmp_path / "out").exists()
+
+
+def test_the_noise_that_a_token_is_shown_with_is_of_the_seed(folder, monkeypatch, tmp_path, pictures):
+    run = lambda pipeline, concept, *_: found(pipeline, [concept] * 2)  # noqa: E731
+    monkeypatch.setitem(attacks.METHODS, "cce", dataclasses.replace(attacks.METHODS["cce"], run=run))
+    for name, seed in (("0", 0), ("again", 0), ("1", 1)):
+        attack.attack(folder, "dog", method="cce", images=pictures, image_steps=1, out=tmp_path / name, seed=seed)
+    first, again, other = (load_file(tmp_path / name / "latents.safetensors") for name in ("0", "again", "1"))
+    starts = {x.tobytes() for drawn in (first, other) for x in drawn.values()}
+    assert len(starts) == 16  # of two seeds, two restarts and four pictures
+    for name, x in first.items():
+        np.testing.assert_array_equal(x, again[name])
 
 
 @pytest.fixture

@@ -63,6 +63,31 @@ def test_a_case_is_a_picture_with_its_prompt_and_its_noise(folder, monkeypatch, 
         assert np.abs(again - first).max() <= 1
 
 
+def test_a_prompts_csv_of_something_else_is_not_read_where_the_prompts_are_said(
+    capsys, folder, monkeypatch, tmp_path, pictures
+):
+    seen = []
+
+    def run(pipeline, concept, given, config, progress):
+        seen.append((given.prompts, given.seeds))
+        return found(pipeline, given.prompts)
+
+    for name in ("unlearndiffatk", "recall"):
+        monkeypatch.setitem(attacks.METHODS, name, dataclasses.replace(attacks.METHODS[name], run=run))
+    (pictures / "prompts.csv").write_text("case_number,prompt,evaluation_seed\n0,a dog,5\n1,a cat,6\n2,sky,7\n")
+    how = {"method": "unlearndiffatk", "image_steps": 1}
+    attack.attack(folder, "dog", images=pictures, prompts=pictures / "prompts.csv", out=tmp_path / "1", **how)
+    # What an earlier attack has written is pictures and their prompts, too.
+    again = {"images": tmp_path / "1", "prompts": tmp_path / "1" / "prompts.csv"}
+    attack.attack(folder, "dog", **again, out=tmp_path / "2", **how)
+    assert seen == [(["a dog", "a cat", "sky"], [5, 6, 7])] * 2
+    told = r"prompts.csv is no index of this version's aegis sample: say the prompts by --prompts FILE, or move it out"
+    with pytest.raises(AegisError, match=told):
+        attack.attack(folder, "dog", images=pictures, out=tmp_path / "3", **how)
+    with pytest.raises(AegisError, match=r"prompts.csv is no index of this version's aegis sample: move it out of"):
+        attack.attack(folder, "dog", method="recall", **again, without=pictures, out=tmp_path / "3", image_steps=1)
+
+
 def test_settings_of_the_pictures_that_an_attack_does_not_take_over_are_told(folder, monkeypatch, tmp_path, pictures):
     def run(pipeline, concept, given, config, progress):
         return found(pipeline, given.prompts)

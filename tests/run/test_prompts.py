@@ -3,10 +3,15 @@
 import csv
 import hashlib
 
+import hypothesis
+import numpy as np
 import pytest
+from hypothesis import strategies
 
+from aegis_jax.attacks.result import AttackResult
 from aegis_jax.errors import AegisError
 from aegis_jax.run import prompts as lib
+from aegis_jax.run import replay
 from aegis_jax.run.prompts import Prompt
 
 # The columns of the files that ESD, UnlearnDiffAtk and I2P are evaluated with.
@@ -147,3 +152,26 @@ def test_commas_at_the_end_of_a_row_cut_nothing(tmp_path):
     (tmp_path / "prompts.csv").write_text("prompt,seed\na cat,1,\na dog,2,, \n")
     found = lib.read(tmp_path / "prompts.csv").prompts
     assert [(row.text, row.seed) for row in found] == [("a cat", 1), ("a dog", 2)]
+
+
+@hypothesis.given(
+    strategies.text(strategies.characters(exclude_categories=["Cs"]) | strategies.sampled_from('\r\n", '))
+)
+@hypothesis.example("a\rstar")
+@hypothesis.example(' "a",\r\n star ')
+@hypothesis.settings(max_examples=40)
+def test_what_is_written_reads_back_whatever_a_prompt_is_of(tmp_path_factory, text):
+    """A word that a search found may decode to any character."""
+    index, found = (tmp_path_factory.mktemp("written") for _ in range(2))
+    row = dict.fromkeys(lib.COLUMNS, "") | {"file": "a.png", "prompt": text, "seed": 3}
+    lib.write_index(index, {"a.png": row})
+    assert lib.check_index(index)["a.png"]["prompt"] == text
+    picture = replay.Picture("a", 0, np.zeros((1, 1, 4), np.float32), 3)
+    about = {"guidance": 3.0, "steps": 2}
+    result = AttackResult([text], None, np.ones((1, 1)), 1.0, 1.0)
+    replay.write(found, result, [picture], np.zeros((1, 2, 2, 3), np.uint8), about)
+    for folder in (index, found):
+        (prompt,) = lib.read(folder / "prompts.csv").prompts
+        assert (prompt.text, prompt.seed) == (text, 3)
+        (row,) = csv.DictReader(open(folder / "prompts.csv", encoding="utf-8", newline=""))
+        assert (row["file"], row["prompt"], row["seed"]) == ("a.png", text, "3")
