@@ -230,6 +230,7 @@ def main(argv: list[str]) -> None:
     page = given.page or (PAGE if sizes in (Sizes(**FULL), Sizes(**FIRST)) else None)
     if page is not None:  # always of everything that was measured in this size
         of_all = lines(found, CONCEPTS, SEEDS, METHODS, sizes, oracles)
-        command = "python -m benchmarks evidence" + " --first" * given.first
+        first = sizes == Sizes(**FIRST)
+        command = "python -m benchmarks evidence" + " --first" * first
         text = evidence_table.text(of_all, command, CONCEPTS, METHODS)
-        evidence_table.into_page(page, text, "first" if given.first else "evidence")
+        evidence_table.into_page(page, text, "first" if first else "evidence")

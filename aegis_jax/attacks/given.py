@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import numbers
+import operator
 from collections import Counter
 from collections.abc import Callable
 
@@ -90,11 +91,11 @@ def is_whole(value) -> bool:
 def _whole_numbers(seeds) -> list[int]:
     try:
         found = list(seeds)
+        if not any(isinstance(seed, bool) for seed in found):
+            return list(map(operator.index, found))  # of whole numbers of any library
     except TypeError:
-        found = [None]
-    if not all(map(is_whole, found)):
-        raise AegisError(f"seeds = {seeds!r:.80}, wanted a whole number for each image")
-    return list(map(int, found))
+        pass
+    raise AegisError(f"seeds = {seeds!r:.80}, wanted a whole number for each image")
 
 
 def key_of(seed: int, kind: int) -> jax.Array:

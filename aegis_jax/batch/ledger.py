@@ -238,8 +238,7 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(signum, wait)
         yield
     finally:
-        if not came:
-            as_before()
+        as_before()
         if came and not isinstance(sys.exception(), KeyboardInterrupt):  # which a second one has raised
             signal.raise_signal(came[0])
 

@@ -108,7 +108,7 @@ def predict_noise(pipeline, latents, t, text_emb) -> jax.Array:
     total = schedule.alphas_cumprod.shape[0]
     if t.shape not in ((), (len(latents),)):
         raise AegisError(f"t has shape {t.shape}, wanted () or ({len(latents)},), one per latent")
-    if t.dtype.kind not in "iuf" or not np.all((t == np.floor(t)) & (t >= 0) & (t < total)):
+    if not jnp.issubdtype(t.dtype, jnp.number) or not np.all((t == np.floor(t)) & (t >= 0) & (t < total)):
         raise AegisError(f"t = {t.tolist()}, wanted whole numbers from 0 to {total - 1}")
     t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), (len(latents),))
     model = pipeline.unet

@@ -35,15 +35,14 @@ def settings(pipeline, concepts, config, overrides=(), saved: RunConfig | None =
         run = saved or run_config.load(asked.model if asked.model in worlds.NAMES else None)
     elif isinstance(config, RunConfig):
         run = config
-        _check_kinds(run.erase)
+        _check(run.erase)
     elif isinstance(config, dict):
         entries = run_config.flat(config)
         if saved and entries.get("method") == saved.erase.method:  # it is that already, with the run's own settings
             del entries["method"]
         run = run_config.merge(saved or RunConfig(), entries)
     elif dataclasses.is_dataclass(config) and hasattr(config, "method") and not isinstance(config, type):
-        _check_kinds(config)
-        _check_name(config)
+        _check(config)
         run = dataclasses.replace(saved or RunConfig(), erase=config)
     else:
         run = run_config.load(config)
@@ -71,8 +70,9 @@ def each_once(concepts: Iterable[str]) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-def _check_kinds(erase) -> None:
-    """Raises `AegisError` for settings that are not of their preset's classes: some of what makes it lies there."""
+def _check(erase) -> None:
+    """Raises `AegisError` for settings that are not of their preset's classes, in which some of what makes it lies, or
+    that have its name and nothing of what makes it."""
     wanted = preset(erase.method).settings
     pairs = [(erase, wanted)] + [
         (getattr(erase, f.name), getattr(wanted, f.name))
@@ -85,15 +85,11 @@ def _check_kinds(erase) -> None:
                 f"method={erase.method} has settings of class {type(right).__name__}, got {type(found).__name__}; "
                 f"{_instead(erase.method)}"
             )
-
-
-def _check_name(erase) -> None:
-    """Raises `AegisError` for settings that bear a preset's name and have none of what makes it."""
     of = preset(erase.method)
     usual, wanted, found = (run_config.flat(dataclasses.asdict(each)) for each in (type(erase)(), of.settings, erase))
     scale = {*SCALE, *(f"latents.{key}" for key in SCALE_OF_LATENTS), "method"} - of.own
     makes = [key for key in wanted if key not in scale and wanted[key] != usual.get(key)]
-    if makes and all(found[key] == usual.get(key) for key in makes):
+    if makes and all(found.get(key) == usual.get(key) for key in makes):
         raise AegisError(
             f"{type(erase).__name__}(method={erase.method!r}) has none of that preset's settings ({', '.join(makes)}), "
             f"so it would be another method under its name; {_instead(erase.method)}"

@@ -204,7 +204,7 @@ def _in_folder(run, pipeline, folder, resume, progress, measure) -> EraseResult:
     progress.say(f"writing {folder.pipeline}")
     processes.first(functools.partial(_export, run, pipeline, drift, folder))
     del drift
-    before = processes.first(lambda: _before(run, pipeline, folder, progress))
+    before = processes.agreed(lambda: _before(run, pipeline, folder, progress) if processes.is_first() else None)
     erased = processes.agreed(lambda: load_pipeline(folder.pipeline))
     if run.picture.images:
         processes.first(lambda: picture.save(before, picture.sampled(erased, run), folder.picture, run))
@@ -263,10 +263,16 @@ def _check_space(run, pipeline, state, folder, resume: bool):
     folder.check_space(needed, count)
 
 
+def _older(run, origin: dict) -> dict:
+    """What holds for a checkpoint that is older than a setting, or than the record of the tokenizer."""
+    return {manifest.TOKENIZER: origin[manifest.TOKENIZER], **defaults(run)}
+
+
 def _train(run, pipeline, state, step_fn, folder, origin, story, progress):
     """The loop with its checkpoints and metrics; returns the last state."""
-    identity, older = origin | computed(run), {manifest.TOKENIZER: origin[manifest.TOKENIZER], **defaults(run)}
-    with Checkpoints(folder.checkpoints, identity, run.checkpoint.keep, older) as checkpoints:
+    with Checkpoints(
+        folder.checkpoints, origin | computed(run), run.checkpoint.keep, _older(run, origin)
+    ) as checkpoints:
         done = checkpoints.latest or 0
         processes.same(f"{folder.checkpoints} (do their hosts share it?)", {"steps done": done})
         if done:

@@ -25,7 +25,7 @@ from tests.run.runs import metrics
 SMALL = {"mid_block_type": None, "up_block_types": ["UpBlock2D"]}
 KEYS = {
     "method": "esd", "steps": 40, "batch": 4, "trainable": "kv", "latents.steps": 3, "latents.refresh_every": 1,
-    "picture.images": 0, "checkpoint.every": 10, "compute_dtype": "float32",
+    "picture.images": 1, "picture.steps": 2, "checkpoint.every": 10, "compute_dtype": "float32",
 }  # fmt: skip
 
 
@@ -134,6 +134,12 @@ def test_two_processes_stop_together_and_one_goes_on(model, tmp_path):
     assert max(int(p.name) for p in (out / "checkpoints").iterdir()) == done < KEYS["steps"]
     aegis_jax.erase(out=out, resume=True, overrides=[("mesh.data", "1")])
     assert_same_run(out, whole, KEYS["steps"])
+
+
+def test_two_processes_end_with_a_picture(model, tmp_path):
+    with running(2, *command(model, tmp_path / "out", steps=2)) as started:
+        assert [code for code, _, _ in ended(started)] == [0, 0]
+    assert (tmp_path / "out" / "before_after.png").is_file() and (tmp_path / "out" / "pipeline").is_dir()
 
 
 def test_what_is_missing_on_one_ends_all(model, tmp_path):

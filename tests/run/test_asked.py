@@ -32,6 +32,8 @@ def test_settings_of_a_preset_are_taken_however_they_are_given(name):
 def test_a_presets_name_without_its_settings_is_refused(name):
     with pytest.raises(AegisError, match="has none of that preset's settings .*give config={'method': "):
         asked(EraseConfig(method=name, steps=7))
+    with pytest.raises(AegisError, match="has none of that preset's settings"):
+        asked(RunConfig(erase=EraseConfig(method=name)))
     assert asked(EraseConfig(steps=7)).erase.steps == 7
     changed = dataclasses.replace(preset(name).settings, eta=2.0, steps=7)
     assert asked(changed).erase.eta == 2.0
@@ -49,6 +51,17 @@ def test_a_presets_name_without_its_settings_is_refused(name):
 def test_settings_of_another_class_are_refused(config):
     with pytest.raises(AegisError, match="method=.* has settings of class .*, got "):
         asked(config)
+
+
+def test_advunlearn_of_the_unet_trains_the_unet():
+    with pytest.raises(AegisError, match=r"trainable='text_encoder' \(want full"):
+        asked(AdvUnlearnConfig(method="advunlearn-unet"))
+    assert asked({"method": "advunlearn-unet"}).erase.trainable == "full"
+
+
+def test_a_group_that_is_none_is_named():
+    with pytest.raises(AegisError, match="config key 'words' is a group"):
+        asked(EraseConfig(method="aegis+", words=None))
 
 
 def test_an_unknown_method_is_named():

@@ -17,7 +17,7 @@ import aegis_jax
 from aegis_jax.erasure.presets import preset
 from aegis_jax.errors import AegisError
 from aegis_jax.run import erase as run_erase
-from aegis_jax.run import loop
+from aegis_jax.run import loop, manifest
 from aegis_jax.run.config import RunConfig
 from tests.run.runs import KEYS, erase, files, metrics
 
@@ -165,11 +165,22 @@ def test_another_tokenizer_is_refused(cheap_step, folder, tmp_path, monkeypatch)
     (model / "tokenizer" / "special_tokens_map.json").write_text('{"pad_token": "!"}')
     with pytest.raises(AegisError, match="tokenizer was .*, is "):
         erase(model, out, resume=True)
-    # A run of an older version says nothing of it.
     del told["model"]["tokenizer"]
     (out / "manifest.json").write_text(json.dumps(told))
-    with pytest.raises(AegisError, match="tokenizer was .*, is "):  # its checkpoint does
+    with pytest.raises(AegisError, match="tokenizer was .*, is "):  # the checkpoint says it too
         erase(model, out, resume=True)
+
+
+def test_a_run_that_recorded_no_tokenizer_yet_goes_on(cheap_step, folder, tmp_path, monkeypatch, finished):
+    out, identity = tmp_path / "run", manifest.identity
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "identity", lambda pipeline: {manifest.BASE: identity(pipeline)[manifest.BASE]})
+        patch.setattr(manifest, "_KEPT", {"fingerprint": manifest.BASE})
+        patch.setattr(run_erase, "_older", lambda run, origin: {})
+        interrupt(folder, out, monkeypatch, 4)
+    assert "tokenizer" not in json.loads((out / "manifest.json").read_text())["model"]
+    erase(folder, out, resume=True)
+    assert files(out / "pipeline") == files(finished / "pipeline")
 
 
 def test_how_often_to_save_may_change(cheap_step, folder, tmp_path, monkeypatch):

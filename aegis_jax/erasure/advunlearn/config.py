@@ -72,7 +72,8 @@ def check(config: AdvUnlearnConfig) -> None:
         need(0 <= config.seed < 2**32, "seed", "0 to 2**32 - 1")
         need(0 < config.learning_rate < math.inf, "learning_rate", "a positive number")
         need(math.isfinite(config.eta), "eta", "a finite number")
-        sets = trainable.TEXT_ENCODER, *trainable.UNET
+        of_unet = config.method == "advunlearn-unet"
+        sets = trainable.UNET if of_unet else (trainable.TEXT_ENCODER, *trainable.UNET)
         need(config.trainable in sets, "trainable", " | ".join(sets))
         need(config.compute_dtype in COMPUTE_DTYPES, "compute_dtype", " | ".join(COMPUTE_DTYPES))
         need(attack.steps >= 1, "attack.steps", "at least 1")
