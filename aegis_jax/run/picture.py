@@ -101,7 +101,7 @@ def caption(run) -> str:
 def save(before: np.ndarray, after: np.ndarray, path: Path, run) -> None:
     """Writes the grid of what both pipelines have `sampled`."""
     shown = rows(run.concepts, run.picture.images, world=run.world)
-    grid(shown, before, after, f"{run.erase.method}{left_out(run.concepts, shown)}").save(path)
+    grid(shown, before, after, f"{run.erase.method}{caption(run)}").save(path)
 
 
 def grid(shown: list[Row], before: np.ndarray, after: np.ndarray, caption: str = "") -> Image.Image:
