@@ -6,6 +6,7 @@
     python -m benchmarks study final --presets esd aegis+ three seeds, three evaluation seeds, many images
     python -m benchmarks study final --presets aegis+ --steps 1500   trained three times as long
     python -m benchmarks study table main                 prints the table of what the file holds
+    python -m benchmarks study every [--steps 1000]       all eighteen values of the world, not attacked
     python -m benchmarks study closed [--quick]           closed forms; quick: few images, no attack
     python -m benchmarks study costs                      UNet evaluations a step of every preset, from its settings
     python -m benchmarks study unasked                    what the original shows unasked: the floor of any attack
@@ -38,6 +39,7 @@ CLOSED = {
 # Evaluation seeds: even ones for what is chosen by, odd ones for what is reported (they differ in held-out words too).
 SCREENING = {"evaluation_seed": 40, "images": 64, "members": "all", "restarts": 2, "attack_steps": 100, "n": 16}
 QUICK = {"evaluation_seed": 40, "images": 16, "members": "none"}
+EVERY = {"evaluation_seed": 47, "images": 128, "members": "none"}
 FINAL_SEEDS, FINAL_EVALUATIONS = (0, 1, 2), (41, 43, 45)
 FINAL = {"images": 128, "members": "strongest", "restarts": 4, "attack_steps": 150, "n": 32}
 
@@ -49,10 +51,19 @@ def screening(names, concepts=CONCEPTS, trainable=("xattn",)) -> list[dict]:
 
 def finals(names, concepts=CONCEPTS, trainable=("xattn",), steps=None) -> list[dict]:
     """steps: of training, where not the config's."""
-    longer = {} if steps is None else {"steps": (steps,)}
-    axes = cells.grid(concept=concepts, preset=names, trainable=trainable, **longer, seed=FINAL_SEEDS)
+    axes = cells.grid(concept=concepts, preset=names, trainable=trainable, **_longer(steps), seed=FINAL_SEEDS)
     seeds = lambda cell: {"evaluation_seed": FINAL_EVALUATIONS[cell["seed"]]}  # noqa: E731
     return [{"set": "final", **cell, **seeds(cell), **FINAL, "of": measured(cell)} for cell in axes]
+
+
+def _longer(steps: int | None) -> dict:
+    return {} if steps is None else {"steps": (steps,)}
+
+
+def every(names, concepts=None, steps=None) -> list[dict]:
+    """All values of the world, or some: what of each is left where nobody attacks; steps as of `finals`."""
+    axes = cells.grid(concept=concepts or values(), preset=names, trainable=("xattn",), **_longer(steps), seed=(0,))
+    return [{"set": "every", **cell, **EVERY, "of": measured(cell)} for cell in axes]
 
 
 def closed(names=CLOSED, concepts=CONCEPTS, quick=False) -> list[dict]:
@@ -71,17 +82,17 @@ def settings(cell: dict):
 
     overrides = [("concepts", cell["concept"]), ("method", cell["preset"])]
     if cell.get("preserve") == "others":
-        overrides.append(("preserve", ",".join(_other_values(cell["concept"]))))
+        overrides.append(("preserve", ",".join(values(but=cell["concept"]))))
     return config.load(
         "world", overrides + [(key, str(cell[key])) for key in ("trainable", "steps", "seed") if key in cell]
     )
 
 
-def _other_values(concept: str) -> list[str]:
-    """Names of all values of the world but that one."""
+def values(but: str = "") -> list[str]:
+    """Names of all values of the world, or of all but one."""
     from aegis_jax.world.concepts import ATTRIBUTES
 
-    return [value.name for values in ATTRIBUTES.values() for value in values if concept not in value.words]
+    return [value.name for row in ATTRIBUTES.values() for value in row if but not in value.words]
 
 
 def measured(cell: dict) -> str:
@@ -214,26 +225,31 @@ def originals(concepts, within="world", *, n=256, seed=SCREENING["evaluation_see
 
 def main(argv: list[str]) -> None:
     options = trials.parser(__doc__, RESULT)
-    options.add_argument("what", nargs="+", help=f"{' | '.join(SETS)} | closed | final | table SET | costs | unasked")
+    options.add_argument(
+        "what", nargs="+", help=f"{' | '.join(SETS)} | every | closed | final | table SET | costs | unasked"
+    )
     options.add_argument("--presets", nargs="+", help="instead of the set's own")
-    options.add_argument("--concepts", nargs="+", default=CONCEPTS)
+    options.add_argument("--concepts", nargs="+", help=f"default: {' '.join(CONCEPTS)}; every: all values")
     options.add_argument("--trainable", nargs="+", default=("xattn",))
-    options.add_argument("--steps", type=int, help="final: of training, where not the config's 500")
+    options.add_argument("--steps", type=int, help="final, every: of training, where not the config's 500")
     options.add_argument("--quick", action="store_true", help="closed: few images, no attack")
     options.add_argument("--share", default="0/1", help="I/N: of N workers on one file this is number I")
     given = options.parse_args(argv)
     out: pathlib.Path = given.out
-    axes = {"concepts": given.concepts, "trainable": given.trainable}
+    concepts = given.concepts or CONCEPTS
+    axes = {"concepts": concepts, "trainable": given.trainable}
     what = given.what[-1]
     if what in ("costs", "unasked"):
-        print(costs() if what == "costs" else originals(given.concepts))
+        print(costs() if what == "costs" else originals(concepts))
         return
-    sets = SETS | {"final": SETS["main"], "closed": CLOSED}
+    sets = SETS | {"final": SETS["main"], "closed": CLOSED, "every": ("aegis+",)}
     if what not in sets and not given.presets:
         options.error(f"no set {what!r}: {', '.join(sets)}")
     names = given.presets or sets[what]
     if what == "closed":
-        wanted = closed(names, given.concepts, given.quick)
+        wanted = closed(names, concepts, given.quick)
+    elif what == "every":
+        wanted = every(names, given.concepts, given.steps)
     elif what == "final":
         wanted = finals(names, **axes, steps=given.steps)
     else:

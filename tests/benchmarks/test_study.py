@@ -60,6 +60,15 @@ def test_what_was_trained_longer_is_another_cell_that_meets_the_same_members():
     assert "esd, 1500 steps" in study.table([line(longer, plain=0.25)])
 
 
+def test_every_value_of_the_world_is_a_cell_of_its_own():
+    cells_of = study.every(["aegis+"])
+    assert len({cell["concept"] for cell in cells_of}) == len(cells_of) == len(study.values()) == 18
+    assert all(study.settings(cell).erase.steps != 1000 for cell in cells_of)
+    longer = study.every(["aegis+"], ["heart"], 1000)
+    assert [study.settings(cell).erase.steps for cell in longer] == [1000]
+    assert study.values(but="valentine") == [name for name in study.values() if name != "heart"]
+
+
 def test_table():
     cell = study.screening(["esd"], ["star"])[0]
     rows = study.table([line(cell, plain=0.25), line(cell | {"seed": 1}, plain=0.75)]).splitlines()
