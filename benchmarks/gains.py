@@ -51,7 +51,7 @@ def applied(cell: dict):
         with mock.patch.object(step, "_update", hellinger(step._update)):
             yield
     else:
-        with mock.patch.object(latents, "_positions", drawn_by(odds(cell))):
+        with mock.patch.object(latents, "positions", drawn_by(odds(cell))):
             yield
 
 
@@ -98,7 +98,7 @@ def separation(cell: dict, steps: int):
 
     frozen = freeze(aegis_jax.load_pipeline("world"), [cell["concept"]], study.settings(cell).erase)
     key, size = jax.random.key(cell["evaluation_seed"]), (steps, LOOKED_AT)
-    z = jax.jit(lambda key: latents._trajectories(frozen, frozen.unet, frozen.concept_emb, key, size, False))(key)
+    z = jax.jit(lambda key: latents.trajectories(frozen, frozen.unet, frozen.concept_emb, key, size, False))(key)
     pair = jax.tree.map(lambda x: jnp.repeat(x, LOOKED_AT, axis=0), join(frozen.concept_emb, frozen.empty_emb))
     found = []
     for here, t in zip(z, latents.timesteps(frozen, steps)):
@@ -109,7 +109,7 @@ def separation(cell: dict, steps: int):
 
 
 def drawn_by(odds):
-    """`latents._positions` with these odds in place of even ones."""
+    """`latents.positions` with these odds in place of even ones."""
     import jax
     import jax.numpy as jnp
 

@@ -70,6 +70,15 @@ def timesteps(frozen, steps: int):
     return _grid(frozen, steps)[1]
 
 
+def due(missing, visits, refresh_every: int):
+    """Whose trajectories are to be drawn in this step, (G,): those `missing`, and those that have served long enough.
+
+    visits: how many steps each concept of the batch has had before, (G,). A concept among G in a batch has a G-th of
+    its latents, so its trajectories serve G times `refresh_every` steps.
+    """
+    return missing | ((visits > 0) & (visits % (refresh_every * len(visits)) == 0))
+
+
 def _noise(frozen, key, n: int):
     return _placed(frozen, jax.random.normal(key, (n, *frozen.latent_shape), jnp.float32))
 
@@ -78,7 +87,7 @@ def _placed(frozen, z):
     return z if frozen.placement is None else frozen.placement.batch(z)
 
 
-def _noised(frozen, key, z, i, steps: int, levels: str = "interval") -> Noised:
+def noised(frozen, key, z, i, steps: int, levels: str = "interval") -> Noised:
     """Latents of grid position i (a scalar or (B,)) with their training timesteps."""
     stride, _ = _grid(frozen, steps)
     if levels == "interval":
@@ -88,7 +97,7 @@ def _noised(frozen, key, z, i, steps: int, levels: str = "interval") -> Noised:
     return Noised(_placed(frozen, z), stride * (steps - 1 - i) + above)
 
 
-def _positions(key, shape: tuple, steps: int, levels: str):
+def positions(key, shape: tuple, steps: int, levels: str):
     ends = int(levels == "above")
     return jax.random.randint(key, shape, ends, steps - ends, jnp.int32)
 
@@ -103,9 +112,9 @@ def fresh(
     steps that lead there.
     """
     key_i, key_z, key_t = jax.random.split(key, 3)
-    i = _positions(key_i, (), steps, levels)
+    i = positions(key_i, (), steps, levels)
     z = partial_trajectory(frozen, theta, cond, _noise(frozen, key_z, batch), i, steps=steps, offset=offset)
-    return _noised(frozen, key_t, z, i, steps, levels), i
+    return noised(frozen, key_t, z, i, steps, levels), i
 
 
 @program(static_argnames=("steps", "offset"))
@@ -119,13 +128,16 @@ def partial_trajectory(frozen, theta, cond: Conditioning, z_T, i, *, steps: int,
     return sample_latents(frozen.unet_graph, theta, frozen.schedule, cond, empty, z_T, grid, GUIDANCE, **span)
 
 
-def _trajectories(frozen, theta, cond: Conditioning, key, shape: tuple[int, int], offset: bool):
-    """Every latent of guided trajectories, (steps, M, h, w, C), entry i for the grid position i; shape: (steps, M)."""
+def trajectories(frozen, theta, cond: Conditioning, key, shape: tuple[int, int], offset: bool):
+    """Every latent of guided trajectories, (steps, M, h, w, C), entry i for the grid position i; shape: (steps, M).
+
+    cond: G rows, trajectory m is guided by row m mod G.
+    """
     steps, count = shape
     stride, grid = _grid(frozen, steps)
     # Devices that do not divide the trajectories draw some of them twice.
     drawn = count if frozen.placement is None else frozen.placement.rounded(count)
-    pair = jax.tree.map(lambda x: jnp.repeat(x, drawn, axis=0), join(frozen.empty_emb, cond))
+    pair = join(*(per_latent(rows, drawn) for rows in (frozen.empty_emb, cond)))
     z = _noise(frozen, key, count)
     z = _placed(frozen, jnp.resize(z, (drawn, *z.shape[1:])))
 
@@ -149,24 +161,23 @@ def pooled(
 
     concepts: of the batch, (G,), latent n belongs to the one at n mod G; cond: what theirs are guided by, G rows;
     visits: how many steps each has had before, (G,). A concept's trajectories are drawn with the current theta at its
-    first turn, and again after `refresh_every` batches' worth of its latents: a concept among G in a batch has a G-th
-    of them, so they serve G times as many steps.
+    first turn, and again after `refresh_every` batches' worth of its latents (`due`).
     """
     steps, count = pool.z.shape[1:3]
     groups = concepts.shape[0]
     key_new, key_i, key_m, key_t = jax.random.split(key, 4)
     keys = jax.random.split(key_new, groups)
-    due = ~pool.drawn[concepts] | ((visits > 0) & (visits % (refresh_every * groups) == 0))
+    renewed = due(~pool.drawn[concepts], visits, refresh_every)
 
     def renew(n, pool):
         def draw(pool):
             row = jax.tree.map(lambda x: x[n][None], cond)
-            z = _trajectories(frozen, theta, row, keys[n], (steps, count), offset)
+            z = trajectories(frozen, theta, row, keys[n], (steps, count), offset)
             return Pool(pool.z.at[concepts[n]].set(z), pool.drawn.at[concepts[n]].set(True))
 
-        return jax.lax.cond(due[n], draw, lambda pool: pool, pool)
+        return jax.lax.cond(renewed[n], draw, lambda pool: pool, pool)
 
     pool = jax.lax.fori_loop(0, groups, renew, pool)  # a loop: the network is compiled once for all concepts
-    i = _positions(key_i, (batch,), steps, levels)
+    i = positions(key_i, (batch,), steps, levels)
     m = jax.random.randint(key_m, (batch,), 0, count, jnp.int32)
-    return _noised(frozen, key_t, pool.z[per_latent(concepts, batch), i, m], i, steps, levels), i, pool
+    return noised(frozen, key_t, pool.z[per_latent(concepts, batch), i, m], i, steps, levels), i, pool

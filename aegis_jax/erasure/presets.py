@@ -49,6 +49,7 @@ _TWO_LATENTS = {"latents": {"shared": False}}
 _WORDS = {"words": {"preserve": 5.0, "context": "push"}}
 _PLUS = {"soft": {"life": "run", "tokens": 4, "prefixes": 4, "gamma": 5e-3}, **_NO_GRP, **_ONE_LATENT, **_WORDS}
 _NEAR = {"words": DrawnWordsConfig(**_WORDS["words"])}
+_SHOWN = _merge(_PLUS, {"words": {"context": "shown"}})
 _ESD = {"soft": {"use": "none", "prefixes": 1}, **_NO_GRP, **_ONE_LATENT}
 _ESD_2025 = _ESD | {"latents": LatentsOf2025(shared=True), "steps": 200, "learning_rate": 5e-5}
 _STILL = {"soft": {"beta": 0.0, "gamma": 0.0}}  # random prefixes, no sign steps
@@ -80,6 +81,7 @@ _AEGIS = {
     "esd-u-2025": ("ESD-u as the authors' code of 2025 has it", _merge(_ESD_2025, {"trainable": "layers"})),
     "esd+": ("ESD with what aegis+ adds: preservation, context, push", _merge(_ESD, _WORDS)),
     "aegis+": ("kept prefixes of four tokens, preservation, the concept in context, a push there", _PLUS),
+    "aegis+shown": ("aegis+ that is pushed away from where its own trajectories show the concept", _SHOWN),
     "aegis+near": ("aegis+ that preserves most what the UNet draws, and draws like the concept", _PLUS | _NEAR),
     "aegis+near-speed": ("aegis+near that starts from SPEED's solution", _PLUS | _NEAR),
     "aegis+-redrawn": ("aegis+, v and p drawn anew at every step", _merge(_PLUS, {"soft": {"life": "step"}})),

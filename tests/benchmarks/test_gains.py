@@ -8,7 +8,7 @@ import aegis_jax
 from aegis_jax.erasure import latents
 from benchmarks import gains
 
-STARTED = latents._positions
+STARTED = latents.positions
 
 
 def test_hellinger_weighs_a_latents_miss():
@@ -46,5 +46,5 @@ def test_late_leaves_the_noisiest_steps_out():
 
 def test_the_step_is_as_it_was_afterwards():
     with gains.applied(gains.grid(["late"], ["star"])[0]):
-        assert latents._positions is not STARTED
-    assert latents._positions is STARTED
+        assert latents.positions is not STARTED
+    assert latents.positions is STARTED

@@ -140,7 +140,7 @@ def test_trajectories_start_from_noise_of_their_own(frozen):
 
 def test_draws_cover_their_ranges(frozen):
     """t is uniform over the 20 values from tau - 1 to tau + 18."""
-    at = latents._noised(frozen, jax.random.key(0), jnp.zeros((4000, 1, 1, 1)), 3, STEPS)
+    at = latents.noised(frozen, jax.random.key(0), jnp.zeros((4000, 1, 1, 1)), 3, STEPS)
     offsets, counts = np.unique(np.asarray(at.t) - (981 - 20 * 3), return_counts=True)
     np.testing.assert_array_equal(offsets, np.arange(-1, 19))
     assert counts.min() > 140 and counts.max() < 260  # 200 each, give or take 4 deviations

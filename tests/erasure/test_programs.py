@@ -25,7 +25,11 @@ SETTINGS = {
             words=WordsConfig(preserve=1.0, context="push"),
             trainable="xattn",
         ),
-        PAPER - {"fresh"} | {"pooled", "random_prompts", "in_context", "next_kappa"},
+        PAPER - {"fresh"} | {"pooled", "random_prompts", "whose_turn", "in_context", "next_kappa"},
+    ),
+    "shown": (
+        EraseConfig(batch=2, latents=LatentsConfig(steps=4, shared=True), words=WordsConfig(context="shown")),
+        PAPER | {"random_prompts", "whose_turn", "drawn", "chosen", "in_context", "next_kappa_shown"},
     ),
 }
 

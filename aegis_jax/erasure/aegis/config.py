@@ -7,14 +7,14 @@ import dataclasses
 import math
 from typing import ClassVar
 
-from aegis_jax.erasure import trainable
+from aegis_jax.erasure import latents, trainable
 from aegis_jax.erasure.checks import checking
 from aegis_jax.errors import AegisError
 
 USES = ("both", "target", "prompt", "none")
 LIVES = ("step", "run")
 RULES = ("released", "total", "fixed", "constant", "none")
-CONTEXTS = ("none", "erase", "push")
+CONTEXTS = ("none", "erase", "push", "shown")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 STARTS = {"aegis+near-speed": "speed"}  # presets that do not start from theta0
 
@@ -50,7 +50,8 @@ class WordsConfig:
 
     preserve: float = 0.0  # weight of L_p, that they draw what they drew, beside L_e
     # none | erase: every other latent is erased from the concept among such words | push: and, late in a run, pushed
-    # away there the harder the more of it is left
+    # away there the harder the more of it is left | shown: and on trajectories of such prompts, pushed away from where
+    # they show it (shown.py)
     context: str = "none"
 
     # near.py
@@ -137,7 +138,7 @@ class EraseConfig:
 
     @property
     def moves_kappa(self) -> bool:
-        return self.words.context == "push"
+        return self.words.context in ("push", "shown")
 
 
 def check(config: EraseConfig) -> None:
@@ -181,6 +182,11 @@ def check_concepts(config: EraseConfig, count: int) -> None:
         raise AegisError(
             f"steps={config.steps} x batch={config.batch} give {have} latents for {count} concepts, so some would "
             "never be erased; take more steps or a larger batch"
+        )
+    if config.words.context == "shown" and count > latents.MOST_CONCEPTS:
+        raise AegisError(
+            f"words.context=shown keeps trajectories of every concept, of at most {latents.MOST_CONCEPTS}; {count} are "
+            "given: choose words.context=push (aegis+), or erase them in several runs"
         )
 
 

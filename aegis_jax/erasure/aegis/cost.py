@@ -6,6 +6,7 @@ measured by operator counts on the UNet of SD 1.4.
 
 import dataclasses
 
+from aegis_jax.erasure.aegis import shown
 from aegis_jax.erasure.aegis.config import EraseConfig, latents_of_concepts
 from aegis_jax.erasure.aegis.setup import uses_pool
 from aegis_jax.erasure.latents import TRAJECTORIES
@@ -20,7 +21,8 @@ class Cost:
     """UNet evaluations per training step, on average over a run.
 
     Attributes:
-      latents: where z_t comes from: partial trajectories, or filling and redrawing the pools.
+      latents: where z_t comes from: partial trajectories, or filling and redrawing the pools, and saying which of
+        those in context show the concept.
       soft: the sign steps of v and p. erasure: target and gradient.
       words: random words, and their preservation.
     """
@@ -42,7 +44,7 @@ def unet_evaluations(config: EraseConfig, concepts: int = 1) -> Cost:
     moves = config.moves_p + config.moves_v
     draws = (moves > 0 or config.latents.shared) + (not config.latents.shared)
     return Cost(
-        latents=draws * _latents(config, concepts),
+        latents=draws * _latents(config, concepts) + _in_context(config, concepts),
         # theta0 for c_e; a sign step each; for v's also theta for c_e.
         soft=batch * ((moves > 0) + moves * sign_step + config.moves_v),
         # theta0 for c' and c_0, theta for c* with its gradient.
@@ -60,10 +62,20 @@ def _latents(config: EraseConfig, concepts: int) -> float:
         # as the one before.
         mean = (steps + 1) / 2 - 1 / steps if config.latents.offset else (steps - 1) / 2
         return config.batch * _GUIDED * mean
-    per_trajectory = _GUIDED * (steps - config.latents.offset)
+    return _GUIDED * (steps - config.latents.offset) * _trajectories(config, concepts) / config.steps
+
+
+def _in_context(config: EraseConfig, concepts: int) -> float:
+    """Trajectories of the concept among words, and theta0's verdict on each, for the words and with the concept."""
+    if config.words.context != "shown":
+        return 0.0
+    return (_GUIDED * config.latents.steps + 2 * shown.LEVELS) * _trajectories(config, concepts) / config.steps
+
+
+def _trajectories(config: EraseConfig, concepts: int) -> int:
+    """How many trajectories a pool is given in a run."""
     drawn = 0
     for latents in latents_of_concepts(config, concepts):
         visits = -(-latents * min(concepts, config.batch) // config.batch)  # a concept's share of a batch is a visit
         drawn += 1 + max(visits - 1, 0) // (config.latents.refresh_every * min(concepts, config.batch))
-    count = max(1, min(TRAJECTORIES, config.steps * config.batch // concepts))
-    return per_trajectory * count * drawn / config.steps
+    return drawn * max(1, min(TRAJECTORIES, config.steps * config.batch // concepts))

@@ -10,7 +10,7 @@ import numpy as np
 from aegis_jax.diffusion.conditioning import encode
 from aegis_jax.diffusion.template import padded
 from aegis_jax.erasure import adam, groups, latents, trainable
-from aegis_jax.erasure.aegis import near, rectify, soft, words
+from aegis_jax.erasure.aegis import near, rectify, shown, soft, words
 from aegis_jax.erasure.aegis.config import EraseConfig, check, check_concepts
 from aegis_jax.erasure.aegis.state import Frozen, State
 from aegis_jax.erasure.closed.room import METHODS
@@ -164,13 +164,17 @@ def uses_pool(config: EraseConfig, concepts: int) -> bool:
 
 
 def _pools(frozen: Frozen, concepts: int, config: EraseConfig) -> dict:
-    """Shapes of the pools that a run needs: for the sign steps' latents, and for the loss's where it has its own."""
-    if not uses_pool(config, concepts):
-        return {}
+    """Shapes of the pools that a run needs: for the sign steps' latents, for the loss's where it has its own, and for
+    those in context where they have trajectories of their own."""
     each = config.steps * config.batch // concepts
     pool = jax.eval_shape(lambda: latents.empty_pool(frozen, concepts, each, config.latents.steps))
-    wanted = {"attack": config.moves_v or config.moves_p or config.latents.shared, "loss": not config.latents.shared}
-    return {name: pool for name, want in wanted.items() if want}
+    pooled, shared = uses_pool(config, concepts), config.latents.shared
+    wanted = {
+        "attack": (pool, pooled and (config.moves_v or config.moves_p or shared)),
+        "loss": (pool, pooled and not shared),
+        "context": (jax.eval_shape(shown.empty, pool), config.words.context == "shown"),
+    }
+    return {name: shapes for name, (shapes, want) in wanted.items() if want}
 
 
 def _zeros(placement, shapes):

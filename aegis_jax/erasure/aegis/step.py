@@ -7,7 +7,8 @@ weights as arguments, so frozen and current UNet share one compilation:
   latents.fresh / pooled   z_t and t, by guided sampling with the current weights, under c_e and under c'
   predicted                noise of theta0 and of theta
   soft.sign_step           v with theta0, p with theta
-  context.in_context       the concept among random words instead, for half of the latents, if that is asked for
+  shown.drawn              latents in context of trajectories of their own, if that is asked for
+  context.in_context       the concept among random words instead, for half of the latents, likewise
   _update                  gradient of L_e (and L_p), GRP and Adam in one pass
 
 Randomness is `fold_in(key(seed), step)` and named splits of it; no key is stored. What the host hands to a program it
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 from aegis_jax.diffusion import predict
 from aegis_jax.diffusion.conditioning import Conditioning, join, per_latent
 from aegis_jax.erasure import adam, groups, in_turn, latents, trainable
-from aegis_jax.erasure.aegis import context, rectify, soft, words
+from aegis_jax.erasure.aegis import context, rectify, shown, soft, words
 from aegis_jax.erasure.aegis.config import EraseConfig, GRPConfig
 from aegis_jax.erasure.aegis.state import Frozen, Goal, State
 from aegis_jax.erasure.latents import Noised
@@ -216,10 +217,18 @@ def _update(
     return dataclasses.replace(state, step=state.step + 1, **new), eps, metrics
 
 
-def _random_words(frozen: Frozen, concepts, at: Noised, key, config: EraseConfig) -> words.Words:
-    batch, in_context = at.z.shape[0], config.words.context != "none"
+class Inside(NamedTuple):
+    """Which latents are in context, (B,), and what they come with where they have trajectories of their own."""
+
+    latents: jax.Array
+    drawn: shown.Drawn | None
+
+
+def _random_words(frozen: Frozen, concepts, at: Noised, inside: Inside | None, key, config: EraseConfig) -> words.Words:
+    batch, in_context = at.z.shape[0], inside is not None
+    instead = None if inside is None or inside.drawn is None else (inside.latents, inside.drawn.ids)
     cond = words.random_prompts(
-        frozen.text_graph, frozen.text, frozen.vocabulary, key, concepts if in_context else None, batch=batch
+        frozen.text_graph, frozen.text, frozen.vocabulary, key, concepts if in_context else None, instead, batch=batch
     )
     cond, joined = _split_words(cond) if in_context else (cond, None)
     if not config.moves_kappa:
@@ -259,9 +268,9 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
     Metrics, float32 scalars: L_aet, L_adv (where v and p move; means over the batch's prompts), L_e, L_p (where
     preserved), L_r, conflict_share (of tensors), flip_share (whose conflict has changed since the step before),
     mean_cosine (of g_e, which is here the gradient of L_e + weight L_p, and g_r), omega (mean), update_dot_gr
-    (<update, g_r>), drift_norm (||theta - theta0||), t (mean); with words.context="push" left_in_context (the share,
-    context.py) and kappa (mean, after the step). And "per_tensor": {"cosine", "kept", "omega"}, each (number of
-    trainable tensors,) in the order of `groups.order`.
+    (<update, g_r>), drift_norm (||theta - theta0||), t (mean); with words.context="push" or "shown" left_in_context
+    (the share, context.py) and kappa (mean, after the step). And "per_tensor": {"cosine", "kept", "omega"}, each
+    (number of trainable tensors,) in the order of `groups.order`.
     """
     keys = keys_of(given(config.seed, jnp.uint32), state.step)
     turn = _turn(state.step, len(state.p), len(frozen.concept_emb.embedding), config.batch)
@@ -278,33 +287,52 @@ def erase_step(state: State, frozen: Frozen, config: EraseConfig) -> tuple[State
     c_prime, c_star = prompts_of(frozen, turn.concepts, v, p, config)
     if not config.latents.shared:
         at, _, pools = _draw(frozen, theta, pools, "loss", c_prime, turn, keys.loss, config)
+    inside, at, pools = _inside(frozen, theta, state, pools, at, turn, config)
     goal, push = goal_of(frozen, at, c_prime, c_star, given(config.eta))
     state = dataclasses.replace(state, v=_put(state.v, turn.prompts, v), p=_put(state.p, turn.prompts, p))
     state = dataclasses.replace(state, latents=pools)
-    state, more = _descend(state, frozen, theta, turn, at, goal, push, keys.words, config)
+    state, more = _descend(state, frozen, theta, turn, at, inside, goal, push, keys.words, config)
     return state, metrics | more | {"t": _mean(at.t)}
 
 
-def _descend(state, frozen, theta, turn: Turn, at: Noised, goal: Goal, push, key, config: EraseConfig):
+def _inside(frozen: Frozen, theta, state: State, pools: dict, at: Noised, turn: Turn, config: EraseConfig):
+    """(`Inside` or None, the batch's latents, pools): those in context are others where they have their own."""
+    if config.words.context == "none":
+        return None, at, pools
+    of = {"prompt_count": len(state.p), "batch": config.batch}
+    inside = Inside(context.whose_turn(state.step, turn.prompts, **of), None)
+    if config.words.context == "shown":
+        how = {"batch": config.batch, "refresh_every": config.latents.refresh_every}
+        seed = given(config.seed, jnp.uint32)
+        found, pool = shown.drawn(frozen, theta, pools["context"], turn.own, turn.visits, seed, state.step, **how)
+        inside, pools = inside._replace(drawn=found), pools | {"context": pool}
+        at = context.chosen(inside.latents, found.at, at)
+    return inside, at, pools
+
+
+def _descend(state, frozen, theta, turn: Turn, at: Noised, inside: Inside | None, goal: Goal, push, key, config):
     """From the target on: random words where they are asked for, the update, kappa."""
     preserve, number = None, state.step
     if config.draws_words:
-        drawn = _random_words(frozen, turn.concepts, at, key, config)
+        drawn = _random_words(frozen, turn.concepts, at, inside, key, config)
         if config.words.preserve:
             preserve = Goal(drawn.cond, drawn.eps)
-    if config.words.context != "none":
-        args = number, turn.prompts, len(state.p), goal, push, drawn, state.kappa
-        goal, inside = context.in_context(*args)
+    seen = None if inside is None or inside.drawn is None else inside.drawn.shown
+    if inside is not None:
+        goal = context.in_context(inside.latents, turn.prompts, goal, push, drawn, state.kappa, seen)
     else:
         goal = Goal(goal.cond, _sum(goal.eps, push))
     kappa = state.kappa
-    rate = context.rate_now(number, steps=config.steps) if config.moves_kappa else None
+    rate = context.rate_now(number, steps=config.steps) if config.words.context == "push" else None
     state, eps, metrics = _update(
         frozen, theta, dataclasses.replace(state, kappa=None), at, goal, preserve, given(config.words.preserve),
         given(config.learning_rate), trainable_set=config.trainable, grp=config.grp, remat=config.low_memory,
     )  # fmt: skip
     if config.moves_kappa:
-        kappa, left = context.next_kappa(kappa, turn.prompts, inside, eps, drawn, rate)
+        if seen is None:
+            kappa, left = context.next_kappa(kappa, turn.prompts, inside.latents, eps, drawn, rate)
+        else:
+            kappa, left = context.next_kappa_shown(kappa, turn.prompts, inside.latents, seen)
         metrics |= {"left_in_context": left, "kappa": _mean(kappa)}
     return dataclasses.replace(state, kappa=kappa), metrics
 

@@ -169,9 +169,15 @@ def _unit(x):
 
 
 @program(static_argnames=("text_graph", "batch"))
-def random_prompts(text_graph, text_params, vocabulary: Vocabulary, key, concepts=None, *, batch: int) -> Conditioning:
-    """`random_ids`, encoded."""
-    return encode_ids(text_graph, text_params, random_ids(vocabulary, key, concepts, batch=batch))
+def random_prompts(
+    text_graph, text_params, vocabulary: Vocabulary, key, concepts=None, instead=None, *, batch: int
+) -> Conditioning:
+    """`random_ids`, encoded; instead: (which latents have others, (B,), token ids (2 B, L)), or None."""
+    ids = random_ids(vocabulary, key, concepts, batch=batch)
+    if instead is not None:
+        which, others = instead
+        ids = jnp.where(jnp.concatenate([which, which])[:, None], others, ids)
+    return encode_ids(text_graph, text_params, ids)
 
 
 def random_ids(vocabulary: Vocabulary, key, concepts=None, *, batch: int):

@@ -23,7 +23,8 @@ def test_every_prompt_is_in_context_half_of_the_time(prompts, batch):
         alone = Goal(Conditioning(mark(0.0, len(dealt), 1, 1)), mark(0.0, batch, 1, 1, 1))
         there = Words(None, Conditioning(mark(1.0, batch, 1, 1)), mark(1.0, batch, 1, 1, 1), None)
         push = mark(0.25, batch, 1, 1, 1)
-        goal, inside = context.in_context(jnp.int32(step), dealt, prompts, alone, push, there, None)
+        inside = context.whose_turn(jnp.int32(step), dealt, prompt_count=prompts, batch=batch)
+        goal = context.in_context(inside, dealt, alone, push, there, None, None)
         np.testing.assert_array_equal(goal.cond.embedding.ravel(), inside)
         np.testing.assert_array_equal(goal.eps.ravel(), np.asarray(inside) + 0.25)
         for latent, is_inside in enumerate(np.asarray(inside)):
@@ -38,9 +39,11 @@ def test_each_latent_is_pushed_by_its_own_concept():
     alone = Goal(Conditioning(jnp.zeros((3, 1, 1))), noise(7.0))
     there = Words(None, Conditioning(jnp.ones((batch, 1, 1))), noise(1.0), noise(10.0))
     kappa = jnp.array([2.0, 3.0])
-    goal, inside = context.in_context(jnp.int32(0), dealt, 6, alone, noise(0.0), there, kappa)
-    pushed = 1.0 - np.array([2.0, 3.0, 2.0]) * 10.0
-    np.testing.assert_array_equal(goal.eps[:, 0, 0, 0], np.where(inside, pushed, 7.0))
+    inside = context.whose_turn(jnp.int32(0), dealt, prompt_count=6, batch=batch)
+    for shown, strength in ((None, [2.0, 3.0, 2.0]), (jnp.array([0.0, 1.0, 1.0]), [0.0, 3.0, 2.0])):
+        goal = context.in_context(inside, dealt, alone, noise(0.0), there, kappa, shown)
+        pushed = 1.0 - np.array(strength) * 10.0
+        np.testing.assert_array_equal(goal.eps[:, 0, 0, 0], np.where(inside, pushed, 7.0))
     assert 0 < inside.sum() < batch
 
 
@@ -69,6 +72,24 @@ def test_kappa_follows_what_is_left(seed, concepts, batch):
     found, share = context.next_kappa(kappa, jnp.asarray(prompts), jnp.asarray(inside), eps, there, rate)
     np.testing.assert_allclose(found, wanted, 1e-3, 1e-3)
     np.testing.assert_allclose(share, num.sum() / den.sum() if seen.any() else 0.0, 1e-3, 1e-3)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 6))
+def test_kappa_follows_what_is_shown(seed, concepts, batch):
+    """By the share of each concept's latents in context whose trajectory shows it; without such a latent it stays."""
+    rng = np.random.default_rng(seed)
+    inside, shown = rng.integers(0, 2, (2, batch))
+    prompts, kappa = rng.integers(0, 2 * concepts, min(batch, 2 * concepts)), rng.uniform(0, 10, concepts)
+    own = np.resize(prompts % concepts, batch)
+    wanted = kappa.copy()
+    for k in range(concepts):
+        of = shown[(own == k) & (inside == 1)]
+        wanted[k] = min(kappa[k] + context.RATE_SHOWN * of.mean(), 10) if len(of) else kappa[k]
+    args = jnp.asarray(kappa, jnp.float32), jnp.asarray(prompts), jnp.asarray(inside, bool)
+    found, share = context.next_kappa_shown(*args, jnp.asarray(shown, jnp.float32))
+    np.testing.assert_allclose(found, wanted, 1e-5)
+    np.testing.assert_allclose(share, shown[inside == 1].mean() if inside.any() else 0.0, 1e-5, 1e-6)
 
 
 def test_kappa_rests_for_two_thirds_of_a_run():

@@ -78,6 +78,7 @@ RUNS = {
     "pool, offset": EraseConfig(latents=LatentsConfig(refresh_every=2, shared=True, offset=True)),
     "words": EraseConfig(words=WordsConfig(preserve=0.5, context="erase")),
     "push": EraseConfig(words=WordsConfig(context="push")),
+    "shown": EraseConfig(words=WordsConfig(context="shown"), latents=LatentsConfig(refresh_every=2)),
 }
 
 
@@ -97,7 +98,7 @@ def evaluations(monkeypatch):
     jax.clear_caches()
 
 
-_ALWAYS = ("two latents", "pool, offset", "push")
+_ALWAYS = ("two latents", "pool, offset", "push", "shown")
 
 
 @pytest.mark.parametrize("name", [n if n in _ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in RUNS])

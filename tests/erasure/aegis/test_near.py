@@ -170,9 +170,9 @@ def test_a_step_preserves_them(monkeypatch, pipeline):
     monkeypatch.setattr(near, "NEAR", 2)
     seen, prompts = [], words.random_prompts
 
-    def spied(graph, params, vocabulary, key, concepts=None, *, batch):
+    def spied(graph, params, vocabulary, key, concepts=None, instead=None, *, batch):
         seen.append((vocabulary, np.asarray(words.random_ids(vocabulary, key, concepts, batch=batch))[:batch]))
-        return prompts(graph, params, vocabulary, key, concepts, batch=batch)
+        return prompts(graph, params, vocabulary, key, concepts, instead, batch=batch)
 
     monkeypatch.setattr(words, "random_prompts", spied)
     config = dataclasses.replace(CONFIG, steps=2, batch=8, latents=dataclasses.replace(CONFIG.latents, steps=2))
