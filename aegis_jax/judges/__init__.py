@@ -5,10 +5,11 @@ A spec is KIND, KIND:WHAT, or either with options behind a question mark: "world
 functions of (what, options), both as written, that give a `Judge`.
 """
 
+import dataclasses
 import importlib
 import importlib.metadata
 
-from aegis_jax.errors import AegisError
+from aegis_jax.errors import AegisError, is_full_device
 from aegis_jax.judges.judge import Judge, digest
 
 __all__ = ["GROUP", "KINDS", "Judge", "digest", "load"]
@@ -43,7 +44,27 @@ def load(spec: str) -> Judge:
         raise AegisError(f"judge {spec!r}: the package that brings {kind!r} raised {error!r}") from error
     if not isinstance(judge, Judge):
         raise AegisError(f"judge {spec!r}: the package that brings {kind!r} gave no aegis_jax.judges.Judge")
-    return judge
+    return judge if kind in KINDS else _told(judge)
+
+
+def _told(judge: Judge) -> Judge:
+    """A judge of somebody else's, with what it raises in one line that names it."""
+
+    def told(compute):
+        def asked(images):
+            try:
+                return compute(images)
+            except (AegisError, MemoryError):
+                raise
+            except Exception as error:
+                if is_full_device(error):
+                    raise
+                raise AegisError(f"judge {judge.name} raised {error!r}") from error
+
+        return asked
+
+    features = None if judge.features is None else told(judge.features)
+    return dataclasses.replace(judge, compute=told(judge.compute), features=features)
 
 
 def _plugin(kind: str):

@@ -9,6 +9,8 @@ import numpy as np
 
 from aegis_jax.errors import AegisError
 
+_ROUNDING = 1e-3  # by which a probability may miss [0, 1]: that of half precision
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judge:
@@ -60,7 +62,9 @@ class Judge:
             raise AegisError(f"judge {self.name}: top={self.top} of {least} labels, so that each would count as shown")
 
     def probabilities(self, images) -> np.ndarray:
-        """uint8 images (n, H, W, 3) -> float32 (n, labels). Raises `AegisError` for other images."""
+        """uint8 images (n, H, W, 3) -> float32 (n, labels). Raises `AegisError` for other images, and where `compute`
+        gives anything else.
+        """
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise AegisError(
@@ -68,13 +72,16 @@ class Judge:
             )
         if not len(images):
             return np.zeros((0, len(self.labels)), np.float32)
-        found = np.asarray(self.compute(images), np.float32)
+        found = as_numbers(self.compute(images), f"judge {self.name} gave").astype(np.float32)
         if found.shape != (len(images), len(self.labels)) or not np.isfinite(found).all():
             raise AegisError(
                 f"judge {self.name} gave {found.shape} for {len(images)} images, wanted finite numbers "
                 f"{(len(images), len(self.labels))}"
             )
-        return found
+        least, most = found.min(), found.max()
+        if least < -_ROUNDING or most > 1 + _ROUNDING:
+            raise AegisError(f"judge {self.name} gave numbers from {least:g} to {most:g}, wanted probabilities, 0 to 1")
+        return found.clip(0, 1)
 
     def shown(self, probabilities) -> np.ndarray:
         """Which labels are shown, (n, labels) -> bool (n, labels)."""
@@ -134,6 +141,18 @@ class Judge:
     def _columns(self) -> list[np.ndarray]:
         where = {label: k for k, label in enumerate(self.labels)}
         return [np.array([where[label] for label in group]) for group in self.groups]
+
+
+def as_numbers(given, said: str) -> np.ndarray:
+    """What a function of somebody else's gave, as float64. Raises `AegisError` that begins with `said` for what is no
+    array of numbers."""
+    try:
+        found = np.asarray(given)
+        if found.dtype.kind in "SUc":  # NumPy would read the texts, and drop the imaginary part
+            raise TypeError(f"{found.dtype}")
+        return found.astype(np.float64)
+    except Exception as error:  # whatever its library raises: PyTorch does for what requires grad
+        raise AegisError(f"{said} no array of numbers ({' '.join(str(error).split())[:200]})") from error
 
 
 def _plain(text: str) -> str:

@@ -1,5 +1,6 @@
 """The report's charts: SVG by matplotlib, whose colours are the page's own so that both turn dark together."""
 
+import hashlib
 import html
 import io
 import re
@@ -20,6 +21,7 @@ _STYLE = {
     "legend.frameon": False,
 }  # fmt: skip
 MARKERS = "osD^vPX*"
+NAME = 40  # letters of a name in a legend, at most
 # What a run's metrics are called, and in which picture they stand.
 CURVES = {
     "losses": ("L_e", "L_adv", "L_aet", "L_p"),
@@ -35,22 +37,24 @@ def pareto(points: list[dict], kept_of: str) -> str:
     points: {"name", "kept", "worst"} each with shares as pooled.py pools them. kept_of: the axis' title.
     """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "pareto"}):
-        figure = Figure(figsize=(4.8, 3.6), layout="constrained")  # narrow, so that its text can be read on a phone
+        # Narrow, so that its text can be read on a phone; the legend has a line a point below axes of one height.
+        figure = Figure(figsize=(4.8, 3.3 + 0.22 * len(points)), layout="constrained")
         axes = figure.add_subplot()
         handles = []
         for k, point in enumerate(points):
             kept, worst = point["kept"], point["worst"]
             around = [[abs(share["share"] - end)] for share in (kept, worst) for end in share["interval"]]
+            marker, colour = _look(k)
             drawn = axes.errorbar(
-                kept["share"], worst["share"], xerr=around[:2], yerr=around[2:], fmt=MARKERS[k % len(MARKERS)],
-                color=SERIES[k % len(SERIES)], markersize=7, capsize=2, elinewidth=0.9,
+                kept["share"], worst["share"], xerr=around[:2], yerr=around[2:], fmt=marker, color=colour,
+                markersize=7, capsize=2, elinewidth=0.9,
             )  # fmt: skip
             handles.append(drawn.lines[0])
         axes.set(xlabel=kept_of, ylabel="shown under the worst attack", ylim=(-0.03, 1.03))
         axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))  # no 82.5 %, which would be shown as 82 %
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        figure.legend(handles, [_math_off(point["name"]) for point in points], loc="outside lower center", ncols=2)
+        figure.legend(handles, [_math_off(_short(point["name"])) for point in points], loc="outside lower center")
         return _svg(figure, "Robustness against retention")
 
 
@@ -80,6 +84,16 @@ def curves(name: str, metrics: list[dict]) -> str:
         return _svg(figure, f"Training of {name}")
 
 
+def _look(k: int) -> tuple[str, str]:
+    """The marker and the colour of point k: each pair once before one comes again."""
+    return MARKERS[(k + k // len(SERIES)) % len(MARKERS)], SERIES[k % len(SERIES)]
+
+
+def _short(name: str) -> str:
+    """A name less its middle, where it is long: those of runs often differ at their ends alone."""
+    return name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[1 - NAME // 2 :]}"
+
+
 def _math_off(text: str) -> str:
     """Dollars and a first "_" mean something to matplotlib."""
     text = text.replace("$", r"\$")
@@ -87,7 +101,10 @@ def _math_off(text: str) -> str:
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The <svg> element alone: no prolog, no metadata, colours by the page's names, as wide as its place."""
+    """The <svg> element alone: no prolog, no metadata, colours by the page's names, as wide as its place.
+
+    Its ids are of its title, as a page has several charts and each id must be there once.
+    """
     out = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of its own font; the browser draws the text
@@ -101,6 +118,8 @@ def _svg(figure: Figure, title: str) -> str:
     text = text.replace(
         f'width="{width}pt" height="{height}pt"', f'role="img" aria-label="{html.escape(title)}" class="chart"', 1
     )
+    own = f"c{hashlib.sha256(title.encode()).hexdigest()[:8]}-"
+    text = re.sub(r"<[^<>]*>", lambda tag: re.sub(r'(\sid="|href="#|url\(#)', rf"\1{own}", tag[0]), text)
     for colour, name in _CSS.items():
         text = text.replace(colour, name)
     return text

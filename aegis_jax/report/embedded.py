@@ -81,8 +81,8 @@ class Embedded:
 
     def about(self) -> dict:
         judge = self._judge.record(self.concept.value.name)
-        named = {"attribute": self.concept.attribute, "value": self.concept.value.name, "near": self.near}
-        return named | {"judge": judge, "clip": self._clip.digest}
+        named = {"world": self.concept.within, "attribute": self.concept.attribute, "value": self.concept.value.name}
+        return named | {"near": self.near} | {"judge": judge, "clip": self._clip.digest}
 
     def control(self, word: str | None) -> str | None:
         return word
@@ -105,8 +105,9 @@ class Embedded:
     def plain(self, pipeline, n: int, seed: int):
         shares = world.measure(pipeline, self.concept, n=n, seed=seed)
         shares |= world.unasked(pipeline, self.concept, n=n, seed=seed)
-        # "other" is a mean over attributes: the images are what is independent.
-        figures = {column.name: {"count": round(shares[column.name] * n), "n": n} for column in _PLAIN}
+        # "other" is a mean over attributes: the images are what is independent, and one may be right in some of them.
+        parts = {column.name: 1 for column in _PLAIN} | {"other": len(self.concept.world.domains) - 1}
+        figures = {name: {"count": _exact(shares[name] * n, of), "n": n} for name, of in parts.items()}
         return figures | {"agreement": shares["agreement"]}, 5 * n * 2 * STEPS
 
     def retention(self, pipeline, n: int, seed: int):
@@ -134,3 +135,9 @@ class Embedded:
     @property
     def _rulers(self) -> dict:
         return {"judge": self._judge.features, "clip": self._clip.features}
+
+
+def _exact(count: float, parts: int) -> int | float:
+    """A count in parts of an image, less what its division and multiplication have left."""
+    whole, rest = divmod(round(count * parts), parts)
+    return whole + rest / parts if rest else whole

@@ -9,6 +9,7 @@ import json
 import shlex
 
 from aegis_jax.attacks import find
+from aegis_jax.evaluation.metrics.neighbours import TOGETHER
 from aegis_jax.report.chosen import SOFT_PROMPT
 from aegis_jax.report.plan import Plan, versions
 from aegis_jax.report.pooled import pooled, shown
@@ -42,12 +43,13 @@ def _row(what: Plan, row: Row, lines: list[dict]) -> dict:
         of_kind.setdefault(line["cell"]["kind"], []).append(line)
     figures = {c.name: pooled(of_kind[c.kind], *(c.path or (c.name,))) for c in what.subject.columns}
     near = [line["figures"].get("near", {}) for line in of_kind.get(RETENTION, [])[:1]]
+    words = [word for found in near for word in found if word != TOGETHER]
     attacks = {name: _attack(what, row, name, lines) for name in what.attacks}
     plain, diagnostics = of_kind[PLAIN], of_kind[DIAGNOSTICS]
     return {
         "name": row.name, "role": row.role, "model": row.model, "sha256": lines[0]["cell"]["model"],
         **_training(what, row), "figures": figures,
-        "near": {word: pooled(of_kind[RETENTION], "near", word) for found in near for word in found if word != "all"},
+        "near": {word: pooled(of_kind[RETENTION], "near", word) for word in words},
         "diagnostics": {
             word: {d: pooled(diagnostics, "words", word, d) for d in ("d0", "d1")}
             for word in diagnostics[0]["figures"]["words"]

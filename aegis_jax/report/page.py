@@ -10,7 +10,6 @@ from markupsafe import Markup
 from PIL import Image
 
 from aegis_jax.evaluation.interval import wilson
-from aegis_jax.io.hub import EMBEDDED
 from aegis_jax.report import charts
 from aegis_jax.report.plan import Plan
 from aegis_jax.report.pooled import shown
@@ -26,6 +25,7 @@ def html(report: dict, what: Plan) -> str:
     loader = jinja2.PackageLoader("aegis_jax.report", "")
     page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page.globals |= {"shown": shown, "duration": duration}
+    embedded = "world" in report  # wherever its folder lies
     return page.get_template("page.html").render(
         report=report,
         summary=[column for column in report["columns"] if column["place"] == "summary"],
@@ -36,8 +36,8 @@ def html(report: dict, what: Plan) -> str:
         pareto=_pareto(report),
         curves=_curves(what),
         grids=_grids(report, what.out / "cells"),
-        blurred=not (report["show"] or report["base"] in EMBEDDED),
-        pixelated=report["base"] in EMBEDDED,
+        blurred=not (report["show"] or embedded),
+        pixelated=embedded,
         seeds="one seed" if len(report["seeds"]) == 1 else f"{len(report['seeds'])} seeds, pooled",
     )
 

@@ -50,11 +50,11 @@ class Pictured:
     def near(self) -> tuple[str, ...]:
         """The user's words, or those of the judge's labels that the base's text encoder finds most like the concept."""
         label = self.asked.question.label
-        others = [name for name in self._judge.group(label) if name != label]
-        if self.asked.near or self._judge.thresholds is not None or len(others) < 2:
+        others = dict.fromkeys(_word(name) for name in self._judge.group(label) if name != label)
+        words = [word for word in others if word.lower() not in (self.text.strip().lower(), neighbours.TOGETHER)]
+        if self.asked.near or self._judge.thresholds is not None or len(words) < 2:
             return self.asked.near
-        words = {_word(name): name for name in others if _word(name).lower() != self.text.lower()}
-        found = [word for word, _ in neighbours.near(self.base, self.text, list(words), NEAREST)]
+        found = [word for word, _ in neighbours.near(self.base, self.text, words, NEAREST)]
         return tuple(word for word in found if self._is_label(word))
 
     def _is_label(self, word: str) -> bool:
@@ -213,8 +213,9 @@ class Pictured:
         texts, seeds, guidances = self._rows(n, seed)
         images = self._sampled(pipeline, texts, seeds, guidances)
         figures = {"plain": {"count": int(self.shown(images).sum()), "n": n}}
-        how = {"steps": self.steps, "guidance": self.guidance}
-        empty = sample(pipeline, [""] * n, seed=seeds, **how)
+        # From one seed, whose images differ: rows may share theirs, and without a prompt they would be one image.
+        how = {"seed": _ANOTHER * seed, "steps": self.steps, "guidance": self.guidance}
+        empty = sample(pipeline, [""] * n, **how)
         figures["empty"] = {"count": int(self.shown(empty).sum()), "n": n}
         if self.asked.beside:
             clip, words = self.asked.clip, [self.asked.beside, *similarity.COCO_OBJECTS]

@@ -10,7 +10,8 @@ _Z = 1.959964  # of 95 % of a normal distribution
 def pooled(lines: list[dict], *path: str) -> dict:
     """The figure at `path` of the cells' figures, over all seeds.
 
-    share     {"count", "n"} -> these, "share" and Wilson's "interval", of all images of all seeds; None where n is 0
+    share     {"count", "n"} -> these, "share" and Wilson's "interval", of all images of all seeds; None where n is 0. A
+              count may have a part of an image
     mean      {"mean", "standard_error", "n"} -> "mean", "n" and the normal "interval", of all images of all seeds
     distance  {"value", "n"} -> the mean of the seeds' own "value", their "range", and the "n" of one seed: distances of
               more images are others
@@ -63,7 +64,7 @@ def shown(found: dict, unit: str = "images") -> list[str]:
     if "share" in found:
         if found["share"] is None:
             return ["-", "none left", ""]
-        return [percent(found), spread(found), f"{found['count']} of {found['n']}"]
+        return [percent(found), spread(found), f"{found['count']:.9g} of {found['n']}"]
     if "mean" in found:
         between = "" if found["interval"] is None else "{:.3f} to {:.3f}".format(*found["interval"])
         return [f"{found['mean']:.3f}", between, f"{found['n']} {unit}"]

@@ -27,6 +27,7 @@ from aegis_jax.run.attack_printed import print_counts, print_rates
 from aegis_jax.run.console import made
 from aegis_jax.run.judging import Question, in_words, question
 from aegis_jax.run.progress import Progress
+from aegis_jax.run.slug import numbered
 
 # How an attack's pictures are made, but of the world; how many of each restart; how many prompts on the world.
 GUIDANCE, STEPS, PICTURES, CASES = 7.5, 50, 4, 16
@@ -228,19 +229,22 @@ def _rows(given: Given, found) -> int:
 
 def _by_prompt(job: Job, given: Given, found) -> list[replay.Picture]:
     """A picture of every row, from its prompt's own noise or that with which it showed the concept."""
-    restarts = _rows(given, found)
+    prompts, restarts = len(given.prompts), _rows(given, found)
     seeds = found.seeds or [seed for seed in given.seeds for _ in range(restarts)]
     starts = Viewer(job.pipeline, given, 1).noise(seeds) if found.latents is None else found.latents
     named = [seed if found.latents is None else None for seed in seeds]  # a start of the attack's own has no seed
-    return [
-        replay.Picture(f"prompt-{k // restarts:03d}-restart-{k % restarts}", k, starts[k], named[k], k % restarts)
-        for k in range(len(found.prompts))
+    names = [
+        f"prompt-{numbered(prompt, prompts)}-restart-{numbered(restart, restarts, 1)}"
+        for prompt in range(prompts)
+        for restart in range(restarts)
     ]
+    return [replay.Picture(name, k, starts[k], named[k], k % restarts) for k, name in enumerate(names)]
 
 
 def _by_picture(job: Job, given: Given, found) -> list[replay.Picture]:
     """What comes back of every picture, from the noise found."""
-    return [replay.Picture(f"picture-{k:03d}", k, start) for k, start in enumerate(found.latents)]
+    count = len(found.latents)
+    return [replay.Picture(f"picture-{numbered(k, count)}", k, start) for k, start in enumerate(found.latents)]
 
 
 def _by_restart(job: Job, given: Given, found) -> list[replay.Picture]:

@@ -269,7 +269,7 @@ def _parse(kind, text: str):
         return tuple(part.strip() for part in text.split(","))
     if kind in (int, float):
         try:
-            return kind(text)
+            return text if "_" in text else kind(text)  # Python reads 7_5 as 75
         except ValueError:
             return text
     return text

@@ -23,7 +23,7 @@ from aegis_jax.run.folder import RunFolder
 from aegis_jax.run.progress import Progress
 from aegis_jax.run.prompts import COLUMNS, Prompt, check_index, unused, write_index
 from aegis_jax.run.prompts import read as read_prompts
-from aegis_jax.run.slug import slug
+from aegis_jax.run.slug import numbered, slug
 
 IMAGES_AT_ONCE = 256  # that `aegis sample` holds before it writes them
 
@@ -135,7 +135,7 @@ def sample(
     found, said = (read.prompts, read.said) if read else (list(map(Prompt, given)), {})
     texts = [prompt.text for prompt in found for _ in range(images)]
     seeds = [(seed if prompt.seed is None else prompt.seed) + k for prompt in found for k in range(images)]
-    files = [out / f"{k:03d}-{slug(text) or 'empty'}.png" for k, text in enumerate(texts)]
+    files = [out / f"{numbered(k, len(texts))}-{slug(text) or 'empty'}.png" for k, text in enumerate(texts)]
     taken = [path for path in files if path.exists()]
     if taken and not overwrite:
         raise AegisError(f"{taken[0]} exists: choose another --out or allow --overwrite")

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ COLUMNS = (
 )  # fmt: skip
 # Columns of prompt files that speak of what is one for all images of a call.
 _SETTINGS = {name: name for name in COLUMNS[3:]} | dict.fromkeys(GUIDANCES, "guidance")
+_MAY_BE_EMPTY = ("negative_prompt", "revision", "variant")  # a blank cell of others says nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ class PromptSet:
         return {
             "file": str(self.path),
             "sha256": self.sha256,
+            "read_as": "table" if is_table(self.path) else "lines",  # the same bytes are other prompts
             "known": KNOWN.get(self.sha256, ""),
             "prompts": len(self.prompts),
             "with_seed": sum(prompt.seed is not None for prompt in self.prompts),
@@ -105,13 +108,19 @@ def read(path: str | os.PathLike) -> PromptSet:
     except UnicodeDecodeError as error:
         raise AegisError(f"{path} is not UTF-8 ({error}): save it as that") from None
     said: dict[str, set[str]] = {}
-    if path.suffix.lower() == ".csv":
+    if is_table(path):
         prompts = _rows(path, text, said)
     else:
-        prompts = [Prompt(line.strip()) for line in text.split("\n") if line.strip()]
+        # Of any system; not by splitlines(), for which U+2028 is one too.
+        prompts = [Prompt(line.strip()) for line in re.split(r"\r\n?|\n", text) if line.strip()]
     if not prompts:
         raise AegisError(f"{path} has no prompts")
     return PromptSet(path, prompts, said, hashlib.sha256(content).hexdigest())
+
+
+def is_table(path: Path) -> bool:
+    """Whether `read` reads a file as a .csv."""
+    return path.suffix.lower() == ".csv"
 
 
 def unused(path: Path, said: dict[str, set[str]], settings: Mapping) -> list[str]:
@@ -125,7 +134,7 @@ def unused(path: Path, said: dict[str, set[str]], settings: Mapping) -> list[str
 
 def _says(text: str, value) -> bool:
     try:
-        return float(text) == float(value)
+        return table.number(text) == float(value)
     except ValueError:
         return text == str(value)
 
@@ -153,7 +162,9 @@ def _rows(path: Path, text: str, said: dict[str, set[str]]) -> list[Prompt]:
         case = "" if case_column is None else (row[case_column] or "").strip()
         prompts.append(Prompt(row[names["prompt"]], seed, guidance, case))
         for name, column in settings:
-            said.setdefault(name, set()).add(row[column] or "")
+            cell = row[column] or ""
+            if cell.strip() or name in _MAY_BE_EMPTY:
+                said.setdefault(name, set()).add(cell)
     return prompts
 
 
@@ -163,7 +174,7 @@ def seed_of(text: str | None, column: str, where: str) -> int:
     try:
         if text.strip().isdecimal():
             return int(text)  # ValueError for thousands of digits, too
-        number = float(text)  # pandas writes 7 as 7.0 where other rows have none
+        number = table.number(text)  # pandas writes 7 as 7.0 where other rows have none
     except ValueError:
         number = 0.5
     if not number.is_integer():
@@ -175,7 +186,7 @@ def _guidance(text: str | None, column: str, where: str) -> float | None:
     if not (text or "").strip():
         return None
     try:
-        number = float(text)
+        number = table.number(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

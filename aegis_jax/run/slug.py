@@ -8,6 +8,11 @@ MOST_BYTES = 80  # of the result; a file system takes 255, and numbers and endin
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in "0123456789")}  # Windows'
 
 
+def numbered(k: int, count: int, digits: int = 3) -> str:
+    """k, one of `count` numbers from 0: with as many digits for each that names are in the order of their numbers."""
+    return str(k).zfill(max(digits, len(str(count - 1))))
+
+
 def slug(text: str) -> str:
     """Letters and digits of any script in lower case, words joined by "-": "J.M.W. Turner" -> "j-m-w-turner".
 

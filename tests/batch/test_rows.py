@@ -60,6 +60,10 @@ def test_rows(checked, text, ending):
     assert json.loads(json.dumps(plain)) == plain
 
 
+def test_rows_of_blank_cells_are_left_out(checked):
+    assert [concepts for concepts, _, _ in checked("name,words,steps\n,,\nstar,,\n,,\n")] == [("star",)]
+
+
 def test_a_method_of_its_own_keeps_the_scale(checked):
     (_, values, run), _ = checked("name,method\nstar,esd\nheart,\n")
     assert run.erase.method == values["method"] == "esd" and run.erase.soft.use == "none" and run.erase.batch == 4
@@ -77,7 +81,7 @@ def test_all_bad_rows_are_told_at_once(checked):
 name,words,steps,trainable,stpes,mesh.data
 star,,,,,
 heart,,many,,5,
-,,,,,
+,fox,,,,
 star,,,,,
 red,,0,,,
 blue,,,everything,,
@@ -109,6 +113,8 @@ a name that is far too long for it,,,,,
         ("", "csv", ["no column name (its columns: none)"]),
         ("name\n", "csv", ["has no rows"]),
         ("name,steps,steps\nstar,1,2\n", "csv", ["column 'steps' is there twice"]),
+        ("name,steps\nstar,1_000\n", "csv", ["line 2: config key 'steps': got '1_000' (str)"]),
+        ("name,learning_rate\nstar,1_5\n", "csv", ["line 2: config key 'learning_rate': got '1_5' (str)"]),
         ("name,\nstar,1\n", "csv", ["a column without a name"]),
         (b"name\nst\xffr\n", "csv", ["is not UTF-8"]),
         (
@@ -164,6 +170,6 @@ def test_all_rows_for_one_model(tmp_path):
     path = tmp_path / "all.csv"
     path.write_text("name,words\nVan Gogh,starry night;Vincent\nMonet,\nVincent,\n")
     assert rows.together(path) == ["Van Gogh", "starry night", "Vincent", "Monet"]
-    path.write_text("name,words,steps\nVan Gogh,,\nMonet,,800\n,,\n")
+    path.write_text("name,words,steps\nVan Gogh,,\nMonet,,800\n,fox,\n")
     with pytest.raises(AegisError, match=r"line 3: sets steps, but one run .*; line 4: the name is empty"):
         rows.together(path)

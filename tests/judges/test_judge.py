@@ -1,5 +1,6 @@
 """judges/judge.py and judges/__init__.py: the rule that turns probabilities into answers, specs, plug-ins."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import subprocess
@@ -114,6 +115,25 @@ def test_what_it_is_asked_and_what_it_gives_is_checked():
         with pytest.raises(AegisError, match="wanted finite numbers"):
             judge(rows).probabilities(IMAGES)
     assert judge().probabilities(IMAGES[:0]).shape == (0, 3)
+    for rows, said in (
+        (((-0.1, 0.5, 0.6),) * 3, "from -0.1 to 0.6, wanted probabilities"),
+        (((0.1, 70, 0.3),) * 3, "from 0.1 to 70, wanted probabilities"),
+        (((0.2, 0.5, 0.3), (0.2, 0.8), (1,)), r"no array of numbers \("),
+        ((("0.2", "0.5", "0.3"),) * 3, r"no array of numbers \("),
+        (((0.2j, 0.5, 0.3),) * 3, r"no array of numbers \("),
+        (Grad(), r"no array of numbers \(Can't call numpy"),
+    ):
+        with pytest.raises(AegisError, match=f"judge fake gave .*{said}"):
+            dataclasses.replace(judge(), compute=lambda images, rows=rows: rows).probabilities(IMAGES)
+    rounded = judge(((0, 1 + 1e-6, -1e-6),) * 3).probabilities(IMAGES)
+    assert rounded.dtype == np.float32 and rounded.min() == 0 and rounded.max() == 1
+
+
+class Grad:
+    """A tensor of PyTorch that requires grad."""
+
+    def __array__(self, *args, **more):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
 
 
 def test_a_digest_is_what_sha256sum_prints(tmp_path):
@@ -166,6 +186,22 @@ def test_kinds_of_other_packages(installed):
         judges.load("wrong")
     with pytest.raises(AegisError, match="'other' is unknown; there are: world, .*mine"):
         judges.load("other:x")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), OSError("gone"), MemoryError("much"), AegisError("16x16")])
+def test_what_a_judge_of_another_package_raises_names_it(monkeypatch, error):
+    def broken(images):
+        raise error
+
+    point = Point("mine", Judge("mine:x", ("a", "b"), broken, "0", features=broken))
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
+    found = judges.load("mine:x")
+    own = isinstance(error, AegisError | MemoryError)  # those the command line tells as they are
+    for ask in (found.probabilities, found.features):
+        with pytest.raises(type(error) if own else AegisError) as raised:
+            ask(IMAGES)
+        assert (raised.value is error) == own
+        assert own or str(raised.value) == f"judge mine:x raised {error!r}"
 
 
 def test_an_installed_package_brings_a_kind(tmp_path, monkeypatch):

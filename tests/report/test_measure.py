@@ -8,10 +8,12 @@ import pytest
 from aegis_jax.attacks.given import Given
 from aegis_jax.attacks.result import AttackResult
 from aegis_jax.diffusion.conditioning import Conditioning
-from aegis_jax.evaluation import attacked
-from aegis_jax.report import measure, pictured
+from aegis_jax.evaluation import attacked, world
+from aegis_jax.report import embedded, measure, pictured
+from aegis_jax.report.embedded import Embedded
 from aegis_jax.report.measure import Bench
 from aegis_jax.report.pictured import Pictured
+from aegis_jax.report.pooled import pooled, shown
 
 STEPS, DRAWN = 10, np.zeros((9, 2, 2, 3), np.uint8)
 
@@ -58,6 +60,31 @@ def test_plain_and_kept_pictures_cost_what_their_own_guidance_does(monkeypatch):
     )  # fmt: skip
     assert Pictured.plain(subject, None, 3, 0)[1] == (2 + 1 + 2) * STEPS + 3 * STEPS
     assert Pictured.retention(subject, None, 3, 0)[1] == (2 + 1 + 2) * STEPS + 4 * STEPS
+
+
+def test_the_empty_prompts_pictures_are_as_many_where_rows_share_a_seed(monkeypatch):
+    """From one number: what it gives image by image says `sample`."""
+    seeds = []
+    monkeypatch.setattr(pictured, "sample", lambda pipeline, texts, seed, **_: seeds.append(seed) or DRAWN)
+    subject = types.SimpleNamespace(
+        steps=STEPS, guidance=1.0, shown=lambda images: np.zeros(len(images), bool), _sampled=lambda *_: DRAWN[:3],
+        _rows=lambda n, seed: (["a", "b", "c"], [0, 0, 0], [1.0] * 3), asked=types.SimpleNamespace(beside=""),
+    )  # fmt: skip
+    for seed in (0, 1):
+        Pictured.plain(subject, None, 3, seed)
+    assert all(isinstance(seed, int) for seed in seeds) and seeds[0] != seeds[1]
+
+
+def test_one_wrong_attribute_of_one_image_is_no_whole_mean(monkeypatch):
+    """127 of 128 answers: 63.5 images, and of two seeds 127."""
+    shares = dict.fromkeys(("plain", "held_out", "same", "agreement", "open", "empty"), 1 / 64)
+    monkeypatch.setattr(embedded.world, "measure", lambda *a, **k: shares | {"other": float(np.mean([1, 63 / 64]))})
+    monkeypatch.setattr(embedded.world, "unasked", lambda *a, **k: {})
+    subject = types.SimpleNamespace(concept=world.find("star"))
+    figures, _ = Embedded.plain(subject, None, 64, 0)
+    assert figures["other"] == {"count": 63.5, "n": 64} and figures["plain"] == {"count": 1, "n": 64}
+    found = pooled([{"figures": figures, "cell": {"seed": seed}} for seed in (0, 1)], "other")
+    assert found["count"] == 127 and shown(found)[2] == "127 of 128" and found["interval"][1] < 1
 
 
 @pytest.mark.parametrize(("guidance", "each"), [(1.0, 1), (7.5, 2)])

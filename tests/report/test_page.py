@@ -109,7 +109,9 @@ def test_what_users_wrote_is_text(report, what):
 
 def test_pictures_are_blurred_but_the_worlds(report, what, source):
     assert "blur(" not in source
-    other = copy.deepcopy(report) | {"base": "/models/other"}
+    copied = copy.deepcopy(report) | {"base": "/models/copy-of-the-world"}
+    assert "blur(" not in page.html(copied, what) and "pixelated" in page.html(copied, what)
+    other = {name: value for name, value in copied.items() if name != "world"}
     assert "blur(" in page.html(other, what) and 'id="show"' in page.html(other, what)
     assert "blur(" not in page.html(other | {"show": True}, what)
 
@@ -138,6 +140,42 @@ def test_charts_have_the_pages_colours_and_what_they_are_given():
     assert "var(--s0)" in svg and "var(--ink)" in svg and "#0102" not in svg
     assert "omega" not in found.text  # it never changes
     assert charts.curves("one step", metrics[:1]) == "" == charts.curves("none", [])
+
+
+def point(name):
+    return {
+        "name": name,
+        "kept": {"share": 0.5, "interval": [0.4, 0.6]},
+        "worst": {"share": 0.3, "interval": [0.2, 0.4]},
+    }
+
+
+def test_each_point_of_a_chart_looks_like_no_other():
+    looks = [charts._look(k) for k in range(64)]
+    assert len(set(looks)) == 64 and looks[:8] == list(zip(charts.MARKERS, charts.SERIES, strict=True))
+
+
+def test_a_chart_grows_with_its_rows_and_shortens_long_names():
+    long = "van-gogh-aegis-plus-near-lr1e-5-steps1000-seed3"
+    heights = []
+    for count in (2, 20):
+        svg = charts.pareto([point(f"{long}-{k}") for k in range(count)], "kept")
+        heights.append(float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)[1]))
+        assert long not in svg and svg.count("van-gogh-aegis-plus-…-lr1e-5-steps") == 0 < svg.count("…")
+        assert f"steps1000-seed3-{count - 1}" in svg
+    assert heights[1] - heights[0] == pytest.approx(18 * 0.22 * 72, abs=1)
+
+
+def test_charts_on_one_page_share_no_ids():
+    metrics = [{"step": k, "L_e": 0.1 / k, "drift_norm": k} for k in range(1, 9)]
+    svgs = [charts.pareto([point("a"), point('<b id="x">')], "kept"), *(charts.curves(name, metrics) for name in "ab")]
+    ids = [attributes["id"] for svg in svgs for _, attributes in Page(svg).tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    for svg in svgs:
+        mine = {attributes["id"] for _, attributes in Page(svg).tags if "id" in attributes}
+        used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+        assert used and used <= mine
+    assert '<b id="x">' in Page(svgs[0]).text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

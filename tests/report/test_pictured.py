@@ -1,8 +1,10 @@
 """`aegis evaluate` of a base that is not the world: a small untrained folder, a plug-in judge, the user's prompts."""
 
+import dataclasses
 import json
 import shlex
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,14 @@ from PIL import Image
 from aegis_jax import judges
 from aegis_jax.cli import main
 from aegis_jax.diffusion.sample import sample
-from aegis_jax.evaluation.metrics import frechet, similarity
+from aegis_jax.errors import AegisError
+from aegis_jax.evaluation.metrics import frechet, neighbours, similarity
 from aegis_jax.io.pipeline import load_pipeline
+from aegis_jax.report import asked
+from aegis_jax.report.asked import OPTIONS, Asked
 from aegis_jax.report.pictured import Pictured
+from aegis_jax.run.judging import Question
+from aegis_jax.run.prompts import Prompt, PromptSet
 from tests.report import tiny_judge
 from tests.report.test_evaluate import planned, refused
 from tests.report.test_page import Page
@@ -190,6 +197,61 @@ def test_what_cannot_be_is_one_line_before_anything_starts(files, capsys, tmp_pa
     line = refused(capsys, *command(files, tmp_path / "out", *more, leave=leave)[1:])
     assert all(part in line for part in parts), line
     assert not list(tmp_path.iterdir())
+
+
+def brought(judge, **more):
+    prompts = PromptSet(Path("p.csv"), [Prompt("a church"), Prompt("the church")], {}, "0")
+    return Asked(Question(judge, judge.labels[0]), prompts, **more)
+
+
+def test_words_that_mean_one_label_are_one_near_word(files):
+    options = dict.fromkeys(OPTIONS) | {"judge": "tiny:", "prompts": files / "prompts.csv"}
+    assert asked.asked("church", "Dog,dog, DOG ,cat", options).near == ("Dog", "cat")
+
+
+def test_the_word_that_stands_for_all_of_them_is_no_near_word(monkeypatch):
+    monkeypatch.setattr(asked, "plan", lambda *_: None)
+    monkeypatch.setattr(neighbours, "near", lambda base, text, words, count: [(word, 0.0) for word in words])
+    judge = dataclasses.replace(tiny_judge.load("", {}), labels=("church", "All", "dog", "cat"), groups=())
+    judge = dataclasses.replace(judge, compute=lambda images: np.full((len(images), 4), 0.25))
+    subject = types.SimpleNamespace(asked=brought(judge), _judge=judge, base=None, text="church", _is_label=bool)
+    assert Pictured.near.func(subject) == ("dog", "cat")
+    with pytest.raises(AegisError, match="--near 'all' stands for all near words together"):
+        asked.check(None, brought(judge, near=("all",)), (6, 6))
+
+
+def test_a_judge_with_one_word_besides_the_concept_has_no_near_words():
+    """As one with two labels: there is nothing to choose from."""
+    judge = dataclasses.replace(tiny_judge.load("", {}), labels=("church", "Church, old", "dog"), groups=())
+    subject = types.SimpleNamespace(asked=brought(judge), _judge=judge, base=None, text="church")
+    assert Pictured.near.func(subject) == ()
+
+
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        (lambda images: np.zeros((1, 3)), r"gave features \(1, 3\) for 2 images"),
+        (lambda images: np.zeros(len(images)), r"gave features \(2,\) for 2 images"),
+        (lambda images: np.full((len(images), 3), np.nan), "wanted finite numbers"),
+        (lambda images: [["a"]] * len(images), "gave as features no array of numbers"),
+    ],
+)
+def test_features_that_cannot_be_are_told_before_anything_starts(monkeypatch, features, said):
+    monkeypatch.setattr(asked, "plan", lambda *_: None)
+    judge = dataclasses.replace(tiny_judge.load("", {}), features=features)
+    given = brought(judge)
+    asked.check(None, given, (6, 6))  # without --retain nothing asks for them
+    with pytest.raises(AegisError, match=f"judge tiny: .*{said}"):
+        asked.check(None, dataclasses.replace(given, retain=given.prompts), (6, 6))
+
+
+def test_features_are_counted_whenever_they_are_asked_for():
+    judge = dataclasses.replace(tiny_judge.load("", {}), features=lambda images: np.zeros((2, 3)))
+    features = asked.rulers(brought(judge))["judge"]
+    images = np.zeros((3, 6, 6, 3), np.uint8)
+    assert features(images[:2]).shape == (2, 3)
+    with pytest.raises(AegisError, match=r"gave features \(2, 3\) for 3 images"):
+        features(images)
 
 
 def test_a_base_that_shows_nothing_is_told_before_a_baseline_is_erased(files, capsys, tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +112,16 @@ def test_the_picture_written_is_the_one_that_showed_the_concept(folder, monkeypa
     assert [row["seed"] for row in csv.DictReader(open(tmp_path / "1" / "prompts.csv"))] == ["0", "2", "2"]
     starts = load_file(tmp_path / "1" / "latents.safetensors")
     np.testing.assert_array_equal(starts["prompt-001-restart-0"], starts["prompt-002-restart-0"])
+
+
+def test_many_pictures_are_by_name_in_the_order_of_their_rows():
+    """A later attack pairs them with prompts.csv so."""
+    rows = [None] * 11 * 1001
+    given, found_ = types.SimpleNamespace(prompts=rows[:1001]), types.SimpleNamespace(prompts=rows, latents=rows)
+    found_.seeds = list(range(len(rows)))
+    for pictures in (attack._by_prompt(None, given, found_), attack._by_picture(None, given, found_)):
+        names = [picture.name for picture in pictures]
+        assert names == sorted(set(names)) and [picture.row for picture in pictures] == found_.seeds
 
 
 @pytest.mark.parametrize("name, signum", [("SIGTERM", signal.SIGTERM), ("interrupted", signal.SIGINT)])

@@ -136,7 +136,7 @@ def test_wordings_are_read_by_rung_and_a_control_names_another_word(folder, monk
 
     monkeypatch.setitem(attacks.METHODS, "ladder", dataclasses.replace(attacks.METHODS["ladder"], run=run))
     file = tmp_path / "words.csv"
-    file.write_text("rung,prompt\nname,a Dog\nother,a hound\nname,the dog\n")
+    file.write_text("rung,prompt\nname,a Dog\nother,a hound\n,\nname,the dog\n,\n")
     how = {"method": "ladder", "images": pictures, "image_steps": 1, "ladder": file}
     attack.attack(folder, "dog", **how, out=tmp_path / "1")
     attack.attack(folder, "dog", **how, out=tmp_path / "2", neutral="cat")
@@ -154,6 +154,7 @@ def test_wordings_that_cannot_be_read_are_one_line(folder, tmp_path, pictures):
         ("rung,prompt\nname,a dog\nname,a dog, a hound\n", "line 3: 3 cells, but 2 columns"),
         ('rung,prompt\nname,"a dog\nother,a hound\n', "line 2: a quote that is opened in this row is never closed"),
         ("rung,prompt\nname\n", "line 2: no prompt"),
+        ("rung,prompt,prompt\nname,a dog,a cat\n", "line 1: column 'prompt' is there twice"),
         ("rung\tprompt\nname\ta dog\n", "wanted a .csv in UTF-8 with the columns rung and prompt"),
     ):
         file.write_text(text)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from aegis_jax.cli import main
+from aegis_jax.io.pictures import picture_files
 from aegis_jax.run import console
 from aegis_jax.run.prompts import COLUMNS, check_index
 
@@ -42,6 +43,18 @@ def test_two_processes_that_sample_into_a_folder_keep_each_others_rows(folder, t
     monkeypatch.setattr(console, "sample_images", drawn)
     assert main(["sample", "--model", str(folder), "--prompt", "a", "--out", str(tmp_path)]) == 0
     assert check_index(tmp_path).keys() == {"000-a.png", "000-b.png"}
+
+
+def test_pictures_of_a_thousand_prompts_are_by_name_in_the_order_of_these(folder, tmp_path, monkeypatch):
+    """By which `aegis attack --images DIR --prompts FILE` pairs them."""
+    monkeypatch.setattr(
+        console, "sample_images", lambda pipeline, prompts, **more: np.zeros((len(prompts), 1, 1, 3), np.uint8)
+    )
+    (tmp_path / "p.csv").write_text("prompt,seed\n" + "".join(f"a,{k}\n" for k in range(1001)))
+    given = ["--prompts", str(tmp_path / "p.csv"), "--out", str(tmp_path / "out")]
+    assert main(["sample", "--model", str(folder), *given]) == 0
+    index = check_index(tmp_path / "out")
+    assert [index[file.name]["seed"] for file in picture_files(tmp_path / "out")] == [str(k) for k in range(1001)]
 
 
 def test_an_image_and_its_row_are_written_together(tmp_path, monkeypatch):

@@ -37,6 +37,10 @@ def write(tmp_path, text, name="prompts.csv", encoding="utf-8"):
         ("prompt,seed\na,1\nb,\nc\n", [Prompt("a", 1), Prompt("b"), Prompt("c")], False),
         ("seed,sd_seed,prompt\n1,2,a\n", [Prompt("a", 2)], False),
         ("prompt,sd_guidance_scale,evaluation_guidance\na,7.5,3\n", [Prompt("a", None, 3.0)], True),
+        ("prompt,guidance\na,7.5\nb,\nc, \n", [Prompt("a", None, 7.5), Prompt("b"), Prompt("c")], False),
+        # Rows of blank cells, as spreadsheets write them, are no prompts; an empty prompt with a seed is one.
+        ('prompt,seed\n,\na,1\n , \n""\n,,,\n,5\n', [Prompt("a", 1), Prompt("", 5)], False),
+        ("prompt,,\na,,\n", [Prompt("a")], False),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -53,6 +57,8 @@ def test_text(tmp_path):
         found = lib.read(str(write(tmp_path, "a red star\n\n  a dog,\u2028a cat \r\n梵高\n", name)))
         prompts = [Prompt("a red star"), Prompt("a dog,\u2028a cat"), Prompt("梵高")]  # U+2028 is a letter of its line
         assert (found.prompts, found.said) == (prompts, {})
+    ends = lib.read(write(tmp_path, "a\rb\r\n\r\rc\nd\r", "mac.txt"))
+    assert [prompt.text for prompt in ends.prompts] == ["a", "b", "c", "d"]
 
 
 def test_what_a_report_says_of_a_file(tmp_path, monkeypatch):
@@ -61,12 +67,18 @@ def test_what_a_report_says_of_a_file(tmp_path, monkeypatch):
     assert found.by_guidance(7.5) == {7.0: [0, 2], 7.5: [1], 3.0: [3]}
     record = found.record()
     assert record == {
-        "file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "known": "", "prompts": 4,
-        "with_seed": 4, "guidances": [3.0, 7.0],
+        "file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "read_as": "table", "known": "",
+        "prompts": 4, "with_seed": 4, "guidances": [3.0, 7.0],
     }  # fmt: skip
     monkeypatch.setitem(lib.KNOWN, record["sha256"], "church.csv of somebody")
     assert found.record()["known"] == "church.csv of somebody"
     assert lib.read(write(tmp_path, "a\n", "a.txt")).record()["with_seed"] == 0
+
+
+def test_the_same_bytes_read_otherwise_are_another_record(tmp_path):
+    table, lines = (lib.read(write(tmp_path, "prompt\na church\n \n", name)) for name in ("a.csv", "a.txt"))
+    assert [prompt.text for prompt in table.prompts] != [prompt.text for prompt in lines.prompts]
+    assert {**table.record(), "file": ""} != {**lines.record(), "file": ""}
 
 
 def test_the_fields_files_are_known_by_hash():
@@ -93,6 +105,10 @@ def test_the_fields_files_are_known_by_hash():
         ("prompt,seed\na,inf\n", "line 2: seed = 'inf'"),
         ("prompt,evaluation_guidance\na,high\n", "line 2: evaluation_guidance = 'high', wanted a number"),
         ("prompt,guidance\na,inf\n", "line 2: guidance = 'inf'"),
+        ("prompt,guidance\na,7_5\n", "line 2: guidance = '7_5', wanted a number"),
+        ("prompt,seed\na,1_000\n", "line 2: seed = '1_000', wanted a whole number"),
+        ("prompt,seed,seed\na,1,2\n", "line 1: column 'seed' is there twice"),
+        ("prompt,Prompt\na,b\n", "line 1: column 'Prompt' is there twice"),
         ("prompt\n" + "x" * 200_000 + "\n", "line 2: field larger than"),
     ],
 )
@@ -114,6 +130,7 @@ def test_other_bad_files(tmp_path):
 
 def test_the_index_is_a_prompts_file_too(tmp_path):
     row = dict.fromkeys(lib.COLUMNS, "") | {"seed": 3, "guidance": 7.5, "steps": 2, "height": 8, "width": 8}
+    row["model"] = "canvas"
     rows = {f"{k}.png": row | {"file": f"{k}.png", "prompt": text} for k, text in enumerate(['a "red", star', "梵高"])}
     lib.write_index(tmp_path, rows)
     again = lib.read(tmp_path / "prompts.csv")

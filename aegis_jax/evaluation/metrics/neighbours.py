@@ -13,6 +13,8 @@ from aegis_jax.errors import AegisError
 from aegis_jax.evaluation.interval import share
 from aegis_jax.judges.judge import Judge
 
+TOGETHER = "all"  # what `shown_rates` calls all words together
+
 
 def near(pipeline, concept: str, words: Sequence[str], count: int = 5) -> list[tuple[str, float]]:
     """The `count` words most like the concept, nearest first, with their cosines.
@@ -48,8 +50,11 @@ def shown_rates(
     """{label: share of the images of its prompts that show it}, with "all" of them together.
 
     prompts: {label or what `Judge.find` takes for one: prompts}. Image i of all of them starts from noise i of `seed`,
-    so that two models are compared on the same noise.
+    so that two models are compared on the same noise. Raises `AegisError` for a word that the judge has no label for,
+    and for "all".
     """
+    if TOGETHER in prompts:
+        raise AegisError(f"the word {TOGETHER!r} stands for all words together: leave it out")
     labels = [judge.find(text) for text in prompts]  # before anything is sampled
     prompts = {name: [row] if isinstance(row, str) else row for name, row in prompts.items()}
     texts = [text for row in prompts.values() for text in row]
@@ -59,4 +64,4 @@ def shown_rates(
         hits = shown[start : start + len(prompts[name]), judge.labels.index(label)]
         start += len(hits)
         rates[name] = share(int(hits.sum()), len(hits))
-    return rates | {"all": share(sum(row["count"] for row in rates.values()), len(texts))}
+    return rates | {TOGETHER: share(sum(row["count"] for row in rates.values()), len(texts))}

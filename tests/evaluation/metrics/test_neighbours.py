@@ -69,6 +69,9 @@ def test_rates_are_counted_by_label(monkeypatch):
     assert seen == {"prompts": ["a dog", "dogs"] + ["a church"] * 3, "seed": 3, "steps": 2, "guidance": 5.0}
     with pytest.raises(AegisError, match="no label 'cat'"):
         neighbours.shown_rates(None, judge, {"cat": ["a cat"]}, seed=0, steps=2, guidance=5.0)
+    both = Judge("fake", ("dog", "all"), lambda images: rows, "0")
+    with pytest.raises(AegisError, match="'all' stands for all words together"):  # it would be lost among the figures
+        neighbours.shown_rates(None, both, {"all": ["all"], "dog": ["a dog"]}, seed=0, steps=2, guidance=5.0)
 
 
 def test_the_world_shows_what_it_is_asked(world):
