@@ -71,10 +71,11 @@ def _gram(rows: np.ndarray, width: int) -> np.ndarray:
 
 
 def summed(changes: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The plain sum of changes, what adding delta upon delta does."""
+    """The plain sum of changes, what adding delta upon delta does; of a path that one lacks, of the others."""
     total: dict[str, np.ndarray] = {}
     for change in changes:
-        total = {path: total.get(path, 0.0) + np.asarray(d, np.float64) for path, d in change.items()}
+        for path, d in change.items():
+            total[path] = total.get(path, 0.0) + np.asarray(d, np.float64)
     return total
 
 

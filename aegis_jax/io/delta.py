@@ -137,7 +137,19 @@ def checked(
         results = {"unet": "result_sha256"} | ({"text_encoder": "result_text_sha256"} if new["text_encoder"] else {})
         if any(digest(old[name] | new[name]) != said.get(hashed) for name, hashed in results.items()):
             raise AegisError(f"{header.path} is damaged, its tensors are not those it was written with: copy it again")
+        check_finite(new, header.path)
         yield new
+
+
+def check_finite(new: Mapping[str, Mapping[str, Tensor]], path: os.PathLike) -> None:
+    """Refuses changed tensors, {component: {name: tensor}}, with NaN or infinity; path: what a message names."""
+    for name, tensors in new.items():
+        for key, tensor in tensors.items():
+            if not all(np.isfinite(part.view(tensor.entry.numpy_dtype)).all() for part in tensor.parts()):
+                raise AegisError(
+                    f"{path}: {name}'s {key!r} has values that are not finite; training has diverged: erase again, or "
+                    "take an earlier checkpoint"
+                )
 
 
 def of_unet(new: dict[str, dict[str, Tensor]], path) -> dict[str, Tensor]:

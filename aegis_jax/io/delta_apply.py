@@ -88,7 +88,8 @@ def write_applied(
     original = folder.examine(hub.locate(base, revision=revision, variant=variant), variant)
     export.check_whole(original)
     with delta.checked(path, original) as new:
-        with new_folder(destination, overwrite=overwrite, needed=export.weight_bytes(original)) as (root, _):
+        needed = export.weight_bytes(original)
+        with new_folder(destination, overwrite=overwrite, needed=needed, source=original.path) as (root, _):
             export.copy_root(original, root)
             for name, component in original.components.items():
                 target = root / name

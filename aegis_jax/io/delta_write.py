@@ -12,7 +12,7 @@ import numpy as np
 
 from aegis_jax.errors import AegisError
 from aegis_jax.io import agree, convert, delta, folder, hub, parts, pipeline, safetensors, tensors
-from aegis_jax.io.destination import checked_file
+from aegis_jax.io.destination import checked_file, new_file
 
 
 def write_delta(
@@ -22,11 +22,12 @@ def write_delta(
     """Writes the delta file that makes the pipeline `erased` of `base`; returns how many tensors it holds.
 
     erased: a diffusers folder whose UNet or text encoder was changed, by aegis_jax or another tool. base: the model
-    that it was made of, as for `load_pipeline`; revision and variant are the base's. about: more metadata, e.g. the
-    concepts. Only safetensors are read, part by part.
+    that it was made of, as for `load_pipeline`; revision and variant are the base's, and `erased` may be of that
+    variant, of none, or of the only one that it has. about: more metadata, e.g. the concepts. Only safetensors are
+    read, part by part.
 
-    Raises `AegisError` if anything but values of these two differs, if nothing does, or if `path` exists (with
-    `overwrite`: is no delta file).
+    Raises `AegisError` if anything but values of these two differs, if nothing does, if a changed value is not finite,
+    or if `path` exists (with `overwrite`: is no delta file) or has a pickle's suffix.
     """
     path = check_path(path, overwrite)
     original = folder.examine(hub.locate(base, revision=revision, variant=variant), variant)
@@ -41,13 +42,12 @@ def write_delta(
         }
         if not any(new.values()):
             raise AegisError(f"the UNet of {result.path} is that of {original.path}: there is nothing to write")
+        delta.check_finite(new, result.path)
         metadata = _metadata(before, new, delta.base_hashes(original), about, _name(base))
         card = result.path / "README.md"
         if card.is_file():
             metadata["card"] = card.read_bytes().decode(errors="replace")
         path = check_path(path, overwrite)  # again: it took a while to read both models
-        with safetensors.writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
         return _write(path, new, metadata)
 
 
@@ -71,7 +71,8 @@ def _write(path: pathlib.Path, new: dict, metadata: dict[str, str]) -> int:
     """Writes the tensors of both under PyTorch's names; returns how many these are."""
     tensors_of = dict(sorted((new["unet"] | new["text_encoder"]).items()))
     entries = [dataclasses.replace(tensor.entry, key=key) for key, tensor in tensors_of.items()]
-    safetensors.write(path, entries, lambda key, rows: tensors_of[key].read(rows), metadata=metadata)
+    with new_file(path):
+        safetensors.write(path, entries, lambda key, rows: tensors_of[key].read(rows), metadata=metadata)
     return len(tensors_of)
 
 
@@ -84,7 +85,7 @@ def write_drift(
     Equal, byte for byte, to what `write_delta` makes of `save_pipeline(pipe, drift=drift, card=card)`. drift: {"unet"
     or "text_encoder": {leaf path: array}}, in float32. base: the name of the base model; hashes: `base_hashes` of it.
     Returns how many tensors it holds. Raises `AegisError` if nothing was changed, if anything else would be, and for
-    values that are not finite in the base's type.
+    values that are not finite in the base's type, and `Stopped` on SIGTERM, as `write_delta` does.
     """
     strange = sorted(drift.keys() - set(delta.CARRIED))
     if strange:
@@ -124,14 +125,21 @@ def check_path(path: str | os.PathLike, overwrite: bool) -> pathlib.Path:
 
 
 def _examined(erased, variant: str | None) -> folder.Folder:
-    """The folder of an erased pipeline: of the base's variant where it has that, otherwise without."""
+    """The folder of an erased pipeline: of the base's variant where it has that, otherwise without, or of the one
+    variant that it has."""
     path = hub.locate(erased)
     if (path / "pipeline" / "model_index.json").is_file() and not (path / "model_index.json").exists():
         path = path / "pipeline"  # of a run folder
     if variant is not None:
         with contextlib.suppress(AegisError):
             return folder.examine(path, variant)
-    return folder.examine(path)
+    try:
+        return folder.examine(path)
+    except hub.OtherVariants:
+        found = folder.variants(path, [child.name for child in path.iterdir()])
+        if len(found) > 1:
+            raise
+        return folder.examine(path, *found)
 
 
 def _check_others(result: folder.Folder, original: folder.Folder) -> None:

@@ -16,27 +16,47 @@ from aegis_jax.io import hub, safetensors
 
 @contextlib.contextmanager
 def new_folder(
-    folder: str | os.PathLike, *, overwrite: bool, needed: int
+    folder: str | os.PathLike, *, overwrite: bool, needed: int, source: pathlib.Path | None = None
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """A folder to write a pipeline of about `needed` bytes into, and the place it is renamed to on success.
 
-    Raises `AegisError` as `save_pipeline` does, which uses it.
+    source: the folder of the model that it is made of; that itself may be replaced. Raises `AegisError` as
+    `save_pipeline` does, which uses it.
     """
     destination = _checked_destination(folder, overwrite)
+    if source is not None and destination in source.resolve().parents:  # it would go with what is replaced
+        raise AegisError(
+            f"the model {source} lies inside {destination}, which would be replaced: choose another folder"
+        )
     remove_leftovers(destination)
     _check_space(needed, destination)
     with _written_beside(destination, overwrite) as unfinished:
         yield unfinished, destination
 
 
+@contextlib.contextmanager
+def new_file(path: pathlib.Path) -> Iterator[None]:
+    """While a file is written by `safetensors.write`: its folder is there, and SIGTERM leaves nothing of it.
+
+    Raises `AegisError` where there can be no such folder, and `Stopped`.
+    """
+    with safetensors.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _stopped_by_sigterm(path):
+        yield
+
+
 def checked_file(path: str | os.PathLike, overwrite: bool, kind: str, example: str, read: Callable) -> pathlib.Path:
-    """Where a file shall go, expanded. Raises `AegisError` for a folder, and for what may not be replaced.
+    """Where a safetensors file shall go, expanded. Raises `AegisError` for a folder, for a name that is refused when it
+    is read, and for what may not be replaced.
 
     kind: what it is; example: a name for it; read: raises `AegisError` for a file that is none.
     """
     path = hub.expand(path)
     if path.is_dir():
         raise AegisError(f"{path} is a folder: name a file, e.g. {path / example}")
+    if path.suffix in hub.PICKLES:
+        raise AegisError(f"{path} has a pickle's suffix and would be refused as one: name it {path.stem}.safetensors")
     if path.exists():
         if not overwrite:
             raise AegisError(f"{path} exists: choose another file or allow overwriting it")
@@ -71,7 +91,8 @@ def _check_space(needed: int, destination: pathlib.Path) -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM arrived while a pipeline was written: nothing was kept of it, or if it stood in its place all of it."""
+    """SIGTERM arrived while a pipeline or a file was written: nothing was kept of it, or if it stood in its place all
+    of it."""
 
     def __init__(self, signum: int, destination: pathlib.Path, is_whole: bool):
         kept = "it is whole and in its place" if is_whole else "nothing was kept of it"
@@ -104,7 +125,7 @@ def _stopped_by_sigterm(destination: pathlib.Path) -> Iterator[None]:
 
 
 def _identity(path: pathlib.Path) -> tuple[int, int] | None:
-    """What a folder keeps when it is renamed; None where there is none."""
+    """What a folder or a file keeps when it is renamed; None where there is none."""
     with contextlib.suppress(FileNotFoundError):
         found = path.stat()
         return found.st_dev, found.st_ino

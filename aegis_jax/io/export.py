@@ -60,14 +60,19 @@ def save_pipeline(
     written. Beside the pipeline and the drift themselves only a few tensors are in memory at a time;
     a mapping that makes its arrays when asked saves the memory for all of them.
 
-    Raises `AegisError` for what is no pipeline, if the destination exists, the disk is full, a component
-    has no weights that diffusers would look for, the source has changed since it was loaded, or a changed
-    tensor holds values that are not finite in `dtype`, and `Stopped` on SIGTERM; nothing is left behind then.
+    Raises `AegisError` for what is no pipeline, if the destination exists or holds the folder that the pipeline
+    was loaded from, the disk is full, a component has no weights that diffusers would look for, the source has
+    changed since it was loaded, the drift is of other tensors, or a changed tensor holds values that are not
+    finite in `dtype`, and `Stopped` on SIGTERM; nothing is left behind then.
     """
     check_loaded(pipeline)
     dtype = None if dtype is None else safetensors.dtype_name(dtype)
     check_complete(pipeline)
-    with new_folder(folder, overwrite=overwrite, needed=written_bytes(pipeline)) as (unfinished, destination):
+    strange = sorted(set(drift or ()) - MODELS.keys())
+    if strange:
+        raise AegisError(f"the drift names the component {strange[0]!r}: wanted {', '.join(MODELS)}")
+    source, needed = pipeline.source and pipeline.source.folder.path, written_bytes(pipeline)
+    with new_folder(folder, overwrite=overwrite, needed=needed, source=source) as (unfinished, destination):
         write = _write_new if pipeline.source is None else _write_alike
         changed = write(pipeline, unfinished, dtype, drift or {})
         if card is None:

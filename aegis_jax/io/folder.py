@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-import re
+from collections.abc import Iterable
 
 from aegis_jax.errors import AegisError
 from aegis_jax.io import hub, safetensors
@@ -27,7 +27,6 @@ FOREIGN = ("transformer", "prior", "text_encoder_2", "unet_2")  # of other archi
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # a pipeline may go without them
 NEED_WEIGHTS = ("safety_checker", "image_encoder")  # not needed here, but diffusers loads none of them without
 _DEEPEST = 100  # lists and objects in each other that a JSON file may have; more would overflow the stack in copies
-_STEMS = ("diffusion_pytorch_model", "model")
 _SUPPORTED = "aegis_jax reads Stable Diffusion 1.x and 2.x (StableDiffusionPipeline)"
 
 
@@ -96,7 +95,7 @@ def examine(path: pathlib.Path, variant: str | None = None) -> Folder:
         _refuse_other_folder(path)
     index = read_json(path / "model_index.json")
     classes = _check_classes(path, index)
-    found = _variants(path, classes)
+    found = variants(path, classes)
     if variant is not None and variant not in found:
         others = f"variants there: {', '.join(sorted(found))}" if found else "it has no variants"
         raise AegisError(f"{path} has no weights of variant {variant!r}: {others}")
@@ -217,10 +216,9 @@ def _component(root: pathlib.Path, name: str, class_name: str, variant: str | No
         if file.suffix in {".json", ".txt", ".model"} and ".index." not in file.name and file.is_file()
     )
     weights = _weights(path, name, variant)
-    if weights is None and name in {"unet", "vae", "text_encoder"}:
+    if weights is None and name in hub.NEEDED:
         raise AegisError(
-            f"{path} has no weights: wanted {_STEMS[name == 'text_encoder']}.safetensors, "
-            "or .safetensors.index.json and its files"
+            f"{path} has no weights: wanted {hub.stems(name)[0]}.safetensors, or .safetensors.index.json and its files"
         )
     return Component(name, class_name, config, files, weights)
 
@@ -232,17 +230,18 @@ def _settings(path: pathlib.Path) -> dict:
     return {key: value for key, value in config.items() if not (isinstance(filled_in, list) and key in filled_in)}
 
 
-def _variants(root: pathlib.Path, classes: dict[str, str]) -> set[str]:
-    """The variants of which any component has weights: "fp16" of model.fp16.safetensors."""
-    files = [file for name in classes for file in (root / name).glob("*.safetensors")]
-    names = [file.name for file in files if file.name.startswith(_STEMS)]
-    marked = [name.partition(".")[2].removesuffix("safetensors").rstrip(".") for name in names]
-    return {re.sub(r"-\d+-of-\d+$", "", mark) for mark in marked if mark}
+def variants(root: pathlib.Path, components: Iterable[str]) -> set[str]:
+    """The variants of which any of these components has weights."""
+    return {found for name in components for found in hub.variants(name, _names(root / name))}
+
+
+def _names(path: pathlib.Path) -> list[str]:
+    return [file.name for file in path.iterdir()] if path.is_dir() else []
 
 
 def _weights(path: pathlib.Path, component: str, variant: str | None) -> Weights | None:
     for mark in dict.fromkeys((variant, None)):
-        for stem in _STEMS:
+        for stem in hub.stems(component):
             middle = f".{mark}" if mark else ""
             single = path / f"{stem}{middle}.safetensors"
             indices = [
@@ -255,26 +254,8 @@ def _weights(path: pathlib.Path, component: str, variant: str | None) -> Weights
                 return _shards(path, stem, index, middle)
             if single.is_file():
                 return Weights((safetensors.read_header(single),), (f"{stem}.safetensors",), None)
-    found = sorted(_variants(path.parent, {path.name: component}))
-    if found:
-        raise AegisError(
-            f"{path} has weights of variant {', '.join(found)} only: give variant={found[0]!r} "
-            f"(--variant {found[0]} on the command line)"
-        )
-    _refuse_pickles(path)
-    flax = sorted(path.glob(f"*{hub.FLAX}"))
-    if flax:
-        raise AegisError(f"{flax[0]} holds Flax weights, which are not read; {hub.how_to_convert_flax(path.parent)}")
+    hub.refuse_weights(component, _names(path), str(path), str(path.parent))
     return None
-
-
-def _refuse_pickles(path: pathlib.Path) -> None:
-    pickles = sorted(file.name for file in path.iterdir() if file.suffix in hub.PICKLES)
-    if pickles:
-        raise AegisError(
-            f"{path / pickles[0]} is a pickle, which can run code when it is read, "
-            f"so it is refused; {hub.how_to_convert(path.parent)}"
-        )
 
 
 def _shards(path: pathlib.Path, stem: str, index: pathlib.Path, middle: str) -> Weights:

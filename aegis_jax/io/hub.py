@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Iterable
 
 from aegis_jax.errors import AegisError
 
@@ -16,6 +17,12 @@ _WITHOUT = {
     "canvas": "the canvas's weights are not in this version; train them by `python -m tools.canvas.train --out DIR` "
     "in the repository (docs/canvas.md), and put DIR/canvas in the place of {folder}",
 }
+# What the names of a component's weight files begin with: the library that reads it, of these two, looks for no other.
+_TRANSFORMERS, _DIFFUSERS = "model", "diffusion_pytorch_model"
+_STEMS = {"unet": (_DIFFUSERS,), "vae": (_DIFFUSERS,)} | dict.fromkeys(
+    ("text_encoder", "safety_checker", "image_encoder"), (_TRANSFORMERS,)
+)
+NEEDED = ("unet", "vae", "text_encoder")  # without weights of these there is no pipeline
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 FLAX = ".msgpack"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -146,7 +153,7 @@ def refuse_file(path: pathlib.Path) -> None:
     raise AegisError(f"{path} is a file: give a diffusers folder, a hub id like name/name, world or canvas")
 
 
-def how_to_convert(folder: pathlib.Path) -> str:
+def how_to_convert(folder) -> str:
     """The sentence that tells how to turn a folder of pickles into safetensors."""
     return _CONVERT.format(load="from_pretrained", source=str(folder))
 
@@ -156,6 +163,56 @@ def how_to_convert_flax(folder) -> str:
     return _CONVERT_FLAX.format(source=str(folder))
 
 
+def stems(component: str) -> tuple[str, ...]:
+    """What the names of a component's weight files begin with; either where it is none that is known here."""
+    return _STEMS.get(component, (_DIFFUSERS, _TRANSFORMERS))
+
+
+def variants(component: str, names: Iterable[str]) -> set[str]:
+    """The variants of which a component has weights among files of these names: "fp16" of model.fp16.safetensors."""
+    found = [name for name in names if name.startswith(stems(component)) and name.endswith(".safetensors")]
+    marked = [name.partition(".")[2].removesuffix("safetensors").rstrip(".") for name in found]
+    return {re.sub(r"-\d+-of-\d+$", "", mark) for mark in marked if mark}
+
+
+def refuse_weights(component: str, names: Iterable[str], folder: str, source: str) -> None:
+    """Raises the `AegisError` for a component without weights that are read, where its files' names say why.
+
+    folder: that of the component as the message names it; source: what diffusers would load the pipeline from.
+    """
+    names = sorted(names)
+    found = sorted(variants(component, names))
+    if found:
+        raise OtherVariants(folder, found)
+    for name in names:
+        if name.endswith(PICKLES):
+            raise AegisError(
+                f"{folder}/{name} is a pickle, which can run code when it is read, so it is refused; "
+                f"{how_to_convert(source)}"
+            )
+    for name in names:
+        if name.endswith(FLAX):
+            raise AegisError(f"{folder}/{name} holds Flax weights, which are not read; {how_to_convert_flax(source)}")
+    other = {_DIFFUSERS, _TRANSFORMERS} - set(stems(component))
+    for name in names:
+        if re.split("[.-]", name)[0] in other and name.endswith(".safetensors"):
+            wanted = stems(component)[0]
+            raise AegisError(
+                f"{folder} has no weights of a name that diffusers reads: wanted {wanted}.safetensors, found {name}; "
+                "rename it, or save the model again in PyTorch"
+            )
+
+
+class OtherVariants(AegisError):
+    """A component has weights of variants alone, of none that was asked for."""
+
+    def __init__(self, folder: str, found: list[str]):
+        super().__init__(
+            f"{folder} has weights of variant {', '.join(found)} only: give variant={found[0]!r} "
+            f"(--variant {found[0]} on the command line)"
+        )
+
+
 def _download(repository: str, revision: str | None, variant: str | None) -> pathlib.Path:
     """The snapshot of a hub repository, with only the files that a pipeline needs."""
 
@@ -163,18 +220,34 @@ def _download(repository: str, revision: str | None, variant: str | None) -> pat
     try:
         fields = json.loads(index.read_text(encoding="utf-8"))
         # Values are [library, class] for components, plain settings otherwise.
-        names = [name for name, value in fields.items() if isinstance(value, list) and value[0] is not None]
+        names = [name for name, value in fields.items() if isinstance(value, list) and value[:1] not in ([], [None])]
     except FileNotFoundError:
         raise AegisError(f"{repository} on the hub has no model_index.json: it is no diffusers pipeline") from None
-    except (ValueError, AttributeError, IndexError):
+    except (ValueError, AttributeError, RecursionError):
         names = []  # reported with the folder's other faults when it is read
     texts = [f"{name}/{pattern}" for name in names for pattern in ("*.json", "*.txt", "*.model")]
     texts += ["model_index.json", "LICENSE*"]
-    if not variant:
-        return _fetch(repository, revision, texts + _weights(names, ""))
-    folder = _fetch(repository, revision, texts + _weights(names, variant))
-    plain = [name for name in names if not list((folder / name).glob(f"*.{variant}*.safetensors"))]
-    return _fetch(repository, revision, texts + _weights(plain, "")) if plain else folder
+    folder = _fetch(repository, revision, texts + _weights(names, variant or ""))
+    plain = [name for name in names if variant and not list((folder / name).glob(f"*.{variant}*.safetensors"))]
+    if plain:
+        folder = _fetch(repository, revision, texts + _weights(plain, ""))
+    bare = [name for name in names if name in NEEDED and not list((folder / name).glob("*.safetensors"))]
+    _refuse_undownloaded(repository, revision, bare)
+    return folder
+
+
+def _refuse_undownloaded(repository: str, revision: str | None, bare: list[str]) -> None:
+    """Says what components of which no weights were downloaded have instead, where the hub's list of files tells."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        files = huggingface_hub.list_repo_files(repository, revision=revision) if bare else []
+    except (OSError, ValueError, errors.HTTPError):  # out of reach: the folder's own faults are told when it is read
+        return
+    for name in bare:
+        here = [file.rpartition("/")[2] for file in files if file.rpartition("/")[0] == name]
+        refuse_weights(name, here, f"{repository}/{name}", repository)
 
 
 def _weights(names: list[str], variant: str) -> list[str]:
@@ -182,7 +255,7 @@ def _weights(names: list[str], variant: str) -> list[str]:
     return [
         f"{name}/{stem}{middle}{ending}"
         for name in names
-        for stem in ("diffusion_pytorch_model", "model")
+        for stem in stems(name)
         for ending in (".safetensors", "-*-of-*.safetensors")
     ]
 

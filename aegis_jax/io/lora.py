@@ -16,7 +16,7 @@ import numpy as np
 
 from aegis_jax.errors import AegisError
 from aegis_jax.io import delta, folder, hub, safetensors
-from aegis_jax.io.destination import checked_file
+from aegis_jax.io.destination import checked_file, new_file
 
 NAMES = ("peft", "kohya")
 
@@ -71,9 +71,8 @@ def write_lora(
     if names == "kohya":
         metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     entries = [safetensors.Entry(key, "F32", x.shape) for key, x in tensors.items()]
-    with safetensors.writing(_checked_out(out, overwrite)):  # again: it took a while to read both
-        out.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.write(out, entries, lambda key, rows: tensors[key][rows], metadata=metadata)
+    with new_file(_checked_out(out, overwrite)):  # again: it took a while to read both
+        safetensors.write(out, entries, lambda key, rows: tensors[key][rows], metadata=metadata)
     return sum(key.endswith(("lora_A.weight", "lora_down.weight")) for key in tensors), float(np.sqrt(lost / whole))
 
 

@@ -305,6 +305,10 @@ def _parse(path: pathlib.Path, raw: bytes) -> tuple[dict[str, Entry], dict[str, 
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     ):
         raise AegisError(f"{path}: __metadata__ is not a table of strings; {AGAIN}")
+    try:
+        "".join([*(metadata or {}), *(metadata or {}).values()]).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which could be written to no file
+        raise AegisError(f"{path}: __metadata__ is not valid Unicode; {AGAIN}") from None
     return {key: _entry(path, key, value, 8 + len(raw)) for key, value in fields.items()}, metadata
 
 

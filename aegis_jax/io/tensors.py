@@ -72,8 +72,18 @@ def leaves_of(model: Model, drift: Mapping) -> dict[str, Leaf]:
     strange = sorted(set(drift) - leaves.keys())
     if strange:
         raise AegisError(f"the drift is of another model, which has {strange[0]}: take the pipeline it was trained on")
-    make = {path: functools.partial(drift.__getitem__, path) for path in drift}
+    make = {path: functools.partial(_made, drift, path, leaves[path].shape) for path in drift}
     return {path: Leaf(path, array, make.get(path)) for path, array in leaves.items()}
+
+
+def _made(drift: Mapping, path: str, shape: tuple[int, ...]) -> jax.Array:
+    """What a drift adds to a leaf. Its shape is known only now: the mapping may make its arrays when asked."""
+    move = drift[path]
+    if np.shape(move) != shape:  # NumPy would spread it over the tensor, or refuse without a name
+        raise AegisError(
+            f"the drift of {path} has shape {np.shape(move)}, wanted {shape}: take the pipeline it was trained on"
+        )
+    return move
 
 
 def check(leaves, origins, weights, component: str) -> None:

@@ -68,7 +68,7 @@ class CLIPModel(nnx.Module):
     """transformers' CLIPModel, driven by its config.json. Raises `AegisError` for an unsupported option."""
 
     def __init__(self, config, *, rngs):
-        vision = _VISION_DEFAULTS | (config.get("vision_config") or {})
+        vision = _VISION_DEFAULTS | _tower(config, "vision_config")
         problems = kinds.problems(vision, _VISION_KINDS)
         refuse(problems, "CLIP's vision")
         if config.get("model_type", "clip") != "clip":
@@ -80,7 +80,7 @@ class CLIPModel(nnx.Module):
         if vision["num_channels"] != 3 or vision["image_size"] % vision["patch_size"]:
             problems.append("images of 3 channels and whole patches are supported")
         refuse(problems, "CLIP's vision")
-        text = clip.checked(config.get("text_config") or {})
+        text = clip.checked(_tower(config, "text_config"))
         width = config.get("projection_dim", 512)
         self.text_model = clip.CLIPTextTransformer(text, rngs=rngs)
         self.vision_model = CLIPVisionTransformer(vision, rngs=rngs)
@@ -89,14 +89,24 @@ class CLIPModel(nnx.Module):
         self.logit_scale = nnx.Param(initial.ZEROS(rngs.params(), ()))
 
 
+def _tower(config: dict, name: str) -> dict:
+    """What a config says of one tower. Where an old file has `name`_dict beside it transformers takes that, and its
+    own defaults where that is silent, whatever the other says."""
+    older = config.get(f"{name}_dict")
+    found = (config.get(name) or {}) if older is None else older
+    if not isinstance(found, dict):
+        refuse([f"{name}={found!r} (wanted: a table)"], "CLIP")
+    return found
+
+
 def image_size(config: dict) -> int:
     """Pixels of a side of what `image_features` takes."""
-    return (_VISION_DEFAULTS | (config.get("vision_config") or {}))["image_size"]
+    return (_VISION_DEFAULTS | _tower(config, "vision_config"))["image_size"]
 
 
 def end_of_text(config: dict) -> int:
     """The eos of `text_features`."""
-    return (config.get("text_config") or {}).get("eos_token_id", _EOS)
+    return _tower(config, "text_config").get("eos_token_id", _EOS)
 
 
 def text_features(graph, params, input_ids, eos: int):

@@ -99,7 +99,7 @@ def _concepts(header) -> list[str]:
     """What a delta file says that it erases."""
     try:
         names = json.loads(header.metadata.get("concepts", "null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise AegisError(
@@ -200,11 +200,17 @@ class _Texts:
 
 def text(result: Composed) -> str:
     """What the merged change lacks of each erasure, and which of them are in each other's way."""
-    width = max(map(len, result.names))
-    off = zip(result.names, result.lost)
-    lines = [f"{name:{width}}  {lost:.0%} off its own erasure at its own tokens" for name, lost in off]
-    many = range(len(result.names))
+    names = [" ".join(name.split()) for name in result.names]  # one line each
+    width = max(map(len, names))
+    told = [
+        "changes no keys or values of its own tokens"
+        if np.isnan(lost)
+        else f"{lost:.0%} off its own erasure at its own tokens"
+        for lost in result.lost
+    ]
+    lines = [f"{name:{width}}  {what}" for name, what in zip(names, told)]
+    many = range(len(names))
     pairs = [(result.interference[i, j], i, j) for i in many for j in many if i != j]
     for much, i, j in sorted((pair for pair in pairs if pair[0] > SHOWN), reverse=True)[:5]:
-        lines.append(f"the erasure of {result.names[i]} does {much:.0%} as much to {result.names[j]} as its own")
+        lines.append(f"the erasure of {names[i]} does {much:.0%} as much to {names[j]} as its own")
     return "\n".join(lines)

@@ -146,8 +146,10 @@ class RunFolder:
         for number, line in enumerate(lines, 1):
             try:
                 metrics.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise AegisError(f"{self.metrics}, line {number}: no JSON ({error}); mend the line") from error
+            if not isinstance(metrics[-1], dict):
+                raise AegisError(f"{self.metrics}, line {number}: wanted an object, as every step has; mend the line")
         return metrics
 
 

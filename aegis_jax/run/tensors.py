@@ -63,9 +63,10 @@ class TensorLog:
             with safe_open(path, "numpy") as file:
                 about, arrays = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
             names, lost = json.loads(about["tensors"]), int(about.get("first_step", 1)) - 1
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise AegisError(f"{path} cannot be read ({error}); delete it to go on without its rows") from error
-        if names != self.names or lost < 0 or any(lost + len(array) < steps for array in arrays.values()):
+        whole = all(x.ndim == 2 and x.shape[1] == len(self.names) and lost + len(x) >= steps for x in arrays.values())
+        if names != self.names or lost < 0 or not whole:
             raise AegisError(f"{path} is not of this run's first {steps} steps; delete it to go on without its rows")
         self._lost = min(lost, steps)
         self._rows = [{key: array[i] for key, array in arrays.items()} for i in range(steps - self._lost)]

@@ -87,6 +87,16 @@ def test_outside_the_preserved_rows(seed):
         np.testing.assert_allclose(other @ d, other @ change[path], 1e-9, 1e-9)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_plain_sum_has_the_tensors_of_all(order):
+    one, other = erasure(0)[0], erasure(1)[0]
+    changes = [one, {"k": other["k"]}, {"conv": other["v"]}]
+    found = summed(changes[i] for i in order)
+    assert found.keys() == {"k", "v", "conv"}
+    for path, wanted in {"k": one["k"] + other["k"], "v": one["v"], "conv": other["v"]}.items():
+        np.testing.assert_allclose(found[path], wanted, 1e-12)
+
+
 def test_interference():
     """Concept 1's rows are orthogonal to all that erasure 0 changes; erasure 1 does to concept 0 twice its own."""
     rows = [np.eye(D)[:1], np.eye(D)[1:2]]

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shutil
+import signal
 import types
 
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from aegis_jax.cli import main
 from aegis_jax.io.delta import base_hashes
 from aegis_jax.io.delta_apply import command, write_applied
 from aegis_jax.io.delta_write import write_drift
+from aegis_jax.io.lora import write_lora
 from aegis_jax.models.model import flatten, unflatten
 from tests.io.written import unet_tensors
 
@@ -341,6 +344,92 @@ def test_a_delta_in_the_folder_to_be_replaced_is_not_lost(erased, tmp_path):
     with pytest.raises(AegisError, match="would be replaced: move it"):
         write_applied(inside, base, folder, overwrite=True)
     assert contents(folder) == before
+
+
+def test_a_base_in_the_folder_to_be_replaced_is_not_lost(erased, tiny, tmp_path):
+    base, _, delta = erased()
+    outer = shutil.copytree(tiny(seed=3), tmp_path / "models")
+    inner = shutil.copytree(base, outer / "base")
+    before = contents(outer)
+    with pytest.raises(AegisError, match="the model .*base lies inside .*models, which would be replaced"):
+        write_applied(delta, inner, outer, overwrite=True)
+    assert contents(outer) == before
+
+
+def test_a_tokenizer_that_was_called_before_it_was_saved_is_the_same(tiny, tmp_path):
+    from transformers import CLIPTokenizer
+
+    base = tiny(tokenizer="fast")
+    loaded, full = load_pipeline(base), tmp_path / "full"
+    save_pipeline(loaded, full, drift={"unet": drift(loaded)})
+    theirs = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    theirs(["a star"], padding="max_length", truncation=True, max_length=77)
+    theirs.save_pretrained(full / "tokenizer")
+    file = full / "tokenizer/tokenizer.json"
+    assert json.loads(file.read_text())["truncation"] != json.loads((base / "tokenizer/tokenizer.json").read_text())
+    assert write_delta(full, base, tmp_path / "delta.safetensors")
+    configured(full, "tokenizer/tokenizer.json", normalizer=None)
+    with pytest.raises(AegisError, match="tokenizer.json is one"):
+        write_delta(full, base, tmp_path / "other.safetensors")
+
+
+def test_a_sample_size_that_was_understood_and_written_out_is_the_same(erased, tmp_path):
+    """Before diffusers 0.9 less than 64 means 64, and saving writes that."""
+    base, full, _ = erased()
+    old, new = shutil.copytree(base, tmp_path / "old"), shutil.copytree(full, tmp_path / "new")
+    configured(old, "unet/config.json", sample_size=32, _diffusers_version="0.6.0")
+    configured(new, "unet/config.json", sample_size=64)
+    assert write_delta(new, old, tmp_path / "delta.safetensors")
+    configured(old, "unet/config.json", _diffusers_version="0.9.0")
+    with pytest.raises(AegisError, match="unet: sample_size is"):
+        write_delta(new, old, tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_neither_written_nor_applied(bad, erased, tmp_path, monkeypatch):
+    base, full, delta = erased(dtype="float16")
+    broken, out = shutil.copytree(full, tmp_path / "broken"), tmp_path / "delta.safetensors"
+    key = min(load_file(delta))
+
+    def broke(tensors, metadata):
+        tensors[key][0, 0] = bad
+
+    edited(broken / UNET, broke)
+    with pytest.raises(AegisError, match=f"broken: unet's '{key}' has values that are not finite"):
+        write_delta(broken, base, out)
+    assert not out.exists()
+    with monkeypatch.context() as patch:  # as an earlier version wrote it
+        patch.setattr("aegis_jax.io.delta.check_finite", lambda *given: None)
+        write_delta(broken, base, out)
+    refused(out, base, tmp_path, f"delta.safetensors: unet's '{key}' has values that are not finite")
+
+
+def test_a_pickles_suffix_is_refused_before_anything_is_read(erased, tmp_path):
+    base, full, _ = erased()
+    with pytest.raises(AegisError, match="x.bin has a pickle's suffix.*name it x.safetensors"):
+        write_delta(tmp_path / "none", base, tmp_path / "x.bin")
+
+
+def test_sigterm_leaves_nothing_of_a_file(erased, tmp_path, monkeypatch):
+    base, full, delta = erased()
+    for write in (write_delta, lambda *given: write_lora(delta, base, given[2], rank=1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda descriptor: os.kill(os.getpid(), signal.SIGTERM))
+            with pytest.raises(KeyboardInterrupt, match="SIGTERM while writing .*x.safetensors: nothing was kept"):
+                write(full, base, tmp_path / "x.safetensors")
+        assert os.listdir(tmp_path) == [] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_result_that_was_saved_under_its_variants_name_alone(erased, tmp_path):
+    base, full, delta = erased()
+    mine = shutil.copytree(full, tmp_path / "mine")
+    for file in list(mine.glob("*/*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    write_delta(mine, base, tmp_path / "delta.safetensors")
+    assert (tmp_path / "delta.safetensors").read_bytes() == delta.read_bytes()
+    shutil.copy(next(mine.glob("unet/*.safetensors")), mine / "unet/diffusion_pytorch_model.bf16.safetensors")
+    with pytest.raises(AegisError, match="mine/text_encoder has weights of variant fp16 only"):
+        write_delta(mine, base, tmp_path / "other.safetensors")
 
 
 def test_a_setting_that_only_one_config_states(erased, tmp_path):

@@ -75,6 +75,15 @@ def test_overwriting_the_folder_it_came_from(tiny_copy, tmp_path):
         save_pipeline(edited, tmp_path / "again")
 
 
+def test_a_folder_that_holds_the_source_is_not_replaced(tiny, tiny_copy):
+    outer = tiny_copy()
+    inner = shutil.copytree(tiny(seed=5), outer / "inner")
+    before = {name: path.read_bytes() for name, path in files(outer).items()}
+    with pytest.raises(AegisError, match="the model .*inner lies inside .*, which would be replaced"):
+        save_pipeline(load_pipeline(inner), outer, overwrite=True)
+    assert {name: path.read_bytes() for name, path in files(outer).items()} == before
+
+
 def damage_nothing_but_fail(monkeypatch, error, after):
     """The `after`-th fsync raises `error`."""
     calls = iter(range(10**6))

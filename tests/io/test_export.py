@@ -172,6 +172,21 @@ def test_a_parameter_that_was_changed_since_it_was_loaded_takes_its_drift_as_it_
         save_pipeline(edited, tmp_path / "other", drift={"unet": {"conv_inn.bias": np.zeros(32)}})
 
 
+@pytest.mark.parametrize("in_memory", [False, True], ids=["from a folder", "built in memory"])
+def test_a_drift_that_fits_no_tensor_is_refused(in_memory, tiny, tmp_path):
+    loaded = load_pipeline(tiny())
+    loaded = dataclasses.replace(loaded, source=None) if in_memory else loaded
+    for drift, said in (
+        ({"unett": {"conv_in.bias": np.zeros(32)}}, "component 'unett': wanted unet, vae, text_encoder"),
+        ({"unet": {"conv_in.bias": np.zeros(31)}}, r"conv_in.bias has shape \(31,\), wanted \(32,\)"),
+        ({"unet": {"conv_in.bias": np.zeros(())}}, r"conv_in.bias has shape \(\), wanted \(32,\)"),
+        ({"unet": {"conv_in.kernel": np.zeros(32)}}, r"conv_in.kernel has shape \(32,\), wanted \(3, 3, 4, 32\)"),
+    ):
+        with pytest.raises(AegisError, match=said):
+            save_pipeline(loaded, tmp_path / "out", drift=drift)
+    assert os.listdir(tmp_path) == []
+
+
 def test_only_the_pipelines_own_files_are_copied(tiny_copy, tmp_path):
     folder = tiny_copy(dtype="float16")
     strays = (

@@ -269,6 +269,23 @@ def test_variants(tiny, tiny_copy):
     assert found.components["unet"].weights.headers[0].path.name.count("fp16") == 1
 
 
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder", "safety_checker"])
+@pytest.mark.parametrize("options", [{}, {"sharded": True}, {"variant": "fp16"}], ids=["plain", "sharded", "variant"])
+def test_weights_of_a_name_that_diffusers_does_not_read(component, options, tiny_copy):
+    """Beside those that it does they are not looked at; alone they are no weights."""
+    folder, variant = tiny_copy(safety_checker=True, **options), options.get("variant")
+    stems = ["diffusion_pytorch_model", "model"]
+    mine, other = stems if component in ("unet", "vae") else stems[::-1]
+    for file in list((folder / component).glob(f"{mine}*")):
+        (folder / component / file.name.replace(mine, other)).write_bytes(b"no weights")
+    found = folders.examine(folder, variant).components[component].weights
+    assert all(header.path.name.startswith(mine) for header in found.headers)
+    for file in list((folder / component).glob(f"{mine}*")):
+        file.unlink()
+    message = f"{component} has no weights of a name that diffusers reads: wanted {mine}.safetensors, found {other}"
+    refused(folder, message, variant=variant)
+
+
 def test_a_variant_is_named_before_the_pickles_beside_it(tiny_copy):
     folder = tiny_copy(dtype="float16", variant="fp16")
     for component in ("unet", "vae", "text_encoder"):

@@ -1,5 +1,6 @@
 """Hub ids: offline through the cache's layout, and which files would be downloaded."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -156,6 +157,60 @@ def test_only_needed_files_are_downloaded(variant, tmp_path, monkeypatch):
             name for name in REPOSITORY if name.endswith(".safetensors") and "/" in name and ".fp16" not in name
         } - {"unet/diffusion_pytorch_model.non_ema.safetensors"}
     assert set().union(*asked) == TEXTS | wanted
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """published(folder) makes it the hub's only repository, org/sd."""
+
+    def publish(folder):
+        files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        cache = tmp_path / "cache"
+
+        def download(repository, *, revision, allow_patterns):
+            for name in filter_repo_objects(files, allow_patterns=allow_patterns):
+                (cache / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(folder / name, cache / name)
+            return str(cache)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repository, revision: files)
+        return cache
+
+    return publish
+
+
+@pytest.mark.parametrize(
+    ("ending", "asked", "message"),
+    [
+        (".bin", None, r"org/sd/unet/\w+.bin is a pickle.*from_pretrained\('org/sd'\)"),
+        (".fp16.safetensors", None, "org/sd/unet has weights of variant fp16 only: give variant='fp16'"),
+        (".fp16.safetensors", "bf16", "org/sd/unet has weights of variant fp16 only: give variant='fp16'"),
+        (".msgpack", None, r"org/sd/unet/\w+.msgpack holds Flax weights"),
+    ],
+)
+def test_weights_that_are_not_downloaded_are_named(ending, asked, message, tiny_copy, published, monkeypatch):
+    folder = tiny_copy()
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(ending))
+    cache = published(folder)
+    with pytest.raises(AegisError, match=message):
+        hub.locate("org/sd", variant=asked)
+    assert not list(cache.glob("unet/diff*"))
+
+    def offline(*given, **more):
+        raise errors.OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", offline)
+    assert hub.locate("org/sd", variant=asked) == cache  # whose faults are told when it is read
+
+
+def test_an_empty_list_in_the_index_is_no_component(tiny_copy, published):
+    folder = tiny_copy()
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"x": []}))
+    published(folder)
+    assert (hub.locate("org/sd") / "unet/diffusion_pytorch_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,8 @@ BAD = {
     "truncated": (layout({"a": f32(2, at=0)}, bytes(7)), "should end at byte"),
     "bytes left over": (layout({"a": f32(2, at=0)}, bytes(9)), "the tensors end at byte"),
     "metadata of numbers": (layout({"__metadata__": {"a": 1}}), "__metadata__ is not a table"),
+    "metadata of half a character": (layout({"__metadata__": {"a": "\ud800"}}), "__metadata__ is not valid Unicode"),
+    "metadata named by half a character": (layout({"__metadata__": {"\udc00": "a"}}), "__metadata__ is not valid Uni"),
     "zip pickle": (b"PK\x03\x04" + bytes(60), "is a PyTorch pickle"),
     "plain pickle": (b"\x80\x02}q\x00X" + bytes(60), "is a PyTorch pickle"),
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:12", "git lfs pull"),

@@ -60,6 +60,24 @@ def test_towers(tmp_path, options):
     np.testing.assert_allclose(ours.scale, model.logit_scale.exp().item(), rtol=1e-6)
 
 
+def test_the_older_tables_of_a_config_are_taken_where_both_stand(tmp_path):
+    """With transformers' defaults where they are silent, whatever the newer ones say."""
+    tiny_clip(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    for name in ("text_config", "vision_config"):
+        older = {key: value for key, value in config[name].items() if key != "layer_norm_eps"}
+        config[f"{name}_dict"] = older | {"hidden_act": "gelu"}
+        config[name] |= {"layer_norm_eps": 0.1, "num_hidden_layers": 1}
+    file.write_text(json.dumps(config))
+    model = transformers.CLIPModel.from_pretrained(tmp_path).eval()
+    assert model.config.vision_config.hidden_act == "gelu"
+    ours = lib.load_clip(tmp_path)
+    compare.assert_output(ours.embed_texts(["church"]), unit(wanted_texts(model, tmp_path, ["church"])), "clip texts")
+    images = pictures(50, 70)
+    compare.assert_output(ours.embed_images(images), unit(wanted_images(model, tmp_path, images)), "clip images")
+
+
 @pytest.mark.parametrize("size", [(40, 40), (61, 47), (47, 61), (200, 33), (32, 32)])
 @pytest.mark.parametrize(
     "change",
@@ -100,6 +118,8 @@ def test_without_a_preprocessor_pictures_fit_the_tower(tmp_path):
         ({"vision_config": {"num_hidden_layers": 3}}, "missing 'vision_model.encoder.layers.2"),
         ({"vision_config": {"hidden_size": "x"}}, "hidden_size='x'"),
         ({"text_config": {"num_attention_heads": 5}}, "num_attention_heads=5"),
+        ({"vision_config_dict": {"patch_size": 9}}, "whole patches"),
+        ({"text_config_dict": [1]}, r"text_config=\[1\] .wanted: a table."),
         ({"projection_dim": 21}, "text_projection.weight' has shape"),
         ({"architectures": ["SiglipModel"]}, "wanted a CLIPModel"),
     ],
@@ -108,7 +128,7 @@ def test_other_folders_are_refused(tmp_path, change, said):
     tiny_clip(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for key, value in change.items():
-        config[key] = config[key] | value if isinstance(value, dict) else value
+        config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(AegisError, match=said):
         lib.load_clip(tmp_path)

@@ -17,7 +17,8 @@ from aegis_jax.erasure.trainable import select
 from aegis_jax.io.delta import base_hashes
 from aegis_jax.io.delta_write import write_drift
 from aegis_jax.models.model import flatten
-from aegis_jax.run.compose import compose
+from aegis_jax.run.compose import Composed, compose
+from aegis_jax.run.compose import text as table
 
 KEY = ".attn2.to_k.weight"
 
@@ -101,6 +102,25 @@ def test_the_interference_says_what_each_does_to_the_other(made):
         compose(loaded, [{"conv_in.kernel": np.zeros(1)}], [["moon"]])
 
 
+@pytest.mark.parametrize("order", [("results/a", "wide/wide"), ("wide/wide", "results/a")])
+def test_the_sum_keeps_what_only_one_of_them_changes(made, order, tmp_path):
+    base, folder = made
+    out = tmp_path / "out.safetensors"
+    paths = [folder / f"{name}.safetensors" for name in order]
+    assert run(made, *paths, "--by", "sum", "--out", out) == 0
+    assert load_file(out).keys() == load_file(paths[0]).keys() | load_file(paths[1]).keys()
+    wide = load_file(folder / "wide/wide.safetensors")["conv_in.weight"]
+    np.testing.assert_allclose(load_file(out)["conv_in.weight"], wide, atol=1e-6)
+
+
+def test_the_table_has_one_line_for_each_and_says_where_nothing_is_known():
+    none = np.full((2, 2), np.nan)
+    told = table(Composed({}, ["a\nstar", "moon"], none, np.array([np.nan, 0.5])))
+    assert (
+        told == "a star  changes no keys or values of its own tokens\nmoon    50% off its own erasure at its own tokens"
+    )
+
+
 def test_what_was_merged_before_is_not_merged_again(made, tmp_path, capsys):
     """By a folder, whatever it is called by; by its name it is."""
     base, folder = made
@@ -118,9 +138,11 @@ def test_what_was_merged_before_is_not_merged_again(made, tmp_path, capsys):
 def test_bad_input_is_one_line(made, tmp_path, capsys):
     base, folder = made
     a, out, nameless = folder / "results/a.safetensors", tmp_path / "out.safetensors", tmp_path / "x.safetensors"
+    deep = tmp_path / "deep.safetensors"
     with safe_open(a, "np") as file:
         said = {key: value for key, value in file.metadata().items() if key != "concepts"}
     save_file(load_file(a), nameless, metadata=said)
+    save_file(load_file(a), deep, metadata=said | {"concepts": "[" * 100_000})
     for arguments, told in (
         ([a], "name two or more"),
         ([a, a], "name two or more"),
@@ -131,6 +153,7 @@ def test_bad_input_is_one_line(made, tmp_path, capsys):
         ([folder, "--seed", str(2**80)], "wanted 0 to 2**32 - 1"),
         ([folder, "--seed", "-1"], "wanted 0 to 2**32 - 1"),
         ([a, nameless], "does not say what it erases"),
+        ([a, deep], "does not say what it erases"),
         ([a, base / "unet/diffusion_pytorch_model.safetensors"], "no delta file"),
     ):
         assert run(made, *arguments, "--out", out) == 2, told

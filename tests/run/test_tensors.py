@@ -129,6 +129,14 @@ BROKEN = {
     "a first step of none": lambda path: save_file(
         {"cosine": np.zeros((9, 3), np.float32)}, path, {"tensors": json.dumps(NAMES), "first_step": "0"}
     ),
+    "names that nest too deeply": lambda path: save_file(
+        {"cosine": np.zeros((9, 3), np.float32)}, path, {"tensors": "[" * 100_000}
+    ),
+    "a scalar": lambda path: save_file({"cosine": np.zeros((), np.float32)}, path, {"tensors": json.dumps(NAMES)}),
+    "other columns": lambda path: save_file(
+        {"cosine": np.zeros((9, 4), np.float32)}, path, {"tensors": json.dumps(NAMES)}
+    ),
+    "a folder": lambda path: path.mkdir(),
     "too few steps": lambda path: log_of(2).write(path),
     "a part cut off": lambda path: (log_of(9).write(path), path.write_bytes(path.read_bytes()[:-20])),
 }
