@@ -6,7 +6,7 @@
     python -m benchmarks study final --presets esd aegis+ three seeds, three evaluation seeds, many images
     python -m benchmarks study final --presets aegis+ --steps 1500   trained three times as long
     python -m benchmarks study table main                 prints the table of what the file holds
-    python -m benchmarks study every [--steps 1000]       all eighteen values of the world, not attacked
+    python -m benchmarks study every --presets aegis+ aegis+shown [--steps 1000]   all values of the world, not attacked
     python -m benchmarks study closed [--quick]           closed forms; quick: few images, no attack
     python -m benchmarks study costs                      UNet evaluations a step of every preset, from its settings
     python -m benchmarks study unasked                    what the original shows unasked: the floor of any attack
@@ -174,6 +174,10 @@ COLUMNS = (
 )
 
 
+SHOWN = [column for column in COLUMNS if column[0] in ("plain", "held_out", "same", "other")]
+GONE = 0.05
+
+
 def table(lines: list[dict]) -> str:
     """Markdown: a row for each preset and concept, means over seeds in per cent, evaluations a step."""
     head = ["preset", "concept", "seeds", *(title for _, title in COLUMNS), "UNet evaluations a step"]
@@ -191,6 +195,27 @@ def table(lines: list[dict]) -> str:
         ]
         cost = f"{figures[0]['evaluations_per_step']:.0f}"
         rows.append("| " + " | ".join([name, concept, str(len(figures)), *means, cost]) + " |")
+    return "\n".join(rows)
+
+
+def table_of_values(lines: list[dict]) -> str:
+    """Markdown: a row for each value, by each preset: plain / synonyms / kept: same attribute / kept: others, per cent.
+
+    The last row counts the values of which at most `GONE` of plain prompts show what is erased.
+    """
+    found: dict[str, dict[str, dict]] = {}
+    for line in lines:
+        cell = line["cell"]
+        name = cell["preset"] + (f", {cell['steps']} steps" if "steps" in cell else "")
+        found.setdefault(name, {})[cell["concept"]] = line["figures"]
+    rows = ["| value | " + " | ".join(found) + " |", "| --- |" + " --- |" * len(found)]
+    for value in values():
+        shares = [[of[value][key] for key, _ in SHOWN] if value in of else None for of in found.values()]
+        each = ["-" if row is None else " / ".join(f"{round(100 * share, 1):g}" for share in row) for row in shares]
+        rows.append(f"| {value} | " + " | ".join(each) + " |")
+    gone = [sum(figures["plain"] <= GONE for figures in of.values()) for of in found.values()]
+    counts = [f"{count} of {len(of)}" for count, of in zip(gone, found.values())]
+    rows.append(f"| plain at most {100 * GONE:.0f} % | " + " | ".join(counts) + " |")
     return "\n".join(rows)
 
 
@@ -256,6 +281,9 @@ def main(argv: list[str]) -> None:
         wanted = screening(names, **axes)
     if given.what[0] == "table":
         have = {cells.key(line["cell"]): line for line in cells.read(out)}
-        print(table([have[cells.key(cell)] for cell in wanted if cells.key(cell) in have]))
+        if what == "every" and given.steps is not None:  # beside those of the usual steps
+            wanted = every(names, given.concepts) + wanted
+        shown = table_of_values if what == "every" else table
+        print(shown([have[cells.key(cell)] for cell in wanted if cells.key(cell) in have]))
         return
     cells.run(wanted, lambda cell: measure(cell, cells.read(out)), out, share=given.share)

@@ -69,6 +69,15 @@ def test_every_value_of_the_world_is_a_cell_of_its_own():
     assert study.values(but="valentine") == [name for name in study.values() if name != "heart"]
 
 
+def test_the_table_of_values_counts_those_that_are_gone():
+    usual, longer = study.every(["aegis+"], ["heart", "red"]), study.every(["aegis+"], ["heart"], 1000)
+    shares = zip([*usual, *longer], (0.0501, 0.05, 0.0))
+    rows = study.table_of_values([line(cell, plain=plain, same=1.0) for cell, plain in shares]).splitlines()
+    assert rows[0] == "| value | aegis+ | aegis+, 1000 steps |" and len(rows) == 2 + 18 + 1
+    assert "| heart | 5 / 50 / 100 / 50 | 0 / 50 / 100 / 50 |" in rows and "| red | 5 / 50 / 100 / 50 | - |" in rows
+    assert rows[-1] == "| plain at most 5 % | 1 of 2 | 1 of 1 |"
+
+
 def test_table():
     cell = study.screening(["esd"], ["star"])[0]
     rows = study.table([line(cell, plain=0.25), line(cell | {"seed": 1}, plain=0.75)]).splitlines()
