@@ -161,8 +161,7 @@ def test_a_chart_grows_with_its_rows_and_shortens_long_names():
     for count in (2, 20):
         svg = charts.pareto([point(f"{long}-{k}") for k in range(count)], "kept")
         heights.append(float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)[1]))
-        assert long not in svg and svg.count("van-gogh-aegis-plus-…-lr1e-5-steps") == 0 < svg.count("…")
-        assert f"steps1000-seed3-{count - 1}" in svg
+        assert long not in svg and f"steps1000-seed3-{count - 1}" in svg and "van-gogh-aegis-plus-…" in svg
     assert heights[1] - heights[0] == pytest.approx(18 * 0.22 * 72, abs=1)
 
 
