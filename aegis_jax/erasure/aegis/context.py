@@ -18,7 +18,7 @@ decided, a concept may add a hundredth of what it adds later. In the first two t
 itself takes that long, and what kappa pushes past 0 meanwhile more attacks bring back (docs/study_first_reading.md).
 
 With "shown", that no trajectory show the concept: the share is that of the latents whose trajectory does (shown.py),
-they alone are pushed, and kappa moves from the first step on.
+these alone are pushed by kappa d, all by d, and kappa moves from the first step on.
 
 Shapes: B latents, G prompts of the batch, K concepts, L tokens, D text width.
 """
@@ -36,6 +36,7 @@ from aegis_jax.erasure.programs import program
 # Settled on the embedded world (docs/study_first_reading.md, RATE_SHOWN: docs/study.md), and only there.
 RATE = 0.5  # rise of kappa per step while all of the concept is left
 RATE_SHOWN = 0.1  # the same while all trajectories show it
+_EVERYWHERE = 1.0  # of d, by which trajectories that do not show it are pushed too, so that they stay so
 _MOST = 10.0  # kappa's limit: what cannot be erased is not to ruin the rest
 _FLOOR = 3e-5  # of e_i, a mean square: less the concept does not add in a prompt that shows it
 
@@ -65,7 +66,7 @@ def in_context(inside, prompts, goal: Goal, push, words: Words, kappa, shown) ->
     eps_words = words.eps
     if kappa is not None:
         strength = per_latent(kappa[prompts % len(kappa)], batch)
-        strength = strength if shown is None else strength * shown
+        strength = strength if shown is None else _EVERYWHERE + strength * shown
         eps_words = eps_words - _per_pixel(strength) * words.added
     here, there = Goal(words.joined, eps_words), Goal(per_latent(goal.cond, batch), goal.eps)
     found = chosen(inside, here, there)

@@ -9,9 +9,9 @@ noises z_0 to `LEVELS` levels and compares its errors, n being the noise:
   r = sum_t (|eps0(w) - n|^2 - |eps0(w + c) - n|^2) / sum_t |eps0(w + c) - eps0(w)|^2
 
 which is -1 on average of what theta0 draws for w, and 1 of what it draws for w + c. Where r > `LEAST` the concept
-counts as shown, and the whole trajectory is pushed away from it (context.py); where it does not, its goal is eps0(w).
+counts as shown, and the whole trajectory is pushed away from it the harder (context.py).
 
-What a network learns from both is their mean, a push by the chance that z_t comes to show the concept.
+What a network learns from all is their mean, a push that grows with the chance that z_t comes to show the concept.
 
 The words of a trajectory are drawn by the step in which it was, so that a state need not hold them.
 

@@ -40,7 +40,7 @@ def test_each_latent_is_pushed_by_its_own_concept():
     there = Words(None, Conditioning(jnp.ones((batch, 1, 1))), noise(1.0), noise(10.0))
     kappa = jnp.array([2.0, 3.0])
     inside = context.whose_turn(jnp.int32(0), dealt, prompt_count=6, batch=batch)
-    for shown, strength in ((None, [2.0, 3.0, 2.0]), (jnp.array([0.0, 1.0, 1.0]), [0.0, 3.0, 2.0])):
+    for shown, strength in ((None, [2.0, 3.0, 2.0]), (jnp.array([0.0, 1.0, 1.0]), [1.0, 4.0, 3.0])):
         goal = context.in_context(inside, dealt, alone, noise(0.0), there, kappa, shown)
         pushed = 1.0 - np.array(strength) * 10.0
         np.testing.assert_array_equal(goal.eps[:, 0, 0, 0], np.where(inside, pushed, 7.0))

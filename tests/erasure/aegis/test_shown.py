@@ -57,7 +57,7 @@ def test_the_verdict_matches_the_transcription(fewest, v_prediction):
             w, c = (noise(prompts[m], z_t, torch.tensor([t])) for prompts in (without, joined))
             better += ((w - n) ** 2).sum() - ((c - n) ** 2).sum()
             apart += ((c - w) ** 2).sum()
-        np.testing.assert_allclose(found[m], better / apart, 2e-3)
+        np.testing.assert_allclose(found[m], better / apart, 1e-2)  # both are small differences of like predictions
 
 
 def test_on_the_world_the_original_tells_what_it_drew():
@@ -130,8 +130,8 @@ def test_words_without_and_with_the_concept(pipeline):
             assert said == sorted([i for i in without if i not in special] + tokenizer.tokens(concept))
 
 
-def test_what_is_not_shown_is_not_pushed(pipeline, monkeypatch):
-    """In context the goal is less kappa d where the trajectory shows the concept and there alone; kappa rises by the
+def test_what_is_shown_is_pushed_the_harder(pipeline, monkeypatch):
+    """In context the goal is less d, and where the trajectory shows the concept less kappa d more; kappa rises by the
     share of those, from the first step on."""
     config = dataclasses.replace(SMALL, batch=2)
     frozen, goals = freeze(pipeline, ["star"], config), []
