@@ -16,6 +16,7 @@ LIVES = ("step", "run")
 RULES = ("released", "total", "fixed", "constant", "none")
 CONTEXTS = ("none", "erase", "push", "shown")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+CONTEXT_REFRESH = 50  # as the embedded world's pools
 STARTS = {"aegis+near-speed": "speed"}  # presets that do not start from theta0
 
 
@@ -135,6 +136,12 @@ class EraseConfig:
     @property
     def draws_words(self) -> bool:
         return self.words.preserve > 0 or self.words.context != "none"
+
+    @property
+    def context_refresh(self) -> int:
+        """After how many batches of its latents a concept's trajectories in context (shown.py) are redrawn. Where other
+        latents are fresh: of these each would take a whole trajectory, to be judged by its end."""
+        return self.latents.refresh_every if self.latents.refresh_every > 1 else CONTEXT_REFRESH
 
     @property
     def moves_kappa(self) -> bool:

@@ -62,20 +62,22 @@ def _latents(config: EraseConfig, concepts: int) -> float:
         # as the one before.
         mean = (steps + 1) / 2 - 1 / steps if config.latents.offset else (steps - 1) / 2
         return config.batch * _GUIDED * mean
-    return _GUIDED * (steps - config.latents.offset) * _trajectories(config, concepts) / config.steps
+    drawn = _trajectories(config, concepts, config.latents.refresh_every)
+    return _GUIDED * (steps - config.latents.offset) * drawn / config.steps
 
 
 def _in_context(config: EraseConfig, concepts: int) -> float:
     """Trajectories of the concept among words, and theta0's verdict on each, for the words and with the concept."""
     if config.words.context != "shown":
         return 0.0
-    return (_GUIDED * config.latents.steps + 2 * shown.LEVELS) * _trajectories(config, concepts) / config.steps
+    drawn = _trajectories(config, concepts, config.context_refresh)
+    return (_GUIDED * config.latents.steps + 2 * shown.LEVELS) * drawn / config.steps
 
 
-def _trajectories(config: EraseConfig, concepts: int) -> int:
+def _trajectories(config: EraseConfig, concepts: int, refresh_every: int) -> int:
     """How many trajectories a pool is given in a run."""
     drawn = 0
     for latents in latents_of_concepts(config, concepts):
         visits = -(-latents * min(concepts, config.batch) // config.batch)  # a concept's share of a batch is a visit
-        drawn += 1 + max(visits - 1, 0) // (config.latents.refresh_every * min(concepts, config.batch))
+        drawn += 1 + max(visits - 1, 0) // (refresh_every * min(concepts, config.batch))
     return drawn * max(1, min(TRAJECTORIES, config.steps * config.batch // concepts))

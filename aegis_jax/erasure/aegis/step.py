@@ -302,7 +302,7 @@ def _inside(frozen: Frozen, theta, state: State, pools: dict, at: Noised, turn: 
     of = {"prompt_count": len(state.p), "batch": config.batch}
     inside = Inside(context.whose_turn(state.step, turn.prompts, **of), None)
     if config.words.context == "shown":
-        how = {"batch": config.batch, "refresh_every": config.latents.refresh_every}
+        how = {"batch": config.batch, "refresh_every": config.context_refresh}
         seed = given(config.seed, jnp.uint32)
         found, pool = shown.drawn(frozen, theta, pools["context"], turn.own, turn.visits, seed, state.step, **how)
         inside, pools = inside._replace(drawn=found), pools | {"context": pool}

@@ -52,6 +52,13 @@ def test_the_papers_step_and_its_parts():
     assert cost.unet_evaluations(in_batch).total == pytest.approx(4 * paper.total)
 
 
+def test_trajectories_in_context_are_pooled_where_others_are_fresh():
+    """Eight of 50 guided steps, with 16 verdicts for two prompts, for 50 steps."""
+    found, other = (cost.unet_evaluations(preset(name).settings) for name in ("aegis+shown", "aegis+"))
+    assert found.latents - other.latents == pytest.approx(8 * (2 * 50 + 2 * 16) / 50)
+    assert dataclasses.replace(found, latents=other.latents) == other
+
+
 @pytest.mark.parametrize(
     ("refresh", "concepts", "trajectories"),
     [(50, 1, 20), (100, 1, 10), (999, 1, 2), (1000, 1, 1), (50, 2, 20), (400, 3, 3)],
