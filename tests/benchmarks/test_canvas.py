@@ -169,10 +169,10 @@ def test_preserved_words_are_those_that_the_steps_have_drawn(tiny, monkeypatch, 
     config = dataclasses.replace(chosen, compute_dtype="float32", **scale)
     drawn, prompts = set(), words.random_prompts
 
-    def spied(graph, params, vocabulary, key, concepts=None, *, batch):
+    def spied(graph, params, vocabulary, key, concepts=None, instead=None, *, batch):
         ids = words.random_ids(vocabulary, key, concepts, batch=batch)
         drawn.update(np.asarray(ids[:batch]).ravel().tolist())
-        return prompts(graph, params, vocabulary, key, concepts, batch=batch)
+        return prompts(graph, params, vocabulary, key, concepts, instead, batch=batch)
 
     monkeypatch.setattr(words, "random_prompts", spied)
     state, frozen = setup(pipeline, ["star"], config)
