@@ -66,7 +66,9 @@ class Drawn:
 def empty(pool: latents.Pool) -> ContextPool:
     """A pool without trajectories yet, as large as `pool`."""
     concepts, _, count = pool.z.shape[:3]
-    return ContextPool(jnp.zeros_like(pool.z), jnp.zeros(concepts, jnp.int32), jnp.zeros((concepts, count)))
+    return ContextPool(
+        jnp.zeros_like(pool.z), jnp.zeros(concepts, jnp.int32), jnp.zeros((concepts, count), jnp.float32)
+    )
 
 
 def words_of(vocabulary, seed, number, concept, count: int):
@@ -85,7 +87,7 @@ def resemblance(frozen, z_0, ids, key):
     """r (M,) of finished latents z_0 (M, h, w, C), by theta0; ids (2, M, L) without and with the concept."""
     count = len(z_0)
     cond = join(*(encode_ids(frozen.text_graph, frozen.text, rows) for rows in ids))
-    at = jnp.linspace(0.1, 0.9, LEVELS) * frozen.schedule.alphas_cumprod.shape[0]
+    at = jnp.linspace(0.1, 0.9, LEVELS, dtype=jnp.float32) * frozen.schedule.alphas_cumprod.shape[0]
 
     def level(sums, given):
         t, key = given

@@ -10,8 +10,8 @@ from aegis_jax.erasure.aegis.setup import setup
 from aegis_jax.erasure.aegis.step import erase_step
 from aegis_jax.erasure.presets import preset
 
-# Between them every part of a step: two fresh latents; words, push, pools and a kept prefix.
-METHODS = {"paper": 1, "aegis+-two-latents": 2}  # name: latents.refresh_every
+# Between them every part of a step: two fresh latents; words, push, pools and a kept prefix; trajectories in context.
+METHODS = {"paper": 1, "aegis+-two-latents": 2, "aegis+shown": 2}  # name: latents.refresh_every
 
 
 def run(pipeline, name):
@@ -28,7 +28,7 @@ def run(pipeline, name):
     return jax.device_get(metrics), types
 
 
-@pytest.mark.parametrize("name", [pytest.param("paper", marks=pytest.mark.slow), "aegis+-two-latents"])
+@pytest.mark.parametrize("name", [pytest.param("paper", marks=pytest.mark.slow), "aegis+-two-latents", "aegis+shown"])
 def test_a_step_says_the_same_with_64_bits_and_strict_promotion(pipeline, name):
     """Both at once: no number becomes wider, no draw another, and no types are mixed.
 
